@@ -1,0 +1,90 @@
+"""What the three architectures share: the contract of a float codec and its forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .bottleneck import EntropyBottleneck, gaussian_likelihood
+
+#: How latents are treated in `FloatCodec.forward`: additive noise (training), noise for the rate and
+#: straight-through rounding for the synthesis (Minnen & Singh 2020), or the true rounding of a file.
+LatentMode = Literal["noise", "mixed", "round"]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one pass through a codec gives."""
+
+    x_hat: Tensor  #: (B, 3, H, W), nominally in [0, 1], not clamped
+    likelihoods: dict[str, Tensor]  #: per latent ("y", "z"), probabilities of the coded symbols
+
+    def bits(self) -> Tensor:
+        """Estimated bits of the whole batch, float32 scalar."""
+        return sum((-torch.log2(p).sum() for p in self.likelihoods.values()), torch.zeros(()))
+
+
+def ste_round(x: Tensor) -> Tensor:
+    """Rounding whose gradient is one."""
+    return x + (torch.round(x) - x).detach()
+
+
+def quantize_latent(v: Tensor, means: Tensor | float, mode: LatentMode) -> tuple[Tensor, Tensor]:
+    """``(value for the rate, value for the next network)``; both shaped as ``v``."""
+    if mode == "noise":
+        noisy = v + torch.empty_like(v).uniform_(-0.5, 0.5)
+        return noisy, noisy
+    rounded = ste_round(v - means) + means
+    if mode == "mixed":
+        return v + torch.empty_like(v).uniform_(-0.5, 0.5), rounded
+    return rounded, rounded
+
+
+class FloatCodec(nn.Module):
+    """A float learned codec: analysis ``g_a``, synthesis ``g_s``, and for hyperpriors ``h_a``, ``h_s``.
+
+    Input pictures are ``(B, 3, H, W)`` in [0, 1] with H and W multiples of `downsampling`.
+    """
+
+    architecture: str
+    #: picture pixels per element of the smallest latent, per side
+    downsampling: int
+    has_hyperprior = True
+    has_means = False
+
+    entropy_bottleneck: EntropyBottleneck
+
+    def __init__(self, N: int, M: int) -> None:
+        super().__init__()
+        self.N, self.M = N, M
+
+    def widths(self) -> dict[str, int]:
+        """The constructor's arguments, as files store them."""
+        return {"N": self.N, "M": self.M}
+
+    def hyper_input(self, y: Tensor) -> Tensor:
+        """What ``h_a`` sees of ``y``."""
+        return y
+
+    def gaussian_parameters(self, z_hat: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``z_hat: (B, N, H/64, W/64)`` -> ``(scales, means)``, each ``(B, M, H/16, W/16)``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, mode: LatentMode = "noise") -> Forward:
+        y = self.g_a(x)
+        z = self.h_a(self.hyper_input(y)).float()
+        z_rate, z_hat = quantize_latent(z, self.entropy_bottleneck.medians().detach(), mode)
+        scales, means = self.gaussian_parameters(z_hat.to(y.dtype))
+        y = y.float()
+        y_rate, y_hat = quantize_latent(y, 0.0 if means is None else means.float(), mode)
+        x_hat = self.g_s(y_hat)
+        return Forward(
+            x_hat.float(),
+            {
+                "y": gaussian_likelihood(y_rate, scales, means),
+                "z": self.entropy_bottleneck.likelihood(z_rate),
+            },
+        )

@@ -1,0 +1,104 @@
+"""Reading CompressAI checkpoints: find the architecture and widths from the tensors alone.
+
+Accepts ``.pth``/``.pth.tar`` (through ``torch.load(weights_only=True)``: nothing is executed) and
+safetensors, a bare state dict or one under ``state_dict``/``model``, ``module.`` prefixes, and the
+three spellings that CompressAI has used for the entropy bottleneck's parameters.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import BadModel, UnknownModel
+from . import build
+from .base import FloatCodec
+
+_SPELLINGS = re.compile(r"^entropy_bottleneck\.(?:_)?(matri|bia|facto)(?:x|ces|s|ses|r|rs)[._]?(\d+)$")
+_NAMES = {"matri": "_matrix", "bia": "_bias", "facto": "_factor"}
+#: buffers that CompressAI stores and rdquant derives again
+_DERIVED = re.compile(
+    r"(^gaussian_conditional\.)|(_reparam\.)|(\.(_offset|_quantized_cdf|_cdf_length|target)$)|(lower_bound\.bound$)"
+)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, under CompressAI's current names. Raises `UnknownModel` or `BadModel`."""
+    if not path.is_file():
+        raise UnknownModel(f"no such checkpoint: {path}")
+    data: Any
+    try:
+        if path.suffix == ".safetensors":
+            data = load_file(str(path))
+        else:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise BadModel(f"{path} cannot be read without running code from it, so it is refused: {reason}") from None
+    except (RuntimeError, SafetensorError, ValueError, EOFError, OSError, KeyError) as error:
+        raise BadModel(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
+            data = data[key]
+            break
+    if not isinstance(data, Mapping):
+        raise BadModel(f"{path} holds a {type(data).__name__}, not a state dict")
+    tensors = {}
+    for key, value in data.items():
+        name = str(key).removeprefix("module.")
+        if not isinstance(value, Tensor) or _DERIVED.search(name):
+            continue
+        if match := _SPELLINGS.match(name):
+            name = f"entropy_bottleneck.{_NAMES[match[1]]}{match[2]}"
+        tensors[name] = value
+    return tensors
+
+
+def identify(tensors: Mapping[str, Tensor]) -> tuple[str, int, int]:
+    """``(architecture, N, M)``. Raises `BadModel` for anything but the three we know."""
+    for prefix in ("context_prediction.", "entropy_parameters."):
+        if any(name.startswith(prefix) for name in tensors):
+            raise BadModel(f"the checkpoint has {prefix}*: autoregressive codecs are not supported")
+    try:
+        n = int(tensors["g_a.0.weight"].shape[0])
+        m = int(tensors["g_a.6.weight"].shape[0])
+        if "h_s.0.weight" not in tensors:
+            return "bmshj2018-factorized", n, m
+        outputs = int(tensors["h_s.4.weight"].shape[0])
+    except (KeyError, IndexError) as error:
+        raise BadModel(f"the checkpoint is of no architecture known here: it lacks {error}") from None
+    if outputs == 2 * m:
+        return "mbt2018-mean", n, m
+    if outputs == m:
+        return "bmshj2018-hyperprior", n, m
+    raise BadModel(f"h_s ends in {outputs} channels; {m} or {2 * m} would be a known architecture")
+
+
+def import_checkpoint(path: Path) -> FloatCodec:
+    """A float codec from a CompressAI checkpoint, in evaluation mode.
+
+    Raises `UnknownModel` (no such file) or `BadModel` (pickled code, unknown architecture, missing,
+    misshapen or not finite tensors; the first is named).
+    """
+    tensors = read_tensors(path)
+    codec = build(*identify(tensors))
+    expected = codec.state_dict()
+    for name, like in expected.items():
+        if name not in tensors:
+            raise BadModel(f"{path}: {name} is missing")
+        if tensors[name].shape != like.shape:
+            raise BadModel(f"{path}: {name} is {tuple(tensors[name].shape)}, needs {tuple(like.shape)}")
+        if not bool(torch.isfinite(tensors[name].float()).all()):
+            raise BadModel(f"{path}: {name} is not finite")
+    if unknown := sorted(set(tensors) - set(expected)):
+        raise BadModel(f"{path}: unexpected tensors: {', '.join(unknown[:5])}")
+    codec.load_state_dict({name: tensors[name].float() for name in expected})
+    return codec.eval()

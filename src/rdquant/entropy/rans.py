@@ -1,0 +1,159 @@
+"""rANS64, compiled. Byte format and meaning: `rdquant.entropy.rans_reference`, tested equal."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ..errors import Corrupt, Truncated
+from .rans_reference import ESCAPE_NIBBLES, LOWER
+from .tables import _LOOKUP_BITS, BYPASS_BITS, PRECISION, CdfTables
+
+_U = np.uint64
+_LOWER = _U(LOWER)
+_PRECISION = _U(PRECISION)
+_MASK = _U((1 << PRECISION) - 1)
+_LIMIT_SHIFT = _U(63 - PRECISION)  # x_max = freq << 47
+_BYPASS = _U(BYPASS_BITS)
+_BYPASS_LIMIT = _U(1 << (63 - BYPASS_BITS))
+_NIBBLE = _U(15)
+_WORD = _U(32)
+_LOW_WORD = _U(0xFFFFFFFF)
+_TO_LOOKUP = _U(PRECISION - _LOOKUP_BITS)
+_OK, _TRUNCATED, _BAD_STATE, _BAD_ESCAPE, _BAD_END = range(5)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _put_nibble(x, value, words, at):  # type: ignore[no-untyped-def]
+    if x >= _BYPASS_LIMIT:
+        at -= 1
+        words[at] = np.uint32(x & _LOW_WORD)
+        x >>= _WORD
+    return (x << _BYPASS) | value, at
+
+
+@njit(cache=True, nogil=True)
+def _encode(symbols, indexes, cdf, starts, offsets, words):  # type: ignore[no-untyped-def]
+    """Fill ``words`` from its end; returns the position of the first word."""
+    x = _LOWER
+    at = len(words)
+    for i in range(len(symbols) - 1, -1, -1):
+        t = np.int64(indexes[i])
+        start = np.int64(starts[t])
+        escape = np.int64(starts[t + 1]) - 2 - start
+        value = np.int64(symbols[i]) - np.int64(offsets[t])
+        if value < 0 or value >= escape:
+            raw = -2 * value - 1 if value < 0 else 2 * (value - escape)
+            count = 0
+            while (raw >> (BYPASS_BITS * count)) != 0:
+                count += 1
+            for j in range(count - 1, -1, -1):
+                x, at = _put_nibble(x, _U((raw >> (BYPASS_BITS * j)) & 15), words, at)
+            x, at = _put_nibble(x, _U(count), words, at)
+            value = escape
+        low = _U(cdf[start + value])
+        freq = _U(cdf[start + value + 1]) - low
+        if x >= freq << _LIMIT_SHIFT:
+            at -= 1
+            words[at] = np.uint32(x & _LOW_WORD)
+            x >>= _WORD
+        q = x // freq
+        x = (q << _PRECISION) + (x - q * freq) + low
+    words[at - 1] = np.uint32(x >> _WORD)
+    words[at - 2] = np.uint32(x & _LOW_WORD)
+    return at - 2
+
+
+@njit(cache=True, nogil=True)
+def _decode(words, indexes, cdf, starts, offsets, lookup, out):  # type: ignore[no-untyped-def]
+    """Fill ``out``; returns a status. Reads nothing outside ``words``."""
+    count = len(words)
+    x = _U(words[0]) | (_U(words[1]) << _WORD)
+    if x < _LOWER or x >> _U(63):
+        return _BAD_STATE
+    at = 2
+    for i in range(len(indexes)):
+        t = np.int64(indexes[i])
+        start = np.int64(starts[t])
+        slot = x & _MASK
+        s = np.int64(lookup[t, np.int64(slot >> _TO_LOOKUP)])
+        high = _U(cdf[start + s + 1])
+        while high <= slot:
+            s += 1
+            high = _U(cdf[start + s + 1])
+        low = _U(cdf[start + s])
+        x = (high - low) * (x >> _PRECISION) + slot - low
+        if x < _LOWER:
+            if at >= count:
+                return _TRUNCATED
+            x = (x << _WORD) | _U(words[at])
+            at += 1
+        escape = np.int64(starts[t + 1]) - 2 - start
+        if s == escape:
+            nibbles = np.int64(-1)
+            raw = np.int64(0)
+            j = np.int64(-1)
+            while j < nibbles or j < 0:
+                v = np.int64(x & _NIBBLE)
+                x >>= _BYPASS
+                if x < _LOWER:
+                    if at >= count:
+                        return _TRUNCATED
+                    x = (x << _WORD) | _U(words[at])
+                    at += 1
+                if j < 0:
+                    nibbles = v
+                    if nibbles > ESCAPE_NIBBLES:
+                        return _BAD_ESCAPE
+                else:
+                    raw |= v << (BYPASS_BITS * j)
+                j += 1
+            s = -((raw + 1) >> 1) if raw & 1 else escape + (raw >> 1)
+        symbol = s + np.int64(offsets[t])
+        if symbol < -2147483648 or symbol > 2147483647:
+            return _BAD_ESCAPE
+        out[i] = symbol
+    if x != _LOWER or at != count:
+        return _BAD_END
+    return _OK
+
+
+def encode(symbols: np.ndarray, indexes: np.ndarray, tables: CdfTables) -> bytes:
+    """Code ``symbols`` (int32 ``(K,)``), each with table ``indexes[k]`` (integers ``(K,)``).
+
+    Any 32-bit symbol can be coded. Raises `UsageError` for an index outside the tables, `ValueError`
+    when the two lengths differ.
+    """
+    values = np.ascontiguousarray(symbols, np.int32).reshape(-1)
+    index = tables.check_indexes(indexes)
+    if len(values) != len(index):
+        raise ValueError(f"{len(values)} symbols with {len(index)} table indexes")
+    words = np.empty(2 * len(values) + 2, np.uint32)  # an escape takes at most 16 + 40 bits
+    at = _encode(values, index, tables.cdf, tables.starts, tables.offsets, words)
+    return words[at:].astype("<u4", copy=False).tobytes()
+
+
+def decode(data: bytes, indexes: np.ndarray, tables: CdfTables) -> np.ndarray:
+    """The int32 ``(K,)`` symbols that `encode` was given, for the same ``indexes`` and ``tables``.
+
+    A total function: any ``data`` gives K symbols or raises `Truncated` or `Corrupt`. Data damaged in
+    the middle are found by the coder's end state with high probability, not with certainty: checksums
+    are the container's duty.
+    """
+    index = tables.check_indexes(indexes)
+    if len(data) < 8:
+        raise Truncated(f"an entropy-coded stream has at least 8 bytes, this one {len(data)}")
+    if len(data) % 4:
+        raise Corrupt(f"an entropy-coded stream is made of 4-byte words, this one has {len(data)} bytes")
+    words = np.frombuffer(data, "<u4").astype(np.uint32, copy=False)
+    out = np.empty(len(index), np.int32)
+    status = _decode(words, index, tables.cdf, tables.starts, tables.offsets, tables.lookup, out)
+    if status == _TRUNCATED:
+        raise Truncated("the entropy-coded stream ends too early")
+    if status == _BAD_STATE:
+        raise Corrupt("the entropy coder's first state is impossible")
+    if status == _BAD_ESCAPE:
+        raise Corrupt("an escaped symbol is outside 32 bits")
+    if status == _BAD_END:
+        raise Corrupt("the entropy coder did not end in its initial state: wrong data, tables or indexes")
+    return out

@@ -1,0 +1,197 @@
+"""The ``.rdq`` image container, version 1. Layout and rules: docs/container.md.
+
+::
+
+    magic        3   "RDQ"
+    version      1   1
+    fingerprint  8   of the model
+    kind         1   profile in the high nibble, quantizer in the low
+    width        1-5 varint, true size of the picture
+    height       1-5 varint
+    z length     1-5 varint, bytes of the z stream (0 without a hyperprior)
+    y length     1-5 varint
+    checksum     4   CRC32C of everything above, little endian
+    z stream, its CRC32C, y stream, its CRC32C
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import google_crc32c
+
+from ..errors import Corrupt, LimitExceeded, NotOurFormat, Truncated, UnsupportedVersion, UsageError
+
+MAGIC = b"RDQ"
+VERSION = 1
+#: bytes that an entropy-coded picture can possibly take: 7 a symbol, 4,096 channels, a symbol per 16x16
+#: block, so 112 a pixel; rounded up, plus a constant for the smallest pictures
+BYTES_PER_PIXEL = 128
+BYTES_ALWAYS = 1 << 20
+
+
+class Profile(IntEnum):
+    """Whose arithmetic the decoder needs."""
+
+    INTEGER = 0  #: exact integers: decodes on every machine
+    FLOAT = 1  #: float networks: decodes where it was encoded
+
+
+class Quantizer(IntEnum):
+    """How latents were quantized."""
+
+    UNIFORM = 0  #: uniform scalar
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a decoder is willing to look at; checked before anything is allocated."""
+
+    pixels: int = 2**28
+    side: int = 65_535
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything before the streams. ``lengths``: bytes of the z and y streams."""
+
+    fingerprint: bytes
+    profile: Profile
+    quantizer: Quantizer
+    width: int
+    height: int
+    lengths: tuple[int, int]
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _crc(data: bytes) -> bytes:
+    return google_crc32c.value(data).to_bytes(4, "little")
+
+
+def write(
+    fingerprint: bytes,
+    profile: Profile,
+    quantizer: Quantizer,
+    width: int,
+    height: int,
+    streams: tuple[bytes, bytes],
+) -> bytes:
+    """A whole file from its parts. Raises `UsageError` for a size that a file cannot have."""
+    limits = Limits()
+    if not (1 <= width <= limits.side and 1 <= height <= limits.side and width * height <= limits.pixels):
+        raise UsageError(f"a picture of {width}x{height} is over the limit of {limits.pixels} pixels a file")
+    if len(fingerprint) != 8:
+        raise UsageError(f"a fingerprint has 8 bytes, got {len(fingerprint)}")
+    z, y = streams
+    head = MAGIC + bytes([VERSION]) + fingerprint + bytes([profile << 4 | quantizer])
+    head += _varint(width) + _varint(height) + _varint(len(z)) + _varint(len(y))
+    return head + _crc(head) + z + _crc(z) + y + _crc(y)
+
+
+class _Reader:
+    """Takes fields off the front, and remembers where each was."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+        self.fields: list[tuple[str, int, int]] = []
+
+    def take(self, name: str, count: int) -> bytes:
+        if self.at + count > len(self.data):
+            missing = self.at + count - len(self.data)
+            raise Truncated(f"the file ends {missing} byte(s) before the end of its {name}")
+        start, self.at = self.at, self.at + count
+        self.fields.append((name, start, count))
+        return self.data[start : self.at]
+
+    def varint(self, name: str) -> int:
+        start, value = self.at, 0
+        for i in range(5):
+            if start + i >= len(self.data):
+                raise Truncated(f"the file ends inside its {name}")
+            byte = self.data[start + i]
+            value |= (byte & 0x7F) << 7 * i
+            if byte < 0x80:
+                if byte == 0 and i:
+                    raise Corrupt(f"{name} is not written in its shortest form")
+                self.take(name, i + 1)
+                return value
+        raise Corrupt(f"{name} takes more than 5 bytes")
+
+    def checksum(self, name: str, covered: bytes) -> None:
+        if self.take(f"{name} checksum", 4) != _crc(covered):
+            raise Corrupt(f"the checksum of the {name} is wrong: the file is damaged")
+
+
+def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, bytes]]:
+    r = _Reader(data)
+    if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
+        raise NotOurFormat("this is not an rdq file: it does not begin with 'RDQ'")
+    r.take("magic", len(MAGIC))
+    version = r.take("version", 1)[0]
+    if version != VERSION:
+        raise UnsupportedVersion(f"the file has container version {version}, this release reads {VERSION}")
+    fingerprint = r.take("fingerprint", 8)
+    kind = r.take("profile and quantizer", 1)[0]
+    width, height = r.varint("width"), r.varint("height")
+    lengths = (r.varint("z length"), r.varint("y length"))
+    r.checksum("header", data[: r.at])
+    try:
+        profile, quantizer = Profile(kind >> 4), Quantizer(kind & 15)
+    except ValueError:
+        raise UnsupportedVersion(
+            f"the file needs profile {kind >> 4} and quantizer {kind & 15}, unknown to this release"
+        ) from None
+    if width == 0 or height == 0:
+        raise Corrupt(f"the file says that its picture is {width}x{height}")
+    for field, value, limit in (
+        ("width", width, limits.side),
+        ("height", height, limits.side),
+        ("number of pixels", width * height, limits.pixels),
+        ("stream length", sum(lengths), BYTES_PER_PIXEL * width * height + BYTES_ALWAYS),
+    ):
+        if value > limit:
+            raise LimitExceeded(field, value, limit)
+    streams = []
+    for name, length in zip(("z stream", "y stream"), lengths, strict=True):
+        streams.append(r.take(name, length))
+        r.checksum(name, streams[-1])
+    if r.at != len(data):
+        raise Corrupt(f"{len(data) - r.at} byte(s) follow the end of the file's last stream")
+    return r, Header(fingerprint, profile, quantizer, width, height, lengths), (streams[0], streams[1])
+
+
+def read(data: bytes, limits: Limits = Limits()) -> tuple[Header, tuple[bytes, bytes]]:  # noqa: B008
+    """Header and the z and y streams. Any bytes give those, or an error of the `DecodeError` branch."""
+    _, header, streams = _parse(bytes(data), limits)
+    return header, streams
+
+
+def describe(data: bytes) -> list[tuple[str, int, int, str]]:
+    """``(field, offset, length, value)`` of each field in order. Raises as `read` does."""
+    r, header, _ = _parse(bytes(data), Limits())
+    values = {
+        "magic": "RDQ",
+        "version": str(VERSION),
+        "fingerprint": header.fingerprint.hex(),
+        "profile and quantizer": f"{header.profile.name.lower()}, {header.quantizer.name.lower()}",
+        "width": str(header.width),
+        "height": str(header.height),
+        "z length": str(header.lengths[0]),
+        "y length": str(header.lengths[1]),
+    }
+    return [
+        (name, at, n, values.get(name, data[at : at + n].hex() if n == 4 else f"{n} bytes"))
+        for name, at, n in r.fields
+    ]
+
+
+__all__ = ["Header", "Limits", "Profile", "Quantizer", "describe", "read", "write"]

@@ -1,0 +1,18 @@
+"""Exact integer execution: the contract, its float64 reference, and a fast engine that equals it."""
+
+from .codec import Z_FRACTION_BITS, IntegerCodec, scale_thresholds
+from .network import Engine, IntegerNetwork, default_engine
+from .stages import DivisiveNormalization, IntegerConv, Requantize, Stage
+
+__all__ = [
+    "Z_FRACTION_BITS",
+    "DivisiveNormalization",
+    "Engine",
+    "IntegerCodec",
+    "IntegerConv",
+    "IntegerNetwork",
+    "Requantize",
+    "Stage",
+    "default_engine",
+    "scale_thresholds",
+]

@@ -1,0 +1,116 @@
+"""The arithmetic of the integer contract, as the float64 reference computes it.
+
+Every function takes and returns tensors that hold integers. Float64 carries them exactly: no value or
+intermediate here reaches 2^53, and only additions, multiplications, divisions, square roots, floors
+and scalings by powers of two are used, each of which IEEE 754 rounds correctly. So the results are
+the same on every machine, thread count and device; `rdquant.integer.kernels` computes the same
+numbers faster and is tested equal. Bounds that make this so, checked when a network is built:
+accumulators below 2^36, multipliers below 2^16, GDN norms in 1..2^32, GDN shifts up to 30.
+
+Rounding is always "half up": ``floor(v + 1/2)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import BadModel
+
+MULTIPLIER_BITS = 16
+#: x in (inverse) GDN is requantized to 16 bits; its square keeps the upper 16 of 30 bits.
+GDN_BITS = 16
+SQUARE_SHIFT = 14
+#: the integer square root works on the norm times 2^(2 * ROOT_SHIFT)
+ROOT_SHIFT = 5
+NORM_LIMIT = 2**32
+ACC_LIMIT = 2**36
+SHIFT_LIMIT = 46
+#: keeps `root * 2^shift` below 2^52 in forward GDN
+GDN_SHIFT_LIMIT = 30
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """Per-channel factor ``m * 2^-shift``: ``m: (C,)`` int32 in [2^15, 2^16) or 0, ``shift: (C,)`` int32 in 0..46."""
+
+    m: Tensor
+    shift: Tensor
+
+    @classmethod
+    def from_float(cls, factor: Tensor) -> Multiplier:
+        """Nearest representable factors. ``factor: (C,)`` float64, each in [0, 2^16).
+
+        Raises `BadModel` for a negative, infinite or too large factor.
+        """
+        values = factor.detach().double().cpu().numpy()
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise BadModel(f"requantization factor must be finite and not negative, got {values.min()}")
+        mantissa, exponent = np.frexp(values)  # values = mantissa * 2^exponent, mantissa in [0.5, 1)
+        m = np.round(np.ldexp(mantissa, MULTIPLIER_BITS)).astype(np.int64)
+        shift = MULTIPLIER_BITS - exponent.astype(np.int64)
+        carried = m == 2**MULTIPLIER_BITS
+        m[carried] //= 2
+        shift[carried] -= 1
+        tiny = (m == 0) | (shift > SHIFT_LIMIT)
+        m[tiny], shift[tiny] = 0, 0
+        if (shift < 0).any():
+            raise BadModel(f"requantization factor {values.max()} is too large for the contract (under 2^16)")
+        return cls(torch.from_numpy(m.astype(np.int32)), torch.from_numpy(shift.astype(np.int32)))
+
+    def as_float(self) -> Tensor:
+        """``(C,)`` float64, exact."""
+        return torch.ldexp(self.m.double(), -self.shift.double())
+
+    def check(self, name: str, channels: int) -> None:
+        """Raise `BadModel` unless both tensors are what the contract says."""
+        for field, low, high in (("m", 0, 2**MULTIPLIER_BITS - 1), ("shift", 0, SHIFT_LIMIT)):
+            t = getattr(self, field)
+            if t.dtype != torch.int32 or t.shape != (channels,):
+                raise BadModel(f"{name}.{field} must be int32 ({channels},), got {t.dtype} {tuple(t.shape)}")
+            if channels and (int(t.min()) < low or int(t.max()) > high):
+                raise BadModel(
+                    f"{name}.{field} must be in {low}..{high}, got {int(t.min())}..{int(t.max())}"
+                )
+
+
+def _per_channel(t: Tensor, like: Tensor) -> Tensor:
+    return t.to(like.device, torch.float64).reshape(1, -1, 1, 1)
+
+
+def requantize(acc: Tensor, factor: Multiplier, lo: int, hi: int, negative: Multiplier | None = None) -> Tensor:
+    """``clip(floor(acc * m / 2^shift + 1/2), lo, hi)`` per channel; ``acc: (B, C, H, W)`` float64.
+
+    ``negative``, when given, is the factor of negative accumulators (leaky rectifier).
+    """
+    scaled = acc * _per_channel(factor.as_float(), acc)
+    if negative is not None:
+        scaled = torch.where(acc < 0, acc * _per_channel(negative.as_float(), acc), scaled)
+    return torch.floor(scaled + 0.5).clamp_(lo, hi)
+
+
+def squares(x: Tensor) -> Tensor:
+    """``v = min(floor(x^2 / 2^14 + 1/2), 65535)`` of 16-bit x."""
+    return torch.floor(x * x * 2.0**-SQUARE_SHIFT + 0.5).clamp_(max=65535)
+
+
+def integer_root(norm: Tensor) -> Tensor:
+    """``floor(sqrt(norm * 2^10))``, exact since the operand is below 2^52; below 2^21."""
+    return torch.floor(torch.sqrt(norm * 4.0**ROOT_SHIFT))
+
+
+def gdn(x: Tensor, norm: Tensor, inverse: bool, factor: Multiplier, lo: int, hi: int) -> Tensor:
+    """(Inverse) GDN of 16-bit ``x`` given its integer ``norm = gamma v + beta >= 1``; all ``(B, C, H, W)``.
+
+    Inverse: ``floor(x * root * m / 2^shift + 1/2)``. Forward: ``floor(x * m / (root * 2^shift) + 1/2)``,
+    evaluated as one division ``(2 x m + d) / (2 d)`` with ``d = root * 2^shift``. Clipped to [lo, hi].
+    """
+    root = integer_root(norm)
+    if inverse:
+        return requantize(x * root, factor, lo, hi)
+    m, shift = _per_channel(factor.m, x), _per_channel(factor.shift, x)
+    d = torch.ldexp(root, shift)
+    return torch.floor((2 * x * m + d) / (2 * d)).clamp_(lo, hi)

@@ -1,0 +1,166 @@
+"""What an integer network is made of: a convolution and what happens to its accumulators.
+
+A stage is ``IntegerConv`` followed by one epilogue:
+
+* `Requantize`: to activations in [lo, hi], with an optional second factor for negative values (leaky
+  rectifier). A plain rectifier is ``lo = 0``.
+* `DivisiveNormalization`: GDN or inverse GDN, then to activations in [lo, hi].
+
+An activation is an integer q in [lo, hi] with ``lo <= 0 <= hi``; its real value is ``q * scale``.
+There is no zero point in the arithmetic: storing ``q - lo`` as unsigned bytes is an engine's affair.
+Each class checks its own invariants and names its tensors for the model file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import BadModel
+from .arithmetic import ACC_LIMIT, GDN_BITS, GDN_SHIFT_LIMIT, NORM_LIMIT, Multiplier
+
+LATENT_LIMIT = 2**15
+
+
+def _check_tensor(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if t.dtype != dtype or tuple(t.shape) != shape:
+        raise BadModel(f"{name} must be {dtype} {shape}, got {t.dtype} {tuple(t.shape)}")
+
+
+def _check_range(name: str, lo: int, hi: int) -> None:
+    if not -(2**15) <= lo <= 0 <= hi <= 2**16 - 1 or lo == hi:
+        raise BadModel(f"{name} must have lo <= 0 <= hi within 16 bits, got [{lo}, {hi}]")
+
+
+@dataclass(frozen=True)
+class IntegerConv:
+    """``acc = conv(q, weight) + bias`` or its transpose, in exact integers.
+
+    ``weight``: int16, ``(O, I, k, k)``, or ``(I, O, k, k)`` when ``transposed``. ``bias``: int64 ``(O,)``.
+    Padding is ``k // 2`` zeros, output padding of a transposed one ``stride - 1``. ``lo, hi``: range of
+    the incoming activations.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    stride: int
+    transposed: bool
+    lo: int
+    hi: int
+    bits: int
+    """Width of a weight in a file; the values lie in +-(2^(bits-1) - 1), or +-63 on the entropy path."""
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[0 if self.transposed else 1]
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight.shape[1 if self.transposed else 0]
+
+    def accumulator_bound(self) -> int:
+        """Largest |acc - bias| that any input in range can reach, partial sums in any order included.
+
+        A transposed convolution of stride s reaches each output through the taps of one phase only.
+        """
+        w = self.weight.double()
+        magnitude = w.abs() * float(max(-self.lo, self.hi))
+        if not self.transposed:
+            return int(magnitude.sum((1, 2, 3)).max())
+        taps = magnitude.sum(0)  # (O, k, k)
+        s = self.stride
+        phases = [taps[:, i::s, j::s].sum((1, 2)).max() for i in range(s) for j in range(s)]
+        return int(torch.stack(phases).max())
+
+    def check(self, name: str) -> None:
+        """Raise `BadModel` unless every bound of the contract holds."""
+        if self.weight.dtype != torch.int16 or self.weight.ndim != 4:
+            raise BadModel(f"{name}.weight must be int16 with 4 axes, got {self.weight.dtype} {self.weight.ndim}")
+        k = self.weight.shape[2]
+        if self.weight.shape[3] != k or k % 2 == 0:
+            raise BadModel(f"{name}.weight must have an odd square kernel, got {tuple(self.weight.shape[2:])}")
+        _check_tensor(f"{name}.bias", self.bias, torch.int64, (self.out_channels,))
+        if not 2 <= self.bits <= 16:
+            raise BadModel(f"{name}.bits must be 2..16, got {self.bits}")
+        limit = 2 ** (self.bits - 1) - 1
+        largest = int(self.weight.to(torch.int32).abs().max())
+        if largest > limit:
+            raise BadModel(f"{name}.weight holds {largest}, over the {limit} of {self.bits} bits")
+        if self.stride not in (1, 2):
+            raise BadModel(f"{name}.stride must be 1 or 2, got {self.stride}")
+        _check_range(f"{name} input range", self.lo, self.hi)
+        bound = self.accumulator_bound() + int(self.bias.abs().max())
+        if bound >= ACC_LIMIT:
+            raise BadModel(f"{name} can accumulate {bound}, over the contract's 2^36")
+
+
+@dataclass(frozen=True)
+class Requantize:
+    """Accumulators to activations; see `rdquant.integer.arithmetic.requantize`."""
+
+    factor: Multiplier
+    negative: Multiplier | None
+    lo: int
+    hi: int
+
+    def check(self, name: str, channels: int) -> None:
+        _check_range(name, self.lo, self.hi)
+        self.factor.check(f"{name}.factor", channels)
+        if self.negative is not None:
+            self.negative.check(f"{name}.negative", channels)
+
+
+@dataclass(frozen=True)
+class DivisiveNormalization:
+    """GDN in integers: 16-bit x, 16-bit squares v, ``norm = gamma v + beta``, integer root, 8-bit out.
+
+    ``widen``: accumulators to x. ``gamma``: int16 ``(C, C)``, not negative, at most 2^bits - 1.
+    ``beta``: int64 ``(C,)``, at least 1. ``factor``: to the outgoing activations.
+    """
+
+    inverse: bool
+    widen: Multiplier
+    gamma: Tensor
+    beta: Tensor
+    factor: Multiplier
+    lo: int
+    hi: int
+    bits: int
+
+    def norm_bound(self) -> int:
+        """Largest norm that 16-bit squares can reach."""
+        return int((self.gamma.double().sum(1) * 65535 + self.beta.double()).max())
+
+    def check(self, name: str, channels: int) -> None:
+        _check_range(name, self.lo, self.hi)
+        self.widen.check(f"{name}.widen", channels)
+        self.factor.check(f"{name}.factor", channels)
+        _check_tensor(f"{name}.gamma", self.gamma, torch.int16, (channels, channels))
+        _check_tensor(f"{name}.beta", self.beta, torch.int64, (channels,))
+        top = 2**self.bits - 1
+        if int(self.gamma.min()) < 0 or int(self.gamma.max()) > top:
+            raise BadModel(
+                f"{name}.gamma must be in 0..{top}, got {int(self.gamma.min())}..{int(self.gamma.max())}"
+            )
+        if int(self.beta.min()) < 1 or self.norm_bound() >= NORM_LIMIT:
+            raise BadModel(f"{name} has norms in {int(self.beta.min())}..{self.norm_bound()}, contract 1..2^32")
+        if not self.inverse and int(self.factor.shift.max()) > GDN_SHIFT_LIMIT:
+            raise BadModel(f"{name}.factor.shift must be at most {GDN_SHIFT_LIMIT}")
+
+
+X_LO, X_HI = -(2 ** (GDN_BITS - 1)), 2 ** (GDN_BITS - 1) - 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One convolution and its epilogue. ``name`` is the float layer's, e.g. ``g_s.2``."""
+
+    name: str
+    conv: IntegerConv
+    epilogue: Requantize | DivisiveNormalization
+
+    def check(self) -> None:
+        self.conv.check(self.name)
+        self.epilogue.check(self.name, self.conv.out_channels)

@@ -1,0 +1,46 @@
+"""Uniform scalar quantization of a latent around its mean: in float, and in fixed point.
+
+``quantize`` gives the integers that are coded, ``dequantize`` what the synthesis receives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: y, means and y_hat of integer codecs are 16-bit fixed point
+FIXED_LO, FIXED_HI = -(2**15), 2**15 - 1
+
+
+@dataclass(frozen=True)
+class UniformScalar:
+    """``symbols = round(y - means)``; all tensors ``(B, M, H, W)`` float32, symbols int32."""
+
+    def quantize(self, y: Tensor, means: Tensor) -> Tensor:
+        return torch.round(y - means).to(torch.int32)
+
+    def dequantize(self, symbols: Tensor, means: Tensor) -> Tensor:
+        return symbols.to(means.dtype) + means
+
+
+@dataclass(frozen=True)
+class FixedPointScalar:
+    """The same on integers that stand for ``value * 2^fraction_bits``, rounding half up.
+
+    ``y`` and ``means`` hold 16-bit integers in any dtype; results are int32. The reconstruction is
+    clipped to 16 bits, on both sides alike.
+    """
+
+    fraction_bits: int
+
+    def quantize(self, y: Tensor, means: Tensor) -> Tensor:
+        half = (1 << self.fraction_bits) >> 1
+        return (y.to(torch.int32) - means.to(torch.int32) + half) >> self.fraction_bits
+
+    def dequantize(self, symbols: Tensor, means: Tensor) -> Tensor:
+        # clip first: a damaged or hostile file may hold any 32-bit symbol
+        top = 2 ** (17 - self.fraction_bits)
+        scaled = symbols.clamp(-top, top) << self.fraction_bits
+        return (scaled + means.to(torch.int32)).clamp_(FIXED_LO, FIXED_HI)

@@ -1,0 +1,84 @@
+"""What a training run is, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UsageError
+
+CONFIG_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One end-to-end training run. Round-trips through JSON; every field is a `rdquant train` option."""
+
+    architecture: str = "mbt2018-mean"
+    N: int = 64
+    M: int = 96
+    lambda_: float = 0.013
+    """Weight of distortion in ``lambda * 255^2 * MSE + bpp`` (CompressAI's convention)."""
+    steps: int = 20_000
+    batch: int = 8
+    """Pictures per step and per process."""
+    crop: int = 128
+    """Side of the random training crops, a multiple of 64."""
+    final_crop: int = 256
+    """Side used in the last `final_fraction` of the steps (with the batch cut to a quarter)."""
+    final_fraction: float = 0.0
+    optimizer: Literal["adam", "muon"] = "adam"
+    """"muon" orthogonalizes the update of each convolution (Jordan et al. 2024); the rest stays Adam."""
+    lr: float = 2e-3
+    lr_final: float = 1e-5
+    decay: Literal["cosine", "step"] = "cosine"
+    """"cosine": from lr to lr_final over the run. "step": lr, then a tenth of it after 80 % of the steps."""
+    warmup: int = 100
+    aux_lr: float = 1e-3
+    clip: float = 1.0
+    """Largest gradient norm; larger gradients are scaled down."""
+    ema: float = 0.999
+    """Decay of the weight average that is evaluated and exported."""
+    latent_mode: Literal["noise", "mixed"] = "mixed"
+    """"noise" everywhere, or "mixed": noise for the rate, straight-through rounding for the synthesis."""
+    scope: Literal["all", "decoder"] = "all"
+    """Which parameters move: everything, or only g_s, h_s and the entropy model."""
+    bf16: bool = True
+    compile: bool = True
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.lambda_ <= 0:
+            raise UsageError(f"lambda must be positive, got {self.lambda_}")
+        for name in ("crop", "final_crop"):
+            side = getattr(self, name)
+            if side < 64 or side % 64:
+                raise UsageError(f"{name} must be a positive multiple of 64, got {side}")
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.final_fraction <= 1:
+            raise UsageError(f"final_fraction must be in 0..1, got {self.final_fraction}")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema must be in [0, 1), got {self.ema}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": CONFIG_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TrainConfig:
+        fields = dict(data)
+        version = fields.pop("version", None)
+        if version != CONFIG_VERSION:
+            raise UsageError(f"training config has version {version!r}, this release reads {CONFIG_VERSION}")
+        unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise UsageError(f"unknown training option(s): {', '.join(sorted(unknown))}")
+        return cls(**fields)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainConfig:
+        return cls.from_json(json.loads(path.read_text()))

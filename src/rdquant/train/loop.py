@@ -1,0 +1,219 @@
+"""End-to-end training of a float codec: ``lambda * 255^2 * MSE + bpp``.
+
+One loop for CPU, CUDA and data-parallel runs (``torchrun``). Everything a step does is a function of
+``(weights, optimizer state, seed, step)``, so stopping and resuming changes nothing.
+
+A run folder holds ``config.json``, ``state.pt`` (replaced atomically), ``log.jsonl`` (one line per
+report) and, at the end, ``model.safetensors`` with the averaged weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..codecs import FloatCodec, build
+from ..errors import TrainingError
+from ..files.atomic import atomic_write
+from ..files.models import load_float, save_float
+from .config import TrainConfig
+from .data import CropSource, split_files
+from .muon import Muon
+
+#: called with (step, record) at every report
+Progress = Callable[[int, dict], None]
+
+
+class RateDistortion(nn.Module):
+    """``x: (B, 3, H, W)`` in [0, 1] -> (loss, bpp, MSE in 8-bit units squared), three scalars."""
+
+    def __init__(self, codec: FloatCodec, config: TrainConfig) -> None:
+        super().__init__()
+        self.codec, self.lambda_, self.mode = codec, config.lambda_, config.latent_mode
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out = self.codec(x, self.mode)
+        bpp = out.bits() / (x.shape[0] * x.shape[2] * x.shape[3])
+        mse = torch.mean((out.x_hat - x) ** 2) * 255**2
+        return self.lambda_ * mse + bpp, bpp, mse
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Learning rate of a step, as a fraction of ``config.lr``."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.decay == "step":
+        return 1.0 if step < 0.8 * config.steps else 0.1
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    floor = config.lr_final / config.lr
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizers(codec: FloatCodec, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Main optimizer(s), then the auxiliary one for the factorized quantiles (always last)."""
+    named = dict(codec.named_parameters())
+    quantiles = [p for n, p in named.items() if n.endswith("quantiles")]
+    moving = {
+        n: p
+        for n, p in named.items()
+        if not n.endswith("quantiles")
+        and (config.scope == "all" or n.startswith(("g_s.", "h_s.", "entropy_bottleneck.")))
+    }
+    for name, p in named.items():
+        p.requires_grad_(name in moving or name.endswith("quantiles"))
+    kernels = [p for p in moving.values() if p.ndim == 4] if config.optimizer == "muon" else []
+    chosen = {id(p) for p in kernels}
+    rest = [p for p in moving.values() if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=config.lr)]
+    if kernels:
+        optimizers.append(Muon(kernels, lr=config.lr))
+    return [*optimizers, torch.optim.Adam(quantiles, lr=config.aux_lr)]
+
+
+def initialise(codec: FloatCodec) -> None:
+    """Variance-preserving kernels: a transposed convolution of stride s sums k^2/s^2 taps."""
+    for module in codec.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            taps = module.kernel_size[0] * module.kernel_size[1]
+            if isinstance(module, nn.ConvTranspose2d):
+                taps /= module.stride[0] * module.stride[1]
+            nn.init.normal_(module.weight, std=(module.in_channels * taps) ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class Trainer:
+    """A training run in a folder. Construct, then `run`; constructing on an old folder resumes it."""
+
+    def __init__(self, config: TrainConfig, run: Path, data: Path, init: Path | None = None) -> None:
+        self.config, self.run_dir = config, run
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = torch.device("cuda", self.rank) if torch.cuda.is_available() else torch.device("cpu")
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        run.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(config.seed)
+        codec = build(config.architecture, config.N, config.M)
+        initialise(codec)
+        if init is not None:
+            source = load_float(init)
+            if (source.architecture, source.widths()) != (codec.architecture, codec.widths()):
+                raise TrainingError(
+                    f"cannot start {codec.architecture} {codec.widths()} from {init}, "
+                    f"which is {source.architecture} {source.widths()}"
+                )
+            codec.load_state_dict(source.state_dict())
+        self.codec = codec.to(self.device, memory_format=torch.channels_last)
+        self.optimizers = make_optimizers(self.codec, config)
+        self.ema = {n: p.detach().clone() for n, p in self.codec.named_parameters()}
+        self.step, self.seconds = 0, 0.0
+        if (run / "state.pt").exists():
+            self._resume()
+        else:
+            with atomic_write(run / "config.json") as handle:
+                handle.write(json.dumps(config.to_json(), indent=1).encode())
+        self.source = CropSource(split_files(data, "train"), config.seed, self.rank)
+        self.objective: nn.Module = RateDistortion(self.codec, config)
+        if config.compile:
+            self.objective = torch.compile(self.objective)  # type: ignore[assignment]
+        if self.world > 1:
+            self.objective = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=True)
+
+    def _resume(self) -> None:
+        old = TrainConfig.load(self.run_dir / "config.json")
+        if old != self.config:
+            raise TrainingError(
+                f"{self.run_dir} was started with other options; use a new folder, or these: {old.to_json()}"
+            )
+        state = torch.load(self.run_dir / "state.pt", map_location=self.device, weights_only=True)
+        self.codec.load_state_dict(state["codec"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.ema, self.step, self.seconds = state["ema"], state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write ``state.pt``, whole or not at all."""
+        if self.rank:
+            return
+        state = {
+            "codec": self.codec.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "ema": self.ema,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        with atomic_write(self.run_dir / "state.pt") as handle:
+            torch.save(state, handle)
+
+    def averaged(self) -> FloatCodec:
+        """The codec with averaged weights and exact quantiles, on the CPU."""
+        codec = build(self.config.architecture, self.config.N, self.config.M)
+        codec.load_state_dict({n: p.cpu() for n, p in self.ema.items()})
+        codec.entropy_bottleneck.solve_quantiles()
+        return codec
+
+    def _one_step(self) -> dict:
+        config = self.config
+        final = self.step >= config.steps * (1 - config.final_fraction)
+        side, count = (config.final_crop, max(1, config.batch // 4)) if final else (config.crop, config.batch)
+        torch.manual_seed(hash((config.seed, self.step, self.rank)) & 0x7FFFFFFF)
+        x = self.source.batch(self.step, count, side)
+        x = x.to(self.device, memory_format=torch.channels_last)
+        factor = schedule(self.step, config)
+        for optimizer in self.optimizers[:-1]:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * factor
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+            loss, bpp, mse = self.objective(x)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        main = [p for o in self.optimizers[:-1] for g in o.param_groups for p in g["params"]]
+        norm = nn.utils.clip_grad_norm_(main, config.clip)
+        self.codec.entropy_bottleneck.auxiliary_loss().backward()
+        if not math.isfinite(norm):
+            raise TrainingError(f"gradient is {norm} at step {self.step}; lower lr (now {config.lr})")
+        for optimizer in self.optimizers:
+            optimizer.step()
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(
+            list(self.ema.values()), [p.detach() for p in self.codec.parameters()], 1 - decay
+        )
+        self.step += 1
+        return {"loss": loss.detach(), "bpp": bpp.detach(), "mse": mse.detach(), "lr": config.lr * factor}
+
+    def run(self, report: Progress | None = None, every: int = 100, save_every: int = 1000) -> FloatCodec:
+        """Train to the last step (from wherever the folder stands) and write ``model.safetensors``."""
+        started, before = time.perf_counter(), self.seconds
+        sums: dict[str, Tensor] = {}
+        while self.step < self.config.steps:
+            record = self._one_step()
+            for key in ("loss", "bpp", "mse"):
+                sums[key] = sums.get(key, torch.zeros((), device=self.device)) + record[key]
+            self.seconds = before + time.perf_counter() - started
+            if self.step % every == 0 or self.step == self.config.steps:
+                count = (self.step - 1) % every + 1
+                means = {k: float(v) / count for k, v in sums.items()}
+                means["psnr"] = 10 * math.log10(255**2 / max(means["mse"], 1e-9))
+                line = {"step": self.step, "seconds": round(self.seconds, 1), "lr": record["lr"], **means}
+                sums.clear()
+                if self.rank == 0:
+                    with (self.run_dir / "log.jsonl").open("a") as handle:
+                        handle.write(json.dumps(line) + "\n")
+                    if report:
+                        report(self.step, line)
+            if self.step % save_every == 0:
+                self.save()
+        self.save()
+        codec = self.averaged()
+        if self.rank == 0:
+            save_float(codec, self.run_dir / "model.safetensors", {"training": self.config.to_json()})
+        return codec

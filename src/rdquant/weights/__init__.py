@@ -1,0 +1,38 @@
+"""Quantizing the networks: ranges from calibration pictures, integers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..codecs import FloatCodec
+from ..integer import IntegerCodec
+from .config import RANGE_RULES, QuantizeConfig, RangeRule
+from .convert import to_integer
+from .observe import load_calibration, observe
+
+__all__ = [
+    "RANGE_RULES",
+    "QuantizeConfig",
+    "RangeRule",
+    "load_calibration",
+    "observe",
+    "quantize",
+    "to_integer",
+]
+
+
+def quantize(
+    codec: FloatCodec,
+    pictures: list[np.ndarray],
+    config: QuantizeConfig | None = None,
+    description: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> IntegerCodec:
+    """Calibrate on ``pictures`` (``(H, W, 3)`` uint8 each) and convert.
+
+    Raises `CalibrationError` for unusable pictures, `BadModel` for layers without an integer form.
+    """
+    return to_integer(codec, observe(codec, pictures, progress), config or QuantizeConfig(), description)

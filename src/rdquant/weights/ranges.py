@@ -1,0 +1,131 @@
+"""Where to cut: scales of weights and ranges of activations, by one of three rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import CalibrationError
+from .config import Granularity, RangeRule
+from .observe import Observed
+
+PERCENTILE = 0.9999
+#: a channel's scale is at least this fraction of the tensor's
+CHANNEL_FLOOR = 1 / 64
+#: fractions of the whole range that the "mse" rule tries
+CLIP_GRID = torch.linspace(0.3, 1.0, 36, dtype=torch.float64)
+
+
+def weight_scales(weight: Tensor, limit: int, rule: RangeRule) -> Tensor:
+    """Scale per row so that ``round(w / s)`` fits in +-limit. ``weight: (O, K)`` -> ``(O,)`` float64.
+
+    A row of zeros gets scale 1.
+    """
+    w = weight.detach().double()
+    top = w.abs().amax(1)
+    if rule == "percentile":
+        top = torch.quantile(w.abs(), PERCENTILE, dim=1)
+    if rule == "mse":
+        best, chosen, w32 = torch.full_like(top, torch.inf), top.clone(), w.float()
+        for ratio in CLIP_GRID:
+            s = (top * ratio / limit).clamp(min=1e-30).float()[:, None]
+            error = ((w32 / s).round_().clamp_(-limit, limit).mul_(s).sub_(w32)).square_().sum(1)
+            better = error < best
+            best, chosen = torch.where(better, error, best), torch.where(better, top * ratio, chosen)
+        top = chosen
+    return torch.where(top > 0, top / limit, 1.0)
+
+
+def quantize_weight(weight: Tensor, scales: Tensor, limit: int) -> Tensor:
+    """``clip(round(w / s), -limit, limit)``: ``(O, K)``, ``(O,)`` -> int16 ``(O, K)``."""
+    return torch.round(weight.detach().double() / scales[:, None]).clamp(-limit, limit).to(torch.int16)
+
+
+@dataclass(frozen=True)
+class ActivationFormat:
+    """What integers q in [lo, hi] of a tensor stand for: ``q * scale[c]`` in channel c."""
+
+    scale: Tensor  #: (C,) float64
+    lo: int
+    hi: int
+
+    @classmethod
+    def uniform(cls, scale: float, lo: int, hi: int, channels: int) -> ActivationFormat:
+        return cls(torch.full((channels,), scale, dtype=torch.float64), lo, hi)
+
+
+def activation_format(
+    seen: Observed, bits: int, rule: RangeRule, granularity: Granularity, exponent: float = 1.0
+) -> ActivationFormat:
+    """The format of an observed activation: ``hi - lo = 2^bits - 1``, ``lo <= 0 <= hi``.
+
+    Per tensor, one scale. Per channel, lo and hi stay common and each channel gets its own scale
+    (`rdquant.weights.convert` folds it into the weights that read the channel): the tensor's scale
+    times ``(range of channel / range of tensor)^exponent``.
+
+    Raises `CalibrationError` if nothing but zero, or nothing finite, was seen.
+    """
+    assert seen.low is not None and seen.high is not None
+    samples = seen.samples
+    low, high = min(float(seen.low.min()), 0.0), max(float(seen.high.max()), 0.0)
+    if not 0 < high - low < float("inf"):
+        raise CalibrationError(f"an activation was always in [{low}, {high}]; use other calibration pictures")
+    scale, lo, hi = _tensor_range(low, high, samples.flatten(), bits, rule)
+    scales = torch.full((samples.shape[1],), scale, dtype=torch.float64)
+    if granularity == "channel":
+        tops = _channel_tops(seen, samples, lo, hi, rule)
+        ratio = (tops / scale).clamp(CHANNEL_FLOOR, 1.0 / CHANNEL_FLOOR)
+        scales = scales * ratio**exponent
+    return ActivationFormat(scales, lo, hi)
+
+
+def _channel_tops(seen: Observed, samples: Tensor, lo: int, hi: int, rule: RangeRule) -> Tensor:
+    """Per channel, the scale that its own range asks for within the common [lo, hi]. ``(C,)`` float64."""
+    assert seen.low is not None and seen.high is not None
+
+    def needed(low: Tensor, high: Tensor) -> Tensor:
+        up = high.double().clamp(min=0) / max(hi, 1)
+        down = low.double().clamp(max=0) / min(lo, -1)
+        return torch.maximum(up if hi > 0 else torch.zeros_like(up), down if lo < 0 else torch.zeros_like(up))
+
+    if rule == "percentile":
+        ends = torch.quantile(samples, torch.tensor([1 - PERCENTILE, PERCENTILE]), dim=0)
+        return needed(ends[0], ends[1]).clamp(min=1e-12)
+    full = needed(seen.low, seen.high).clamp(min=1e-12)
+    if rule == "minmax":
+        return full
+    best, chosen = torch.full_like(full, torch.inf), full.clone()
+    for ratio in CLIP_GRID:
+        scale = (full * ratio).float()
+        error = (samples / scale).round_().clamp_(lo, hi).mul_(scale).sub_(samples).square_().sum(0)
+        better = error < best
+        best, chosen = torch.where(better, error.double(), best), torch.where(better, full * ratio, chosen)
+    return chosen
+
+
+def _tensor_range(
+    low: float, high: float, samples: Tensor, bits: int, rule: RangeRule
+) -> tuple[float, int, int]:
+    if rule == "percentile":
+        ordered = torch.sort(samples)[0]
+        cut = int(len(ordered) * (1 - PERCENTILE))
+        return _grid(min(float(ordered[cut]), 0.0), max(float(ordered[-1 - cut]), 1e-12), bits)
+    if rule == "minmax":
+        return _grid(low, high, bits)
+    best, chosen = float("inf"), _grid(low, high, bits)
+    for ratio in CLIP_GRID:
+        scale, lo, hi = _grid(low * float(ratio), high * float(ratio), bits)
+        q = (samples / scale).round_().clamp_(lo, hi)
+        error = float(q.mul_(scale).sub_(samples).square_().sum())
+        if error < best:
+            best, chosen = error, (scale, lo, hi)
+    return chosen
+
+
+def _grid(low: float, high: float, bits: int) -> tuple[float, int, int]:
+    steps = 2**bits - 1
+    scale = (high - low) / steps
+    lo = round(low / scale)
+    return scale, lo, lo + steps

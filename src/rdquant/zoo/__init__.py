@@ -1,0 +1,36 @@
+"""The models shipped with the package: float codecs and their quantized forms.
+
+``index.json`` holds one entry per model: file, kind, architecture, lambda, fingerprint and the
+rate-distortion that `benchmarks/zoo.py` measured on Kodak.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+DEFAULT = "mean-scale-s-0130-w8a8"
+_FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def index() -> dict[str, dict[str, Any]]:
+    """Name -> entry, in order of rate, float models first."""
+    path = _FOLDER / "index.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def find(name: str) -> Path | None:
+    """The file of a zoo model, or None."""
+    entry = index().get(name)
+    return None if entry is None else _FOLDER / entry["file"]
+
+
+def by_fingerprint(fingerprint: bytes) -> Path | None:
+    """The file of the zoo model with this fingerprint, or None."""
+    for entry in index().values():
+        if entry["fingerprint"] == fingerprint.hex():
+            return _FOLDER / entry["file"]
+    return None
