@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -81,6 +81,14 @@ class ImageCoder:
 
     def __init__(self, codec: Codec, fingerprint: bytes, profile: Profile) -> None:
         self.codec, self.fingerprint, self.profile = codec, fingerprint, profile
+
+    def describe(self) -> dict[str, Any]:
+        """What results say of the model."""
+        return {
+            "fingerprint": self.fingerprint.hex(),
+            "profile": self.profile.name.lower(),
+            **getattr(self.codec, "description", {}),
+        }
 
     def symbols(self, rgb: np.ndarray) -> Coded:
         """``rgb: (H, W, 3)`` uint8 of any size from 1x1 -> its symbols. Raises `ImageError`."""

@@ -85,7 +85,9 @@ class LimitExceeded(DecodeError):
     """A declared size is over the decoder's limit."""
 
     def __init__(self, field: str, value: int, limit: int) -> None:
-        super().__init__(f"{field} is {value}, over the limit of {limit}; raise the limit if you trust the file")
+        super().__init__(
+            f"{field} is {value}, over the limit of {limit}; raise the limit if you trust the file"
+        )
         self.field, self.value, self.limit = field, value, limit
 
 

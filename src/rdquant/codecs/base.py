@@ -55,6 +55,10 @@ class FloatCodec(nn.Module):
     has_hyperprior = True
     has_means = False
 
+    g_a: nn.Sequential
+    g_s: nn.Sequential
+    h_a: nn.Sequential  #: hyperpriors only, as h_s
+    h_s: nn.Sequential
     entropy_bottleneck: EntropyBottleneck
 
     def __init__(self, N: int, M: int) -> None:

@@ -42,7 +42,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise BadModel(f"{path} cannot be read without running code from it, so it is refused: {reason}") from None
+        raise BadModel(
+            f"{path} cannot be read without running code from it, so it is refused: {reason}"
+        ) from None
     except (RuntimeError, SafetensorError, ValueError, EOFError, OSError, KeyError) as error:
         raise BadModel(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from None
     for key in ("state_dict", "model"):

@@ -5,6 +5,8 @@ Parameter names and shapes are CompressAI's, so its checkpoints load without ren
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,13 +21,13 @@ class _LowerBound(torch.autograd.Function):
     """max(x, bound), passing the gradient where x is inside or would be pushed back inside."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, bound: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bound = bound
         return x.clamp(min=bound)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return torch.where((x >= ctx.bound) | (grad < 0), grad, 0.0), None
 
@@ -43,7 +45,12 @@ def conv(in_channels: int, out_channels: int, kernel_size: int = 5, stride: int 
 def deconv(in_channels: int, out_channels: int, kernel_size: int = 5, stride: int = 2) -> nn.ConvTranspose2d:
     """A transposed convolution: (B, C, H, W) -> (B, C', H*stride, W*stride)."""
     return nn.ConvTranspose2d(
-        in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, output_padding=stride - 1
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        output_padding=stride - 1,
     )
 
 

@@ -17,7 +17,9 @@ class MeanScaleHyperprior(ScaleHyperprior):
     def __init__(self, N: int, M: int) -> None:
         super().__init__(N, M)
         self.h_a = nn.Sequential(
-            conv(M, N, kernel_size=3, stride=1), nn.LeakyReLU(0.01), conv(N, N), nn.LeakyReLU(0.01), conv(N, N)
+            conv(M, N, kernel_size=3, stride=1), nn.LeakyReLU(0.01),
+            conv(N, N), nn.LeakyReLU(0.01),
+            conv(N, N),
         )  # fmt: skip
         self.h_s = nn.Sequential(
             deconv(N, M), nn.LeakyReLU(0.01),

@@ -64,7 +64,9 @@ class CdfTables:
         if not rising.all():
             at = int(np.flatnonzero(~rising)[0])
             table = int(np.searchsorted(self.starts, at, side="right")) - 1
-            raise BadModel(f"CDF table {table} does not rise strictly at entry {at - int(self.starts[table])}")
+            raise BadModel(
+                f"CDF table {table} does not rise strictly at entry {at - int(self.starts[table])}"
+            )
         if np.abs(self.offsets.astype(np.int64)).max() > SIZE_LIMIT:
             raise BadModel(f"offsets of CDF tables must be within +-{SIZE_LIMIT}")
 
@@ -81,7 +83,7 @@ class CdfTables:
     def check_indexes(self, indexes: np.ndarray) -> np.ndarray:
         """``indexes`` as contiguous int32. Raises `UsageError` for one outside the tables."""
         out = np.ascontiguousarray(indexes, np.int32).reshape(-1)
-        if out.size and not (0 <= int(out.min()) and int(out.max()) < len(self)):
+        if out.size and not (int(out.min()) >= 0 and int(out.max()) < len(self)):
             raise UsageError(f"table index {int(out.min())}..{int(out.max())} outside 0..{len(self) - 1}")
         return out
 

@@ -169,7 +169,7 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
     return r, Header(fingerprint, profile, quantizer, width, height, lengths), (streams[0], streams[1])
 
 
-def read(data: bytes, limits: Limits = Limits()) -> tuple[Header, tuple[bytes, bytes]]:  # noqa: B008
+def read(data: bytes, limits: Limits = Limits()) -> tuple[Header, tuple[bytes, bytes]]:
     """Header and the z and y streams. Any bytes give those, or an error of the `DecodeError` branch."""
     _, header, streams = _parse(bytes(data), limits)
     return header, streams

@@ -261,7 +261,8 @@ def _unpack(s: dict[str, Any], tensors: dict[str, Tensor], description: dict[str
         return CdfTables(cdf, starts, offsets)
 
     networks = {
-        part: IntegerNetwork(tuple(stage(entry) for entry in entries)) for part, entries in s["stages"].items()
+        part: IntegerNetwork(tuple(stage(entry) for entry in entries))
+        for part, entries in s["stages"].items()
     }
     hyper = "hyper_input" in s
     return IntegerCodec(

@@ -35,7 +35,7 @@ GDN_SHIFT_LIMIT = 30
 
 @dataclass(frozen=True)
 class Multiplier:
-    """Per-channel factor ``m * 2^-shift``: ``m: (C,)`` int32 in [2^15, 2^16) or 0, ``shift: (C,)`` int32 in 0..46."""
+    """Per-channel factor ``m * 2^-shift``: both int32 ``(C,)``, m in [2^15, 2^16) or 0, shift in 0..46."""
 
     m: Tensor
     shift: Tensor
@@ -50,8 +50,8 @@ class Multiplier:
         if not np.isfinite(values).all() or (values < 0).any():
             raise BadModel(f"requantization factor must be finite and not negative, got {values.min()}")
         mantissa, exponent = np.frexp(values)  # values = mantissa * 2^exponent, mantissa in [0.5, 1)
-        m = np.round(np.ldexp(mantissa, MULTIPLIER_BITS)).astype(np.int64)
-        shift = MULTIPLIER_BITS - exponent.astype(np.int64)
+        m = np.asarray(np.round(np.ldexp(mantissa, MULTIPLIER_BITS)), np.int64)
+        shift = MULTIPLIER_BITS - np.asarray(exponent, np.int64)
         carried = m == 2**MULTIPLIER_BITS
         m[carried] //= 2
         shift[carried] -= 1
@@ -72,16 +72,16 @@ class Multiplier:
             if t.dtype != torch.int32 or t.shape != (channels,):
                 raise BadModel(f"{name}.{field} must be int32 ({channels},), got {t.dtype} {tuple(t.shape)}")
             if channels and (int(t.min()) < low or int(t.max()) > high):
-                raise BadModel(
-                    f"{name}.{field} must be in {low}..{high}, got {int(t.min())}..{int(t.max())}"
-                )
+                raise BadModel(f"{name}.{field} must be in {low}..{high}, got {int(t.min())}..{int(t.max())}")
 
 
 def _per_channel(t: Tensor, like: Tensor) -> Tensor:
     return t.to(like.device, torch.float64).reshape(1, -1, 1, 1)
 
 
-def requantize(acc: Tensor, factor: Multiplier, lo: int, hi: int, negative: Multiplier | None = None) -> Tensor:
+def requantize(
+    acc: Tensor, factor: Multiplier, lo: int, hi: int, negative: Multiplier | None = None
+) -> Tensor:
     """``clip(floor(acc * m / 2^shift + 1/2), lo, hi)`` per channel; ``acc: (B, C, H, W)`` float64.
 
     ``negative``, when given, is the factor of negative accumulators (leaky rectifier).

@@ -144,7 +144,9 @@ class IntegerCodec:
         assert self.thresholds is not None
         z_hat = self._z_quantizer.dequantize(z_symbols, self.medians.reshape(1, -1, 1, 1))
         out = self.networks["h_s"].run(z_hat, self.engine).to(torch.int32)
-        scales, means = (out[:, : self.M], out[:, self.M :]) if self.has_means else (out, torch.zeros_like(out))
+        scales, means = (
+            (out[:, : self.M], out[:, self.M :]) if self.has_means else (out, torch.zeros_like(out))
+        )
         indexes = torch.searchsorted(self.thresholds.to(out.device), scales.contiguous(), out_int32=True)
         return indexes, means
 

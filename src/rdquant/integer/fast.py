@@ -85,7 +85,11 @@ def accumulate(q: Tensor, conv: IntegerConv) -> Tensor:
 def _rows(t: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
     """A channels-last tensor as ``(B * H * W, C)`` without a copy, and its (B, H, W)."""
     b, c, h, w = t.shape
-    return t.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, c).numpy(), (b, h, w)
+    return t.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, c).numpy(), (
+        b,
+        h,
+        w,
+    )
 
 
 def run_stage(stage: Stage, q: Tensor) -> Tensor:

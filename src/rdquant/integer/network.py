@@ -20,7 +20,7 @@ Engine = Literal["reference", "fast"]
 
 
 def default_engine() -> Engine:
-    """The fast engine if this machine passes its self-test, else the reference. ``RDQUANT_ENGINE`` overrides."""
+    """Fast if this machine passes the self-test, else the reference; ``RDQUANT_ENGINE`` overrides."""
     chosen = os.environ.get("RDQUANT_ENGINE", "auto")
     if chosen not in ("auto", "fast", "reference"):
         raise UsageError(f"RDQUANT_ENGINE must be auto, fast or reference, got {chosen!r}")

@@ -77,10 +77,14 @@ class IntegerConv:
     def check(self, name: str) -> None:
         """Raise `BadModel` unless every bound of the contract holds."""
         if self.weight.dtype != torch.int16 or self.weight.ndim != 4:
-            raise BadModel(f"{name}.weight must be int16 with 4 axes, got {self.weight.dtype} {self.weight.ndim}")
+            raise BadModel(
+                f"{name}.weight must be int16 with 4 axes, got {self.weight.dtype} {self.weight.ndim}"
+            )
         k = self.weight.shape[2]
         if self.weight.shape[3] != k or k % 2 == 0:
-            raise BadModel(f"{name}.weight must have an odd square kernel, got {tuple(self.weight.shape[2:])}")
+            raise BadModel(
+                f"{name}.weight must have an odd square kernel, got {tuple(self.weight.shape[2:])}"
+            )
         _check_tensor(f"{name}.bias", self.bias, torch.int64, (self.out_channels,))
         if not 2 <= self.bits <= 16:
             raise BadModel(f"{name}.bits must be 2..16, got {self.bits}")
@@ -145,7 +149,9 @@ class DivisiveNormalization:
                 f"{name}.gamma must be in 0..{top}, got {int(self.gamma.min())}..{int(self.gamma.max())}"
             )
         if int(self.beta.min()) < 1 or self.norm_bound() >= NORM_LIMIT:
-            raise BadModel(f"{name} has norms in {int(self.beta.min())}..{self.norm_bound()}, contract 1..2^32")
+            raise BadModel(
+                f"{name} has norms in {int(self.beta.min())}..{self.norm_bound()}, contract 1..2^32"
+            )
         if not self.inverse and int(self.factor.shift.max()) > GDN_SHIFT_LIMIT:
             raise BadModel(f"{name}.factor.shift must be at most {GDN_SHIFT_LIMIT}")
 

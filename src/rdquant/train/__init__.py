@@ -1,0 +1,6 @@
+"""Training float codecs end to end."""
+
+from .config import TrainConfig
+from .loop import Trainer
+
+__all__ = ["TrainConfig", "Trainer"]

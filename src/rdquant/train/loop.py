@@ -82,7 +82,7 @@ def initialise(codec: FloatCodec) -> None:
     """Variance-preserving kernels: a transposed convolution of stride s sums k^2/s^2 taps."""
     for module in codec.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            taps = module.kernel_size[0] * module.kernel_size[1]
+            taps: float = module.kernel_size[0] * module.kernel_size[1]
             if isinstance(module, nn.ConvTranspose2d):
                 taps /= module.stride[0] * module.stride[1]
             nn.init.normal_(module.weight, std=(module.in_channels * taps) ** -0.5)
@@ -111,10 +111,11 @@ class Trainer:
                     f"which is {source.architecture} {source.widths()}"
                 )
             codec.load_state_dict(source.state_dict())
-        self.codec = codec.to(self.device, memory_format=torch.channels_last)
+        self.codec = codec.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizers = make_optimizers(self.codec, config)
         self.ema = {n: p.detach().clone() for n, p in self.codec.named_parameters()}
-        self.step, self.seconds = 0, 0.0
+        self.step: int = 0
+        self.seconds: float = 0.0
         if (run / "state.pt").exists():
             self._resume()
         else:
@@ -164,7 +165,7 @@ class Trainer:
         config = self.config
         final = self.step >= config.steps * (1 - config.final_fraction)
         side, count = (config.final_crop, max(1, config.batch // 4)) if final else (config.crop, config.batch)
-        torch.manual_seed(hash((config.seed, self.step, self.rank)) & 0x7FFFFFFF)
+        torch.manual_seed(((config.seed * 1_000_003 + self.step) * 8191 + self.rank) % 2**31)
         x = self.source.batch(self.step, count, side)
         x = x.to(self.device, memory_format=torch.channels_last)
         factor = schedule(self.step, config)

@@ -47,7 +47,9 @@ class QuantizeConfig:
             raise UsageError(f"activation bits must be 4..15, got {self.activation_bits}")
         for name in ("weight_range", "activation_range"):
             if getattr(self, name) not in RANGE_RULES:
-                raise UsageError(f"{name} must be one of {', '.join(RANGE_RULES)}, got {getattr(self, name)!r}")
+                raise UsageError(
+                    f"{name} must be one of {', '.join(RANGE_RULES)}, got {getattr(self, name)!r}"
+                )
         if self.granularity not in GRANULARITIES:
             raise UsageError(f"granularity must be tensor or channel, got {self.granularity!r}")
         if self.rounding not in ROUNDINGS:
@@ -62,7 +64,9 @@ class QuantizeConfig:
     def from_json(cls, data: dict[str, Any]) -> QuantizeConfig:
         fields = dict(data)
         if (version := fields.pop("version", None)) != CONFIG_VERSION:
-            raise UsageError(f"quantization config has version {version!r}, this release reads {CONFIG_VERSION}")
+            raise UsageError(
+                f"quantization config has version {version!r}, this release reads {CONFIG_VERSION}"
+            )
         try:
             return cls(**fields)
         except TypeError as error:

@@ -40,17 +40,18 @@ HEADROOM = 1.5
 ENTROPY_PATH_BITS = 7
 
 
-def _pairs(network: nn.Sequential) -> list[tuple[int, nn.Module, nn.Module | None]]:
+def _pairs(network: nn.Sequential) -> list[tuple[int, nn.Conv2d | nn.ConvTranspose2d, nn.Module | None]]:
     """``(index of the convolution, convolution, nonlinearity after it or None)`` in order."""
     modules = list(network)
     pairs, i = [], 0
     while i < len(modules):
         after = modules[i + 1] if i + 1 < len(modules) else None
-        if not isinstance(modules[i], nn.Conv2d | nn.ConvTranspose2d):
-            raise BadModel(f"cannot quantize {type(modules[i]).__name__} where a convolution is expected")
+        module = modules[i]
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            raise BadModel(f"cannot quantize {type(module).__name__} where a convolution is expected")
         if after is not None and isinstance(after, nn.Conv2d | nn.ConvTranspose2d):
             after = None
-        pairs.append((i, modules[i], after))
+        pairs.append((i, module, after))
         i += 1 if after is None else 2
     return pairs
 

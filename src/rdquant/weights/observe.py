@@ -31,7 +31,9 @@ class Observed:
         """Take note of a tensor and keep at most ``keep`` of its positions."""
         rows = t.detach().float().permute(0, 2, 3, 1).reshape(-1, t.shape[1])
         if not bool(torch.isfinite(rows).all()):
-            raise CalibrationError("an activation is not finite; the model or a calibration picture is broken")
+            raise CalibrationError(
+                "an activation is not finite; the model or a calibration picture is broken"
+            )
         low, high = rows.amin(0), rows.amax(0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)

@@ -56,9 +56,9 @@ def columns(module: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, phase: Tensor) ->
 
     Columns run over channels, then taps in the order of ``phase``.
     """
-    k, s, p = module.kernel_size[0], module.stride[0], module.padding[0]
+    k, s = module.kernel_size[0], module.stride[0]
     if isinstance(module, nn.Conv2d):
-        return F.unfold(x, k, stride=s, padding=p)[0].T
+        return F.unfold(x, k, stride=s, padding=k // 2)[0].T
     # output o = s * i + t - p: for one phase, taps t apart by s read inputs one apart
     rows, cols = torch.unique(phase // k), torch.unique(phase % k)
     n, m = len(rows), len(cols)

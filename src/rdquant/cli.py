@@ -1,0 +1,334 @@
+"""The command line: one thin command per verb. ``rdquant --help`` teaches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__, console, zoo
+from .errors import RdquantError, UsageError
+
+app = typer.Typer(
+    help="Make a trained learned image codec shippable: integer, small, reproducible.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+#: what the zoo's index says of Kodak
+MEASURED = ("bpp", "psnr", "ms_ssim")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A model file or a zoo name (`rdquant zoo`).")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"rdquant {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command("zoo")
+def zoo_command(as_json: Json = False) -> None:
+    """List the models shipped with rdquant and their measured rate-distortion on Kodak."""
+    index = zoo.index()
+    if as_json:
+        console.show_json(index)
+        return
+    columns = ("name", "kind", "lambda", "bpp", "PSNR dB", "MS-SSIM", "bytes", "fingerprint")
+    rows = [
+        (name, e["kind"], e["lambda"], *map(e["kodak"].get, MEASURED), e["bytes"], e["fingerprint"])
+        for name, e in index.items()
+    ]
+    console.show_table("zoo (Kodak means, real files)", columns, rows)
+
+
+@app.command("import")
+def import_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A CompressAI checkpoint: .pth, .pth.tar or .safetensors.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")],
+    half: Annotated[bool, typer.Option(help="Store float16 instead of float32.")] = False,
+) -> None:
+    """Turn a CompressAI checkpoint into a model file. Nothing in it is executed."""
+    from .codecs.checkpoint import import_checkpoint
+    from .files.models import save_float
+
+    codec = import_checkpoint(checkpoint)
+    save_float(codec, out, {"imported": checkpoint.name}, half=half)
+    console.say(f"{out}: {codec.architecture}, N={codec.N}, M={codec.M}")
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path, typer.Option(help="Folder of training pictures; a CSV with file,split is honoured.")
+    ],
+    run: Annotated[Path, typer.Option(help="Run folder; an existing one is resumed.")],
+    lambda_: Annotated[float, typer.Option("--lambda", help="Weight of 255^2 * MSE against bpp.")] = 0.013,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with any training options; others override it.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any option of TrainConfig, as NAME=JSON.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Float model file to start from.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Length of the run.")] = None,
+) -> None:
+    """Train a float codec, or resume the run in a folder. Under `torchrun`, data-parallel.
+
+    Options: `--set` takes architecture, N, M, batch, crop, optimizer, lr, decay, ema, bf16, compile, ...
+    """
+    from .train import TrainConfig, Trainer
+
+    stored = run / "config.json"
+    if stored.exists() and config is None and not set_ and steps is None:
+        options = TrainConfig.load(stored)
+    else:
+        fields: dict[str, Any] = {"lambda_": lambda_}
+        if config is not None:
+            fields.update(TrainConfig.load(config).to_json())
+            fields.pop("version")
+        if steps is not None:
+            fields["steps"] = steps
+        for item in set_ or []:
+            name, separator, value = item.partition("=")
+            if not separator:
+                raise UsageError(f"--set takes NAME=VALUE, got {item!r}")
+            try:
+                fields[name] = json.loads(value)
+            except ValueError:
+                fields[name] = value
+        unknown = set(fields) - {f.name for f in dataclasses.fields(TrainConfig)}
+        if unknown:
+            raise UsageError(f"unknown training option(s): {', '.join(sorted(unknown))}")
+        options = TrainConfig(**fields)
+    trainer = Trainer(options, run, data, init)
+    with console.progress(f"train lambda {options.lambda_:g}") as update:
+
+        def report(step: int, line: dict[str, Any]) -> None:
+            note = f"loss {line['loss']:.3f}  {line['bpp']:.3f} bpp  {line['psnr']:.2f} dB"
+            update(step, options.steps, note)
+
+        trainer.run(report)
+    console.say(f"{run / 'model.safetensors'} after {trainer.step} steps, {trainer.seconds:.0f} s")
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    calib: Annotated[Path, typer.Option(help="Folder of calibration pictures.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
+    weights: Annotated[int, typer.Option(help="Bits of a weight, 2..16 (h_s: at most 7).")] = 8,
+    activations: Annotated[int, typer.Option(help="Bits of an activation, 4..15.")] = 8,
+    weight_range: Annotated[str, typer.Option(help="minmax, percentile or mse.")] = "mse",
+    activation_range: Annotated[str, typer.Option(help="minmax, percentile or mse.")] = "mse",
+    granularity: Annotated[str, typer.Option(help="Scales of activations: tensor or channel.")] = "channel",
+    rounding: Annotated[str, typer.Option(help="nearest or compensated.")] = "compensated",
+    images: Annotated[int, typer.Option(help="How many calibration pictures to use.")] = 16,
+    side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
+) -> None:
+    """Quantize a float codec to integers: every layer, static ranges, exact on every machine."""
+    from .files.models import load_float, save_integer
+    from .load import model_path
+    from .weights import QuantizeConfig, load_calibration
+    from .weights import quantize as run
+
+    config = QuantizeConfig(weights, activations, weight_range, activation_range, rounding, granularity)  # type: ignore[arg-type]
+    codec = load_float(model_path(model))
+    pictures = load_calibration(calib, images, side)
+    description = {
+        "parent": model if zoo.find(model) else Path(model).name,
+        "calibration_pictures": len(pictures),
+    }
+    with console.progress("calibrate") as update:
+        integer = run(codec, pictures, config, description, update)
+    save_integer(integer, out)
+    console.say(f"{out}: {out.stat().st_size} bytes, W{weights}A{activations}")
+
+
+@app.command()
+def encode(
+    image: Annotated[Path, typer.Argument(help="A picture of any size that Pillow reads.")],
+    model: Model = zoo.DEFAULT,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: the picture's name with .rdq.")
+    ] = None,
+) -> None:
+    """Compress a picture to an .rdq file."""
+    from .files.atomic import atomic_write
+    from .files.images import read_image
+    from .load import open_coder
+
+    rgb = read_image(image)
+    data = open_coder(model).encode(rgb)
+    target = out or image.with_suffix(".rdq")
+    with atomic_write(target) as handle:
+        handle.write(data)
+    console.say(f"{target}: {len(data)} bytes, {8 * len(data) / rgb[..., 0].size:.3f} bpp")
+
+
+@app.command()
+def decode(
+    file: Annotated[Path, typer.Argument(help="An .rdq file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: the file's name with .png.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Needed unless the zoo has the model.")
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.")] = 2**28,
+) -> None:
+    """Decode an .rdq file to a picture."""
+    from .files.container import Limits, read
+    from .files.images import write_image
+    from .load import coder_for, open_coder
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    limits = Limits(pixels=max_pixels)
+    header, _ = read(data, limits)
+    coder = open_coder(model) if model else coder_for(header.fingerprint)
+    target = out or file.with_suffix(".png")
+    write_image(target, coder.decode(data, limits))
+    console.say(f"{target}: {header.width}x{header.height}")
+
+
+@app.command("inspect")
+def inspect_command(
+    target: Annotated[str, typer.Argument(help="An .rdq file, a model file or a zoo name.")],
+    as_json: Json = False,
+) -> None:
+    """Show what is in a file: every header field, or every layer of a model."""
+    from .files import inspect
+    from .load import model_path
+
+    path = model_path(target)
+    image = inspect.is_container(path)
+    found = inspect.inspect_container(path) if image else inspect.inspect_model(path)
+    if as_json:
+        console.show_json(found)
+        return
+    rows = found.pop("rows")
+    columns = inspect.CONTAINER_COLUMNS if image else inspect.MODEL_COLUMNS
+    for key, value in found.items():
+        print(f"{key}: {json.dumps(value) if isinstance(value, dict) else value}")
+    console.show_table("", columns, rows)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="A model; give it again for more points.")
+    ],
+    images: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the curve.")] = "rdquant",
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's.")] = None,
+    check: Annotated[bool, typer.Option(help="Compare each decoded file with the forward pass.")] = True,
+) -> None:
+    """Code a folder of pictures to real files, decode them, and measure rate, quality and time."""
+    from .evaluate import Curve, Point, machine
+    from .evaluate import evaluate as run
+    from .files.images import list_images
+    from .load import open_coder
+
+    files = list_images(images)
+    points = []
+    for m in model:
+        coder = open_coder(m)
+        with console.progress(m) as update:
+            results = run(coder, files, check, update)
+        points.append(Point(m, coder.describe(), results))
+    command = " ".join(["rdquant evaluate", *(f"-m {m}" for m in model), f"--images {images.name}"])
+    curve = Curve(name, dataset or images.name, points, {"command": command, "machine": machine()})
+    if json_out is not None:
+        curve.save(json_out)
+    columns = ("model", "bpp", "estimated", "PSNR dB", "MS-SSIM", "encode s", "decode s")
+    rows = [[p.label, p.bpp, p.bpp_estimated, p.psnr, p.ms_ssim, p.encode_s, p.decode_s] for p in points]
+    console.show_table(f"{curve.dataset}, {len(files)} pictures, means", columns, rows)
+
+
+@app.command()
+def bdrate(
+    anchor: Annotated[Path, typer.Argument(help="Result file of the anchor.")],
+    test: Annotated[Path, typer.Argument(help="Result file of the tested codec.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two curves: BD-rate by PCHIP and Akima, on PSNR and MS-SSIM."""
+    from .evaluate import Curve, bd_rate, bd_rate_per_image
+    from .evaluate.bdrate import BDRate
+
+    a, t = Curve.load(anchor), Curve.load(test)
+    results: list[tuple[str, BDRate]] = [("mean curve", bd_rate(a, t))]
+    for label, compute in (
+        ("mean curve", lambda: bd_rate(a, t, method="akima")),
+        ("per picture", lambda: bd_rate_per_image(a, t)),
+        ("mean curve", lambda: bd_rate(a, t, "ms_ssim_db")),
+    ):
+        try:
+            results.append((label, compute()))
+        except RdquantError as error:
+            console.say(f"left out: {error}")
+    if as_json:
+        console.show_json([{"aggregation": label, **dataclasses.asdict(r)} for label, r in results])
+        return
+    rows = [
+        (
+            r.metric,
+            r.method,
+            label,
+            f"{r.percent:+.2f} %",
+            f"{r.low:.2f}..{r.high:.2f} dB",
+            r.anchor_points,
+            r.test_points,
+        )
+        for label, r in results
+    ]
+    columns = ("metric", "interpolation", "aggregation", "BD-rate", "overlap", "anchor points", "test points")
+    console.show_table(f"{t.name} against {a.name}, {t.dataset}", columns, rows)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for files and the report.")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Quantize the bundled codec, code photographs to real files, decode them, and write a report."""
+    from .study.demo import COLUMNS, run_demo
+
+    with console.progress("demo") as update:
+        rows, report = run_demo(out, update)
+    if as_json:
+        console.show_json([dict(zip(COLUMNS, row, strict=True)) for row in rows])
+    else:
+        console.show_table("photographs through the quantized codec (real files)", COLUMNS, rows)
+    console.say(f"report: {report}")
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line and exit code 2."""
+    try:
+        app()
+    except RdquantError as error:
+        console.error(str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

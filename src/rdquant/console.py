@@ -1,0 +1,75 @@
+"""What the command line shows: tables, progress with time left, and JSON beside every table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_OUT = Console()
+_ERR = Console(stderr=True)
+
+
+def error(message: str) -> None:
+    """One line on stderr."""
+    _ERR.print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """One line of progress or result, on stderr, so that stdout stays data."""
+    _ERR.print(_escape(message), soft_wrap=True, highlight=False)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout; numbers to the right."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(r[i], int | float) or r[i] is None for r in rows)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(format_cell(v) for v in row))
+    _OUT.print(table)
+
+
+def format_cell(value: Any) -> str:
+    """Floats to four significant places or so, None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1 else f"{value:.3f}" if abs(value) < 1000 else f"{value:.0f}"
+    return _escape(str(value))
+
+
+def show_json(data: Any) -> None:
+    """JSON on stdout."""
+    json.dump(data, sys.stdout, indent=1, default=str)
+    sys.stdout.write("\n")
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[..., None]]:
+    """A bar on stderr: the block calls ``update(done, total, note="")``."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=_ERR, transient=True) as bar:
+        task = bar.add_task(label, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,147 @@
+"""Results as data: what was measured of each picture, and how, in versioned JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import CurveError
+from ..files.atomic import atomic_write
+from .metrics import ms_ssim_db
+
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One picture through one codec at one setting."""
+
+    name: str
+    width: int
+    height: int
+    bytes: int  #: of the whole file, header included
+    bpp: float  #: 8 * bytes / pixels
+    bpp_estimated: float | None  #: ideal code length under the coding tables, without any header
+    psnr: float
+    ms_ssim: float | None
+    encode_s: float | None
+    decode_s: float | None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return fmean(known) if known else None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting over a set of pictures. Means are means of per-picture values."""
+
+    label: str
+    model: dict[str, Any]
+    images: list[ImageResult]
+
+    @property
+    def bpp(self) -> float:
+        return fmean(i.bpp for i in self.images)
+
+    @property
+    def psnr(self) -> float:
+        return fmean(i.psnr for i in self.images)
+
+    @property
+    def ms_ssim(self) -> float | None:
+        return _mean([i.ms_ssim for i in self.images])
+
+    @property
+    def ms_ssim_db(self) -> float | None:
+        return _mean([None if i.ms_ssim is None else ms_ssim_db(i.ms_ssim) for i in self.images])
+
+    @property
+    def bpp_estimated(self) -> float | None:
+        return _mean([i.bpp_estimated for i in self.images])
+
+    @property
+    def encode_s(self) -> float | None:
+        return _mean([i.encode_s for i in self.images])
+
+    @property
+    def decode_s(self) -> float | None:
+        return _mean([i.decode_s for i in self.images])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A codec's points on one data set, and everything needed to read them right."""
+
+    name: str
+    dataset: str
+    points: list[Point]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write JSON: means beside the per-picture values they come from, six significant digits."""
+        data = {"version": RESULT_VERSION, "name": self.name, "dataset": self.dataset, "meta": self.meta}
+        rows = []
+        for p in self.points:
+            means = {
+                k: getattr(p, k) for k in ("bpp", "bpp_estimated", "psnr", "ms_ssim", "encode_s", "decode_s")
+            }
+            images = [_rounded(dataclasses.asdict(i)) for i in p.images]
+            rows.append({"label": p.label, "model": p.model, "mean": _rounded(means), "images": images})
+        text = json.dumps({**data, "points": rows}, indent=1, default=str)
+        # one picture a line
+        text = text.replace(",\n     ", ", ").replace("{\n     ", "{").replace("\n    }", "}")
+        with atomic_write(path) as handle:
+            handle.write(text.encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Curve:
+        """Raises `CurveError` for a missing, damaged or foreign file."""
+        try:
+            data = json.loads(path.read_text())
+            if data["version"] != RESULT_VERSION:
+                raise CurveError(f"{path} has result version {data['version']!r}, not {RESULT_VERSION}")
+            points = [
+                Point(p["label"], p["model"], [ImageResult(**i) for i in p["images"]]) for p in data["points"]
+            ]
+            return cls(data["name"], data["dataset"], points, data["meta"])
+        except OSError as error:
+            raise CurveError(f"cannot read {path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, CurveError):
+                raise
+            raise CurveError(f"{path} is not a result file of `rdquant evaluate`: {error}") from None
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the measuring machine is, without names or paths."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "rdquant": __version__,
+        "date": datetime.date.today().isoformat(),
+    }

@@ -1,0 +1,58 @@
+"""Figures, with matplotlib (extra `report`)."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from ..errors import UsageError
+from ..evaluate import Curve
+from ..evaluate.bdrate import Metric
+
+_LABELS = {"psnr": "PSNR (dB)", "ms_ssim_db": "MS-SSIM (dB)"}
+_COLOURS = ("#1f5fa8", "#d1495b", "#5b8c3a", "#8a5aa8", "#c98a1b", "#3c8f8f", "#777777")
+_MARKERS = "osD^v<>"
+
+
+def rd_figure(curves: list[Curve], metric: Metric = "psnr", title: str = "") -> Any:
+    """Rate-distortion curves, one per `Curve`; returns a matplotlib figure.
+
+    Raises `UsageError` when matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise UsageError("figures need matplotlib: pip install 'rdquant[report]'") from None
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), dpi=130)
+    for i, curve in enumerate(curves):
+        points = sorted((p.bpp, getattr(p, metric)) for p in curve.points if getattr(p, metric) is not None)
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                marker=_MARKERS[i % len(_MARKERS)],
+                color=_COLOURS[i % len(_COLOURS)],
+                label=curve.name,
+                linewidth=1.6,
+                markersize=5,
+            )
+    axes.set_xlabel("rate (bpp, whole files)")
+    axes.set_ylabel(_LABELS[metric])
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def to_png(figure: Any) -> bytes:
+    """The figure as a PNG file; the figure is closed."""
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    pyplot.close(figure)
+    return buffer.getvalue()

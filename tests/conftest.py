@@ -1,0 +1,42 @@
+"""Shared fixtures: a photograph, and small codecs that are quick to quantize."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rdquant.codecs import FloatCodec, build
+from rdquant.train.loop import initialise
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """A real photograph, (512, 512, 3) uint8; synthetic when scikit-image is missing."""
+    try:
+        from skimage.data import astronaut
+
+        return astronaut()
+    except ImportError:
+        y, x = np.mgrid[:512, :512]
+        waves = [127 + 60 * np.sin(x / (9 + 7 * c)) + 60 * np.cos(y / (23 - 5 * c)) for c in range(3)]
+        return np.stack(waves, 2).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def small_codec(architecture: str, N: int = 8, M: int = 12) -> FloatCodec:
+    """An untrained codec whose latents are lively enough to code."""
+    torch.manual_seed(1)
+    codec = build(architecture, N, M)
+    initialise(codec)
+    with torch.no_grad():
+        codec.g_a[-1].weight.mul_(20)
+        codec.g_s[0].weight.mul_(0.05)
+        if codec.has_hyperprior:
+            codec.h_s[-1 if codec.has_means else -2].bias.add_(1.0)
+    codec.entropy_bottleneck.solve_quantiles()
+    return codec.eval()
