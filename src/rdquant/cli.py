@@ -130,7 +130,7 @@ def train(
 @app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
-    calib: Annotated[Path, typer.Option(help="Folder of calibration pictures.")],
+    calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
     weights: Annotated[int, typer.Option(help="Bits of a weight, 2..16 (h_s: at most 7).")] = 8,
     activations: Annotated[int, typer.Option(help="Bits of an activation, 4..15.")] = 8,
@@ -139,17 +139,19 @@ def quantize(
     granularity: Annotated[str, typer.Option(help="Scales of activations: tensor or channel.")] = "channel",
     rounding: Annotated[str, typer.Option(help="nearest or compensated.")] = "compensated",
     images: Annotated[int, typer.Option(help="How many calibration pictures to use.")] = 16,
+    split: Annotated[str | None, typer.Option(help="Only this split of the folder's CSV, e.g. val.")] = None,
     side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
 ) -> None:
     """Quantize a float codec to integers: every layer, static ranges, exact on every machine."""
     from .files.models import load_float, save_integer
+    from .files.split import split_files
     from .load import model_path
     from .weights import QuantizeConfig, load_calibration
     from .weights import quantize as run
 
     config = QuantizeConfig(weights, activations, weight_range, activation_range, rounding, granularity)  # type: ignore[arg-type]
     codec = load_float(model_path(model))
-    pictures = load_calibration(calib, images, side)
+    pictures = load_calibration(split_files(calib, split), images, side)
     description = {
         "parent": model if zoo.find(model) else Path(model).name,
         "calibration_pictures": len(pictures),

@@ -1,42 +1,18 @@
 """Training pictures: decoded once into memory, cropped and flipped at random.
 
-A folder of pictures, optionally with a CSV that has the columns ``file`` and ``split``
-(``train``/``val``). Which crop a step sees depends only on ``(seed, step, rank)``, so a resumed run
+Which crop a step sees depends only on ``(seed, step, rank)``, so a resumed run
 sees the same pictures as one that was never stopped.
 """
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import TrainingError
-from ..files.images import list_images, read_image
-
-
-def split_files(folder: Path, split: str) -> list[Path]:
-    """The pictures of one split, sorted. Without a CSV, every 20th picture is the val split.
-
-    Raises `TrainingError` when there is nothing to read.
-    """
-    if not folder.is_dir():
-        raise TrainingError(f"no such folder: {folder}")
-    for table in sorted(folder.glob("*.csv")):
-        with table.open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        if rows and {"file", "split"} <= set(rows[0]):
-            files = sorted(folder / row["file"] for row in rows if row["split"] == split)
-            break
-    else:
-        pictures = list_images(folder)
-        files = [p for i, p in enumerate(pictures) if (i % 20 == 0) == (split == "val")]
-    if not files:
-        raise TrainingError(f"{folder} has no pictures in the {split!r} split")
-    return files
+from ..files.images import read_image
 
 
 class CropSource:

@@ -24,8 +24,9 @@ from ..codecs import FloatCodec, build
 from ..errors import TrainingError
 from ..files.atomic import atomic_write
 from ..files.models import load_float, save_float
+from ..files.split import split_files
 from .config import TrainConfig
-from .data import CropSource, split_files
+from .data import CropSource
 from .muon import Muon
 
 #: called with (step, record) at every report

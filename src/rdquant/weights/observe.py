@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..codecs import FloatCodec
 from ..errors import CalibrationError
+from ..files.images import read_image
 from ..pixels import pad_to, to_tensor
 from .rounding import gram_matrices
 
@@ -114,14 +115,11 @@ def observe(
     return seen
 
 
-def load_calibration(folder: Path, count: int, side: int) -> list[np.ndarray]:
-    """Centre crops of at most ``side`` a side from ``count`` pictures spread evenly over a folder."""
-    from ..files.images import list_images, read_image
-
-    files = list_images(folder)
-    chosen = [files[i * len(files) // min(count, len(files))] for i in range(min(count, len(files)))]
+def load_calibration(files: list[Path], count: int, side: int) -> list[np.ndarray]:
+    """Centre crops of at most ``side`` a side from ``count`` pictures spread evenly over ``files``."""
+    count = min(count, len(files))
     crops = []
-    for path in chosen:
+    for path in (files[i * len(files) // count] for i in range(count)):
         p = read_image(path)
         top, left = max(0, (p.shape[0] - side) // 2), max(0, (p.shape[1] - side) // 2)
         crops.append(p[top : top + side, left : left + side])

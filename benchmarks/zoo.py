@@ -1,0 +1,99 @@
+"""Build the zoo: store trained codecs as float16, quantize them, measure both on Kodak, write the index.
+
+    python benchmarks/zoo.py --model 0.0130=RUN/model.safetensors ... --calib TRAIN --images KODAK
+
+Calibrates on the val split of the training folder; the test set is only measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rdquant import zoo
+from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
+from rdquant.files.images import list_images
+from rdquant.files.models import load_float, save_float, save_integer
+from rdquant.files.split import split_files
+from rdquant.load import open_coder
+from rdquant.weights import QuantizeConfig, load_calibration, quantize
+
+FAMILY = "mean-scale-s"
+CALIBRATION_PICTURES = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", nargs="+", required=True, metavar="LAMBDA=FILE")
+    parser.add_argument("--calib", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--dataset", default="kodak")
+    parser.add_argument("--out-dir", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    folder = Path(zoo.__file__).parent
+    crops = load_calibration(split_files(args.calib, "val"), CALIBRATION_PICTURES, 256)
+    files = list_images(args.images)
+    points: dict[str, list[Point]] = {"float": [], "integer": []}
+    index = {}
+    config = QuantizeConfig()
+    for item in args.model:
+        lam, _, path = item.partition("=")
+        name = f"{FAMILY}-{lam.split('.')[1]:0<4}"
+        codec = load_float(Path(path))
+        save_float(codec, folder / f"{name}.safetensors", {"lambda": float(lam)})
+        codec = load_float(folder / f"{name}.safetensors")
+        about = {"lambda": float(lam), "parent": name, "calibration_pictures": len(crops)}
+        save_integer(quantize(codec, crops, config, about), folder / f"{name}-w8a8.safetensors")
+        for kind, model in (("float", name), ("integer", f"{name}-w8a8")):
+            file = folder / f"{model}.safetensors"
+            coder = open_coder(str(file))
+            point = Point(model, coder.describe(), evaluate(coder, files))
+            points[kind].append(point)
+            print(f"{model:26} {point.bpp:.4f} bpp {point.psnr:.3f} dB {point.ms_ssim:.4f}", flush=True)
+            index[model] = {
+                "file": file.name,
+                "kind": kind,
+                "architecture": codec.architecture,
+                **codec.widths(),
+                "lambda": float(lam),
+                "fingerprint": coder.fingerprint.hex(),
+                "bytes": file.stat().st_size,
+                "kodak": {
+                    k: float(f"{getattr(point, k):.5g}")
+                    for k in ("bpp", "psnr", "ms_ssim", "encode_s", "decode_s")
+                },
+            }
+    order = sorted(index.items(), key=lambda e: (e[1]["kind"], e[1]["lambda"]))
+    (folder / "index.json").write_text(json.dumps(dict(order), indent=1) + "\n")
+    curves = {}
+    command = f"python benchmarks/zoo.py --model ... --calib TRAIN --images {args.dataset.upper()}"
+    meta = {"command": command, "machine": machine()}
+    for kind, label in (("float", FAMILY), ("integer", f"{FAMILY}-w8a8")):
+        about = {} if kind == "float" else {
+            "weight_bits": "8 (h_s: 7), per output channel, symmetric", "activation_bits": 8,
+            "granularity": f"activations per {config.granularity}, static", "latents": "16-bit fixed point",
+            "scopes": "g_a, g_s, h_a, h_s, GDN, entropy tables", "config": config.to_json(),
+        }  # fmt: skip
+        ordered = sorted(points[kind], key=lambda p: p.bpp)
+        curves[kind] = Curve(label, args.dataset, ordered, {**meta, **about})
+        curves[kind].save(args.out_dir / f"{args.dataset}-{label}.json")
+    comparisons = {}
+    if len(args.model) > 1:
+        anchors = {"float parent": curves["float"]}
+        for codec_name in ("jpeg", "webp", "jpeg2000"):
+            path = args.out_dir / f"{args.dataset}-{codec_name}.json"
+            if path.exists():
+                anchors[codec_name] = Curve.load(path)
+        for anchor_name, anchor in anchors.items():
+            for kind in ("float", "integer"):
+                if anchor is not curves[kind]:
+                    result = bd_rate(anchor, curves[kind])
+                    comparisons[f"{curves[kind].name} against {anchor_name}"] = vars(result)
+                    print(f"{curves[kind].name} against {anchor_name}: {result.percent:+.2f} %")
+    summary = {"dataset": args.dataset, **meta, "bd_rate_psnr": comparisons}
+    (args.out_dir / f"{args.dataset}-zoo-bdrate.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

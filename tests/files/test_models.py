@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from conftest import small_codec
+from rdquant.codecs import ARCHITECTURES
+from rdquant.errors import BadModel, UnknownModel
+from rdquant.files.models import (
+    float_fingerprint,
+    integer_fingerprint,
+    load_float,
+    load_integer,
+    model_kind,
+    save_float,
+    save_integer,
+)
+from rdquant.weights import quantize
+
+
+@pytest.fixture(scope="module")
+def integer_file(tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray) -> Path:
+    path = tmp_path_factory.mktemp("models") / "q.safetensors"
+    save_integer(quantize(small_codec("mbt2018-mean"), [photo[:128, :128]]), path)
+    return path
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_float_round_trip(architecture: str, tmp_path: Path) -> None:
+    codec, path = small_codec(architecture), tmp_path / "m.safetensors"
+    save_float(codec, path, half=False)
+    assert model_kind(path) == "float"
+    assert float_fingerprint(load_float(path)) == float_fingerprint(codec)
+    save_float(codec, path)
+    assert float_fingerprint(load_float(path)) != float_fingerprint(codec)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_integer_round_trip(architecture: str, tmp_path: Path, photo: np.ndarray) -> None:
+    codec, path = quantize(small_codec(architecture), [photo[:128, :128]]), tmp_path / "q.safetensors"
+    save_integer(codec, path)
+    again = load_integer(path)
+    assert model_kind(path) == "integer"
+    assert integer_fingerprint(again) == integer_fingerprint(codec)
+    assert again.description == codec.description
+
+
+def test_infinite_in_half_precision_is_refused(tmp_path: Path) -> None:
+    codec = small_codec("bmshj2018-factorized")
+    with torch.no_grad():
+        codec.g_a[0].bias[0] = 1e6
+    with pytest.raises(BadModel, match=r"g_a\.0\.bias is not finite in float16"):
+        save_float(codec, tmp_path / "m.safetensors")
+
+
+def test_kinds_are_not_confused(integer_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match="needs a float one"):
+        load_float(integer_file)
+    save_float(small_codec("bmshj2018-factorized"), tmp_path / "m.safetensors")
+    with pytest.raises(BadModel, match="needs a quantized one"):
+        load_integer(tmp_path / "m.safetensors")
+
+
+def test_not_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with pytest.raises(UnknownModel):
+        load_integer(path)
+    path.write_bytes(b"no model")
+    with pytest.raises(BadModel, match="not a safetensors file"):
+        load_integer(path)
+    save_file({"a": torch.zeros(1)}, str(path))
+    with pytest.raises(BadModel, match="header"):
+        load_integer(path)
+
+
+def _edit(source: Path, target: Path, tensors: dict | None = None, structure: dict | None = None) -> None:
+    with safe_open(str(source), "pt") as handle:
+        header = json.loads(handle.metadata()["rdquant"])
+        data = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+    for name, change in (tensors or {}).items():
+        if change is None:
+            del data[name]
+        else:
+            data[name] = change(data[name])
+    header["structure"].update(structure or {})
+    save_file(data, str(target), {"rdquant": json.dumps(header)})
+
+
+def _at(index: int, value: int):  # type: ignore[no-untyped-def]
+    def change(t: torch.Tensor) -> torch.Tensor:
+        t = t.to(torch.int64).clone()
+        t.view(-1)[index] = value
+        return t
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("tensors", "structure", "message"),
+    [
+        ({"g_s.0.weight": None}, {}, r"g_s\.0\.weight"),
+        ({"g_s.0.weight": lambda t: t.float()}, {}, "integers only"),
+        ({"g_s.0.weight": lambda t: t[1:]}, {}, "channels"),
+        ({"g_s.0.weight": _at(0, 200)}, {}, "200"),
+        ({"h_s.0.weight": _at(0, 64)}, {}, "64"),
+        ({"g_a.0.bias": _at(0, 2**40)}, {}, r"2\^36"),
+        ({"y_tables.cdf": _at(3, 0)}, {}, "CDF"),
+        ({"z_tables.starts": _at(1, 10**6)}, {}, "starts"),
+        ({"thresholds": _at(3, 0)}, {}, "thresholds"),
+        ({"medians": _at(0, 2**20)}, {}, "medians"),
+        ({"g_a.0.gamma": _at(0, -1)}, {}, "gamma"),
+        ({"g_a.0.factor.shift": _at(0, 60)}, {}, "shift"),
+        ({}, {"fraction_bits": 40}, "fraction_bits"),
+        ({}, {"architecture": "other"}, "other"),
+        ({}, {"stages": {}}, "networks"),
+        ({}, {"stages": 3}, "bad structure"),
+        ({}, {"M": 13}, "13"),
+    ],
+)
+def test_every_lie_in_a_model_is_named(
+    tensors: dict, structure: dict, message: str, integer_file: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.safetensors"
+    _edit(integer_file, bad, tensors, structure)
+    with pytest.raises(BadModel, match=message):
+        load_integer(bad)
+
+
+def test_fingerprint_sees_every_integer(integer_file: Path, tmp_path: Path) -> None:
+    original = integer_fingerprint(load_integer(integer_file))
+    for name in ("g_a.0.bias", "g_s.2.gamma", "medians"):
+        with safe_open(str(integer_file), "pt") as handle:
+            first = int(handle.get_tensor(name).view(-1)[0])
+        _edit(integer_file, tmp_path / "m", {name: _at(0, first ^ 1)})
+        assert integer_fingerprint(load_integer(tmp_path / "m")) != original

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import small_codec
+from rdquant.codecs import ARCHITECTURES
+from rdquant.errors import CalibrationError, UsageError
+from rdquant.pixels import to_tensor
+from rdquant.weights import QuantizeConfig, observe, quantize, to_integer
+from rdquant.weights.observe import Observed
+from rdquant.weights.ranges import activation_format, quantize_weight, weight_scales
+from rdquant.weights.rounding import columns, compensated_round, phases
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_many_bits_approach_the_float_codec(architecture: str, photo: np.ndarray) -> None:
+    """At 12 bits nothing but arithmetic errors would be left: latents and picture stay close."""
+    codec, crop = small_codec(architecture), photo[128:256, 128:256]
+    errors = []
+    for bits in (12, 6):
+        integer = quantize(codec, [crop], QuantizeConfig(weight_bits=bits, activation_bits=bits))
+        with torch.no_grad():
+            y = codec.g_a(to_tensor(crop).float() / 255)
+        y_integer = integer.analysis(to_tensor(crop)) / 2.0**integer.fraction_bits
+        # one and the same latent through both syntheses
+        y_hat = torch.round(y)
+        with torch.no_grad():
+            x = codec.g_s(y_hat).clamp(0, 1) * 255
+        x_integer = integer.synthesis(y_hat * 2**integer.fraction_bits).float()
+        errors.append((float((y - y_integer).abs().mean() / y.std()), float((x - x_integer).abs().mean())))
+    assert errors[0][0] < 0.01 and errors[0][1] < 0.6  # rounding to 8-bit pixels alone is 0.25
+    assert errors[1][0] > 4 * errors[0][0]
+
+
+def test_entropy_parameters_follow_the_float_hyper_synthesis(photo: np.ndarray) -> None:
+    codec, crop = small_codec("mbt2018-mean"), photo[:256, :256]
+    integer = quantize(codec, [crop])
+    z = integer.hyper_analysis(integer.analysis(to_tensor(crop)))
+    _, means = integer.entropy_parameters(z)
+    with torch.no_grad():
+        z_hat = z.float() + codec.entropy_bottleneck.medians()
+        expected = codec.gaussian_parameters(z_hat)[1]
+    error = (means / 2.0**integer.fraction_bits - expected).abs().mean() / expected.std()
+    assert float(error) < 0.05
+
+
+@pytest.mark.parametrize("rule", ["minmax", "percentile", "mse"])
+def test_weight_rules_stay_in_their_bits(rule: str) -> None:
+    torch.manual_seed(0)
+    w = torch.randn(6, 300) * torch.tensor([1e-6, 1e-2, 1, 10, 1e3, 0]).reshape(-1, 1)
+    scales = weight_scales(w, 127, rule)  # type: ignore[arg-type]
+    q = quantize_weight(w, scales, 127)
+    assert int(q.abs().max()) <= 127 and torch.isfinite(scales).all()
+    error = (q * scales[:, None] - w)[:5].norm(dim=1) / w[:5].norm(dim=1)
+    assert float(error.max()) < 0.03
+
+
+def test_mse_beats_minmax_on_heavy_tails() -> None:
+    torch.manual_seed(0)
+    w = torch.distributions.StudentT(3.0).sample((8, 2000))
+    errors = {}
+    for rule in ("minmax", "mse"):
+        s = weight_scales(w, 7, rule)  # type: ignore[arg-type]
+        errors[rule] = float(((quantize_weight(w, s, 7) * s[:, None] - w) ** 2).sum())
+    assert errors["mse"] < 0.9 * errors["minmax"]
+
+
+def test_activation_formats_cover_and_centre() -> None:
+    seen = Observed()
+    seen.add(torch.linspace(-1, 3, 400).reshape(1, 2, 20, 10), 10_000, torch.Generator().manual_seed(0))
+    f = activation_format(seen, 8, "minmax", "tensor")
+    assert f.hi - f.lo == 255 and f.lo == round(-255 / 4)
+    assert float(f.scale[0] * f.hi) == pytest.approx(3, rel=0.01)
+    per_channel = activation_format(seen, 8, "minmax", "channel")
+    assert float(per_channel.scale[0]) < float(per_channel.scale[1])
+
+
+def test_silent_activation_is_an_error() -> None:
+    seen = Observed()
+    seen.add(torch.zeros(1, 2, 4, 4), 10, torch.Generator())
+    with pytest.raises(CalibrationError, match="always in"):
+        activation_format(seen, 8, "minmax", "tensor")
+    with pytest.raises(CalibrationError, match="no calibration pictures"):
+        observe(small_codec("bmshj2018-factorized"), [])
+
+
+@pytest.mark.parametrize("module", [nn.Conv2d(3, 4, 5, 2, 2), nn.ConvTranspose2d(3, 4, 5, 2, 2, 1)])
+def test_columns_times_taps_are_the_convolution(module: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    x = torch.randn(1, 3, 6, 7)
+    weight = module.weight.detach()
+    if isinstance(module, nn.ConvTranspose2d):
+        weight = weight.transpose(0, 1)
+    with torch.no_grad():
+        reference = (module(x) - module.bias.reshape(1, -1, 1, 1))[0].reshape(4, -1)
+    mine = torch.cat(
+        [columns(module, x, p) @ weight.flatten(2)[:, :, p].flatten(1).T for p in phases(module)]
+    )
+    # interior values must all be there; the borders of a transposed one also hold cropped positions
+    distance = (reference.T[:, None] - mine[None]).abs().amax(2).amin(1)
+    assert float(distance.max()) < 1e-5
+
+
+def test_compensated_rounding_beats_nearest_on_correlated_inputs() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4000, 10) @ torch.randn(10, 60) + 0.1 * torch.randn(4000, 60)
+    w = torch.randn(16, 60)
+    s = weight_scales(w, 7, "minmax")
+    nearest = quantize_weight(w, s, 7)
+    smart = compensated_round(w, s, x.T @ x, 7)
+    assert int(smart.abs().max()) <= 7
+    error = [float((((q * s[:, None]).float() - w) @ x.T).square().mean()) for q in (nearest, smart)]
+    assert error[1] < 0.3 * error[0]
+
+
+def test_config_round_trips_and_refuses() -> None:
+    config = QuantizeConfig(weight_bits=6, activation_range="minmax")
+    assert QuantizeConfig.from_json(config.to_json()) == config
+    for bad in ({"weight_bits": 1}, {"activation_bits": 16}, {"weight_range": "max"}, {"granularity": "row"}):
+        with pytest.raises(UsageError, match=str(next(iter(bad.values())))):
+            QuantizeConfig(**bad)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="version"):
+        QuantizeConfig.from_json({"version": 99})
+
+
+def test_conversion_is_a_function_of_its_inputs(photo: np.ndarray) -> None:
+    from rdquant.files.models import integer_fingerprint
+
+    codec, crop = small_codec("bmshj2018-hyperprior"), photo[:128, :128]
+    fingerprints = {
+        integer_fingerprint(to_integer(codec, observe(codec, [crop]), QuantizeConfig())) for _ in "ab"
+    }
+    assert len(fingerprints) == 1
