@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-_OUT = Console()
+#: a pipe has no width of its own; tables must not be cut there
+_OUT = Console(width=None if sys.stdout.isatty() else 160)
 _ERR = Console(stderr=True)
 
 

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from rdquant import zoo
+from rdquant.errors import UnknownModel
+from rdquant.load import coder_for, model_path, open_coder
+
+
+def test_every_entry_is_what_the_index_says() -> None:
+    assert zoo.DEFAULT in zoo.index()
+    for name, entry in zoo.index().items():
+        coder = open_coder(name)
+        assert coder.fingerprint.hex() == entry["fingerprint"], name
+        assert model_path(name).stat().st_size == entry["bytes"] < 5_000_000
+        assert (entry["N"], entry["M"]) == (coder.codec.N, coder.codec.M)
+
+
+def test_found_by_fingerprint() -> None:
+    entry = zoo.index()[zoo.DEFAULT]
+    assert coder_for(bytes.fromhex(entry["fingerprint"])).fingerprint.hex() == entry["fingerprint"]
+    with pytest.raises(UnknownModel, match="0000"):
+        coder_for(bytes(8))
+    with pytest.raises(UnknownModel, match="nope"):
+        open_coder("nope")
+
+
+def test_more_rate_is_more_quality(photo: np.ndarray) -> None:
+    from rdquant.evaluate import evaluate_image
+
+    for kind in ("float", "integer"):
+        names = [n for n, e in sorted(zoo.index().items(), key=lambda i: i[1]["lambda"]) if e["kind"] == kind]
+        results = [evaluate_image(open_coder(n), n, photo[:256, :256]) for n in names]
+        assert all(a.bytes < b.bytes and a.psnr < b.psnr for a, b in itertools.pairwise(results))
