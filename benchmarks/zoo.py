@@ -20,7 +20,7 @@ from rdquant.load import open_coder
 from rdquant.weights import QuantizeConfig, load_calibration, quantize
 
 FAMILY = "mean-scale-s"
-CALIBRATION_PICTURES = 16
+CALIBRATION_PICTURES = 48
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def quantize(
     activation_range: Annotated[str, typer.Option(help="minmax, percentile or mse.")] = "mse",
     granularity: Annotated[str, typer.Option(help="Scales of activations: tensor or channel.")] = "channel",
     rounding: Annotated[str, typer.Option(help="nearest or compensated.")] = "compensated",
-    images: Annotated[int, typer.Option(help="How many calibration pictures to use.")] = 16,
+    images: Annotated[int, typer.Option(help="How many calibration pictures to use.")] = 32,
     split: Annotated[str | None, typer.Option(help="Only this split of the folder's CSV, e.g. val.")] = None,
     side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
 ) -> None:

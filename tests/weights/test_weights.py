@@ -10,7 +10,7 @@ from rdquant.codecs import ARCHITECTURES
 from rdquant.errors import CalibrationError, UsageError
 from rdquant.pixels import to_tensor
 from rdquant.weights import QuantizeConfig, observe, quantize, to_integer
-from rdquant.weights.observe import Observed
+from rdquant.weights.calibration import Observed
 from rdquant.weights.ranges import activation_format, quantize_weight, weight_scales
 from rdquant.weights.rounding import columns, compensated_round, phases
 

@@ -1,8 +1,7 @@
 """Muon: momentum whose matrix is orthogonalized before it is applied (Jordan et al. 2024).
 
 Used for convolution kernels only. With updates scaled to the root-mean-square of Adam's (Liu et al.
-2025, arXiv 2502.16982) the same learning rate serves both. What it gives against Adam on two CPU
-cores is in benchmarks/results/optimizer.json.
+2025, arXiv 2502.16982) the same learning rate serves both. The zoo is trained with it.
 """
 
 from __future__ import annotations

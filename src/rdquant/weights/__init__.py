@@ -11,7 +11,7 @@ from ..codecs import FloatCodec
 from ..integer import IntegerCodec
 from .config import RANGE_RULES, QuantizeConfig, RangeRule
 from .convert import to_integer
-from .observe import load_calibration, observe
+from .calibration import load_calibration, observe
 
 __all__ = [
     "RANGE_RULES",

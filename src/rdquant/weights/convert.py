@@ -31,7 +31,7 @@ from ..integer.arithmetic import MULTIPLIER_BITS, ROOT_SHIFT, SQUARE_SHIFT, Mult
 from ..integer.stages import X_HI
 from ..latents import FIXED_HI, FIXED_LO
 from .config import QuantizeConfig
-from .observe import Calibration, Observed
+from .calibration import Calibration, Observed
 from .ranges import ActivationFormat, activation_format, quantize_weight, weight_scales
 from .rounding import round_kernel
 
@@ -168,7 +168,7 @@ def to_integer(
 ) -> IntegerCodec:
     """The integer codec, checked against the contract.
 
-    ``seen`` comes from `rdquant.weights.observe.observe`. Raises `BadModel` or `CalibrationError`.
+    ``seen`` comes from `rdquant.weights.calibration.observe`. Raises `BadModel` or `CalibrationError`.
     """
     hyper = codec.has_hyperprior
     fraction_bits = _fraction_bits(seen.tensors["y"])

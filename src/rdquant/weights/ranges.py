@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from .config import Granularity, RangeRule
-from .observe import Observed
+from .calibration import Observed
 
 PERCENTILE = 0.9999
 #: a channel's scale is at least this fraction of the tensor's
 CHANNEL_FLOOR = 1 / 64
 #: fractions of the whole range that the "mse" rule tries
-CLIP_GRID = torch.linspace(0.3, 1.0, 36, dtype=torch.float64)
+CLIP_GRID = torch.linspace(0.3, 1.0, 15, dtype=torch.float64)
 
 
 def weight_scales(weight: Tensor, limit: int, rule: RangeRule) -> Tensor:

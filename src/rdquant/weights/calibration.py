@@ -17,7 +17,7 @@ from ..pixels import pad_to, to_tensor
 from .rounding import gram_matrices
 
 #: positions kept of each tensor, over all pictures
-POSITIONS = 8_000
+POSITIONS = 60_000
 
 
 @dataclass
