@@ -149,7 +149,14 @@ def quantize(
     from .weights import QuantizeConfig, load_calibration
     from .weights import quantize as run
 
-    config = QuantizeConfig(weights, activations, weight_range, activation_range, rounding, granularity)  # type: ignore[arg-type]
+    config = QuantizeConfig(
+        weight_bits=weights,
+        activation_bits=activations,
+        weight_range=weight_range,  # type: ignore[arg-type]
+        activation_range=activation_range,  # type: ignore[arg-type]
+        rounding=rounding,  # type: ignore[arg-type]
+        granularity=granularity,  # type: ignore[arg-type]
+    )
     codec = load_float(model_path(model))
     pictures = load_calibration(split_files(calib, split), images, side)
     description = {

@@ -34,7 +34,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
         numeric = bool(rows) and all(isinstance(r[i], int | float) or r[i] is None for r in rows)
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(format_cell(v) for v in row))
+        table.add_row(*(_escape(format_cell(v)) for v in row))
     _OUT.print(table)
 
 
@@ -44,7 +44,7 @@ def format_cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.3f}" if abs(value) < 1000 else f"{value:.0f}"
-    return _escape(str(value))
+    return str(value)
 
 
 def show_json(data: Any) -> None:

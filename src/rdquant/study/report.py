@@ -46,10 +46,7 @@ class Report:
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-        cells = (
-            "".join(f"<td>{html.escape(format_cell(v).replace(chr(92), ''))}</td>" for v in row)
-            for row in rows
-        )
+        cells = ("".join(f"<td>{html.escape(format_cell(v))}</td>" for v in row) for row in rows)
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         self._body.append(f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>')
 

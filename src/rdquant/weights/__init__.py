@@ -9,9 +9,9 @@ import numpy as np
 
 from ..codecs import FloatCodec
 from ..integer import IntegerCodec
+from .calibration import load_calibration, observe
 from .config import RANGE_RULES, QuantizeConfig, RangeRule
 from .convert import to_integer
-from .calibration import load_calibration, observe
 
 __all__ = [
     "RANGE_RULES",

@@ -30,8 +30,8 @@ from ..integer import (
 from ..integer.arithmetic import MULTIPLIER_BITS, ROOT_SHIFT, SQUARE_SHIFT, Multiplier
 from ..integer.stages import X_HI
 from ..latents import FIXED_HI, FIXED_LO
-from .config import QuantizeConfig
 from .calibration import Calibration, Observed
+from .config import QuantizeConfig
 from .ranges import ActivationFormat, activation_format, quantize_weight, weight_scales
 from .rounding import round_kernel
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
-from .config import Granularity, RangeRule
 from .calibration import Observed
+from .config import Granularity, RangeRule
 
 PERCENTILE = 0.9999
 #: a channel's scale is at least this fraction of the tensor's

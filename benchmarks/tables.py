@@ -1,0 +1,90 @@
+"""Write the figures of README.md and docs from the JSON results: between the markers, nothing by hand.
+
+python benchmarks/tables.py           (--check: only say whether they are up to date)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import median
+
+from rdquant.evaluate import Curve
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def zoo() -> str:
+    """The zoo on Kodak, float and integers side by side."""
+    rows = [
+        "| model | float: bpp | PSNR | MS-SSIM | W8A8: bpp | PSNR | MS-SSIM | encode s | decode s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    floats, integers = (Curve.load(RESULTS / f"kodak-mean-scale-s{s}.json") for s in ("", "-w8a8"))
+    for f, q in zip(floats.points, integers.points, strict=True):
+        times = [median(getattr(i, k) or 0 for i in q.images) for k in ("encode_s", "decode_s")]
+        rows.append(
+            f"| {f.label} | {f.bpp:.3f} | {f.psnr:.2f} | {f.ms_ssim:.4f} "
+            f"| {q.bpp:.3f} | {q.psnr:.2f} | {q.ms_ssim:.4f} | {times[0]:.2f} | {times[1]:.2f} |"
+        )
+    m = integers.meta["machine"]
+    note = (
+        f"Kodak, 24 pictures, means; bpp of whole files. Times are medians on {m['cpu']}, {m['threads']} "
+        f"threads, {m['date']} (`kodak-mean-scale-s-w8a8.json`). W8A8: weights {integers.meta['weight_bits']}; "
+        f"{integers.meta['granularity']}; latents {integers.meta['latents']}; {integers.meta['scopes']}."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def bdrate() -> str:
+    """BD-rates of the zoo against its anchors."""
+    data = json.loads((RESULTS / "kodak-zoo-bdrate.json").read_text())
+    rows = ["| curve | BD-rate (PSNR) | overlap | points |", "|---|---|---|---|"]
+    for name, r in data["bd_rate_psnr"].items():
+        points = f"{r['test_points']} / {r['anchor_points']}"
+        rows.append(f"| {name} | {r['percent']:+.2f} % | {r['low']:.1f}..{r['high']:.1f} dB | {points} |")
+    note = (
+        "Kodak, mean curves of whole files, PCHIP. JPEG: Pillow, 4:2:0, optimized; WebP: Pillow, method 6; "
+        "JPEG 2000: OpenJPEG, 9/7. (`kodak-zoo-bdrate.json`)"
+    )
+    return "\n".join([*rows, "", note])
+
+
+def rans() -> str:
+    """Speed of the entropy coder."""
+    r = json.loads((RESULTS / "rans.json").read_text())
+    speed = r["million_symbols_per_second"]
+    return (
+        f"rANS, one thread, {r['symbols']:,} symbols at {r['bits_per_symbol']} bit: {speed['encode']:.0f} million "
+        f"symbols/s encoding, {speed['decode']:.0f} decoding (`rans.json`)."
+    )
+
+
+def updated(text: str) -> str:
+    """``text`` with every marked block made anew."""
+    makers = {"zoo": zoo, "bdrate": bdrate, "rans": rans}
+    return MARK.sub(lambda m: f"{m[1]}{makers[m[2]]()}\n{m[3]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text()
+        if (new := updated(text)) != text:
+            stale.append(path.name)
+            if not check:
+                path.write_text(new)
+    if check and stale:
+        sys.exit(f"figures are not those of the results: {', '.join(stale)}; run python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()
