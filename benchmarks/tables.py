@@ -35,8 +35,8 @@ def zoo() -> str:
     m = integers.meta["machine"]
     note = (
         f"Kodak, 24 pictures, means; bpp of whole files. Times are medians on {m['cpu']}, {m['threads']} "
-        f"threads, {m['date']} (`kodak-mean-scale-s-w8a8.json`). W8A8: weights {integers.meta['weight_bits']}; "
-        f"{integers.meta['granularity']}; latents {integers.meta['latents']}; {integers.meta['scopes']}."
+        f"threads, {m['date']} (`kodak-mean-scale-s-w8a8.json`). W8A8: weights "
+        f"{integers.meta['weight_bits']}; {integers.meta['granularity']}; latents {integers.meta['latents']}; {integers.meta['scopes']}."
     )
     return "\n".join([*rows, "", note])
 
@@ -60,8 +60,8 @@ def rans() -> str:
     r = json.loads((RESULTS / "rans.json").read_text())
     speed = r["million_symbols_per_second"]
     return (
-        f"rANS, one thread, {r['symbols']:,} symbols at {r['bits_per_symbol']} bit: {speed['encode']:.0f} million "
-        f"symbols/s encoding, {speed['decode']:.0f} decoding (`rans.json`)."
+        f"rANS, one thread, {r['symbols']:,} symbols at {r['bits_per_symbol']} bit: "
+        f"{speed['encode']:.0f} million symbols/s encoding, {speed['decode']:.0f} decoding (`rans.json`)."
     )
 
 
