@@ -36,7 +36,8 @@ def zoo() -> str:
     note = (
         f"Kodak, 24 pictures, means; bpp of whole files. Times are medians on {m['cpu']}, {m['threads']} "
         f"threads, {m['date']} (`kodak-mean-scale-s-w8a8.json`). W8A8: weights "
-        f"{integers.meta['weight_bits']}; {integers.meta['granularity']}; latents {integers.meta['latents']}; {integers.meta['scopes']}."
+        f"{integers.meta['weight_bits']}; {integers.meta['granularity']}; "
+        f"latents {integers.meta['latents']}; {integers.meta['scopes']}."
     )
     return "\n".join([*rows, "", note])
 
