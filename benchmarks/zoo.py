@@ -20,7 +20,7 @@ from rdquant.load import open_coder
 from rdquant.weights import QuantizeConfig, load_calibration, quantize
 
 FAMILY = "mean-scale-s"
-CALIBRATION_PICTURES = 48
+CALIBRATION_PICTURES = 96
 
 
 def main() -> None:

@@ -28,6 +28,17 @@ def test_found_by_fingerprint() -> None:
         open_coder("nope")
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (63, 65), (517, 389)])
+def test_any_size_decodes_to_the_forward_pass(size: tuple[int, int], photo: np.ndarray) -> None:
+    from rdquant.evaluate import evaluate_image
+
+    rgb = np.pad(photo, ((0, 5), (0, 0), (0, 0)), "wrap")[: size[0], : size[1]]
+    result = evaluate_image(open_coder(zoo.DEFAULT), "photo", rgb)  # raises where a pixel differs
+    assert result.bpp_estimated is not None
+    estimate = result.bpp_estimated * rgb.shape[0] * rgb.shape[1] / 8
+    assert result.bytes <= 1.01 * estimate + 48  # two streams end in whole 32-bit words
+
+
 def test_more_rate_is_more_quality(photo: np.ndarray) -> None:
     from rdquant.evaluate import evaluate_image
 
