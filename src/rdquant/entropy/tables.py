@@ -152,7 +152,7 @@ def scale_table(levels: int = 64, lowest: float = 0.11, highest: float = 256.0) 
 def scale_boundaries(scales: np.ndarray) -> np.ndarray:
     """Where one scale's table gives way to the next: geometric means, ``(levels - 1,)``.
 
-    CompressAI takes the next larger scale instead, which costs about 0.3 % of the rate.
+    CompressAI takes the next larger scale instead, which costs some rate.
     """
     return np.sqrt(scales[1:] * scales[:-1])
 
