@@ -30,6 +30,8 @@ INDEX_MEAN, INDEX_SPREAD = 14.5, 9.0
 
 def compressai_coder() -> Any | None:
     folder = os.environ.get("RDQUANT_COMPRESSAI_DIR")
+    if folder is None and (package := importlib.util.find_spec("compressai")) is not None:
+        folder = next(iter(package.submodule_search_locations or ()), None)
     library = next(Path(folder).glob("ans.*.so"), None) if folder else None
     if library is None:
         return None

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +32,35 @@ def test_quantized_pmf_is_a_cdf_without_empty_intervals(weights: list[float]) ->
     assert np.abs(np.diff(cdf)[large] / 65536 - pmf[large]).max(initial=0) < 0.002
 
 
-@pytest.mark.parametrize("bad", [[np.nan, 0.5], [-0.1, 1.1], [1.0], [0.0, 0.0]])
+def test_quantized_pmf_is_compressais(rng: np.random.Generator) -> None:
+    folder = os.environ.get("RDQUANT_COMPRESSAI_DIR")
+    if folder is None:
+        package = importlib.util.find_spec("compressai")
+        folder = next(iter((package and package.submodule_search_locations) or ()), "/nonexistent")
+    library = next(Path(folder).glob("_CXX.*.so"), None)
+    if library is None:
+        pytest.skip("compressai is not installed")
+    spec = importlib.util.spec_from_file_location("_CXX", library)
+    assert spec and spec.loader
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    for concentration in (0.01, 0.1, 1.0, 10.0):
+        for _ in range(200):
+            pmf = rng.dirichlet(np.full(int(rng.integers(2, 300)), concentration)).astype(np.float32)
+            assert quantize_pmf(pmf).tolist() == native.pmf_to_quantized_cdf(pmf.tolist(), 16)
+    for scale in scale_table():
+        distance = np.arange(-3 * int(scale) - 3, 3 * int(scale) + 4) / scale
+        pmf = (np.exp(-0.5 * distance**2) / (scale * np.sqrt(2 * np.pi))).astype(np.float32)
+        assert quantize_pmf(pmf).tolist() == native.pmf_to_quantized_cdf(pmf.tolist(), 16)
+
+
+def test_quantize_pmf_rounds_in_float64() -> None:
+    """Fixed: tables rebuilt at load must stay those that existing files were coded with."""
+    pmf = np.array([32768, 10.5 - 1e-9, 32758]) / 65536  # 10.5 in float32, which would give 11
+    assert np.diff(quantize_pmf(pmf)).tolist() == [32768, 10, 32758]
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 0.5], [-0.1, 1.1], [1.0], [0.0, 0.0], [1e300, 1.0], [np.inf, 1.0]])
 def test_quantize_pmf_refuses_what_is_no_probability(bad: list[float]) -> None:
     with pytest.raises(BadModel):
         quantize_pmf(np.array(bad))
@@ -53,8 +84,12 @@ def test_bits_match_a_hand_calculation() -> None:
     tables = pmf_tables([np.array([0.5, 0.25])], [-3], [0.25])
     tables.validate()
     assert tables.bits(np.array([-3, -2]), np.array([0, 0])) == pytest.approx(3.0, abs=1e-3)
-    # escape: 2 bits for the interval, a nibble for the count, one for the value 2 * 0
-    assert tables.bits(np.array([0]), np.array([0])) == pytest.approx(2 + 4 + 4, abs=4.1)
+    # escapes: 2 bits for the interval, a nibble for the count, and those of 2 v above, -2 v - 1 below
+    for symbol, nibbles in [(-1, 0), (0, 1), (7, 2), (-4, 1), (-11, 1), (-12, 2)]:
+        bits = tables.bits(np.array([symbol]), np.array([0]))
+        assert bits == pytest.approx(2 + 4 + 4 * nibbles, abs=1e-3), symbol
+    with pytest.raises(UsageError, match="2 symbols"):
+        tables.bits(np.zeros(2, int), np.zeros(1, int))
 
 
 def test_index_outside_the_tables_is_refused() -> None:
@@ -80,6 +115,7 @@ def _damaged(**fields: np.ndarray) -> CdfTables:
         ),
         (_damaged(cdf=np.where(TABLES.cdf == 65536, 65535, TABLES.cdf).astype(np.int32)), "65536"),
         (_damaged(offsets=np.full_like(TABLES.offsets, 2**30)), "offsets"),
+        (_damaged(offsets=np.zeros(2**16 + 1, np.int32)), "at most 65536"),
     ],
 )
 def test_validate_names_each_lie(tables: CdfTables, message: str) -> None:

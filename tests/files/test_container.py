@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import google_crc32c
 import numpy as np
 import pytest
@@ -48,6 +50,16 @@ def test_overhead_is_at_most_36_bytes() -> None:
     assert len(data) - len(z) - len(y) <= 36
 
 
+def test_overhead_of_a_768x512_picture_is_34_bytes() -> None:
+    z, y = bytes(1000), bytes(30_000)
+    assert len(write(FINGERPRINT, Profile.INTEGER, Quantizer.UNIFORM, 768, 512, (z, y))) == 31_000 + 34
+
+
+def test_checksum_is_castagnoli() -> None:
+    data = write(FINGERPRINT, Profile.INTEGER, Quantizer.UNIFORM, 9, 9, (b"", b"123456789"))
+    assert data[-4:] == 0xE3069283.to_bytes(4, "little")
+
+
 def test_every_damage_is_found(rng: np.random.Generator) -> None:
     damaged = [FILE[:n] for n in range(len(FILE))]
     damaged += [FILE + bytes(n) for n in (1, 7, 4096)]
@@ -87,9 +99,58 @@ def test_unknown_profile_or_quantizer(kind: int) -> None:
         read(_lie(FILE[:12] + bytes([kind]) + FILE[13:HEAD]))
 
 
-def test_truncated() -> None:
-    with pytest.raises(Truncated, match="y stream"):
-        read(FILE[:-6])
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (1, "magic"),
+        (3, "version"),
+        (11, "fingerprint"),
+        (12, "quantizer"),
+        (14, "width"),
+        (HEAD + 3, "header checksum"),
+        (HEAD + 5, "z stream"),
+        (len(FILE) - 6, "y stream"),
+        (len(FILE) - 1, "y stream checksum"),
+    ],
+)
+def test_truncated(length: int, message: str) -> None:
+    with pytest.raises(Truncated, match=message):
+        read(FILE[:length])
+
+
+def test_bytes_after_the_end() -> None:
+    with pytest.raises(Corrupt, match="1 byte"):
+        read(FILE + b"\0")
+
+
+def _varint(value: int) -> bytes:
+    out = b""
+    while value >= 0x80:
+        out, value = out + bytes([value % 0x80 + 0x80]), value >> 7
+    return out + bytes([value])
+
+
+@pytest.mark.parametrize("field", range(4))
+@pytest.mark.parametrize("lie", [0, 1, -1, 65_535, 65_536, 2**32, 2**35 - 1, 2**35])
+def test_lies_with_a_right_checksum(field: int, lie: int) -> None:
+    """Other lengths are found; another size within the limits is a file with another size."""
+    for value in (lie, 300 + lie) if field < 2 else (lie, (len(Z), len(Y))[field - 2] + lie):
+        values = [300, 7, len(Z), len(Y)]
+        if value < 0 or value == values[field]:
+            continue
+        values[field] = value
+        data = _lie(FILE[:13] + b"".join(map(_varint, values)))
+        if field < 2 and 1 <= value <= 65_535:
+            assert read(data)[0].width == values[0] and read(data)[0].height == values[1]
+        else:
+            with pytest.raises((Corrupt, LimitExceeded, Truncated)):
+                read(data)
+
+
+@pytest.mark.parametrize("streams", [(Y, Z), (Z, Z), (Y, Y), (Y,), (Z,), ()])
+def test_streams_swapped_doubled_or_missing(streams: tuple[bytes, ...]) -> None:
+    with pytest.raises(DecodeError):
+        read(FILE[: HEAD + 4] + b"".join(s + google_crc32c.value(s).to_bytes(4, "little") for s in streams))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +194,17 @@ def test_write_refuses_what_read_would() -> None:
             write(FINGERPRINT, Profile.INTEGER, Quantizer.UNIFORM, *size, (Z, Y))
     with pytest.raises(UsageError, match="8 bytes"):
         write(b"short", Profile.INTEGER, Quantizer.UNIFORM, 1, 1, (Z, Y))
+    with pytest.raises(UsageError, match="streams"):
+        write(FINGERPRINT, Profile.INTEGER, Quantizer.UNIFORM, 1, 1, (Z, bytes(2**20)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 4096), (65, 63), (64, 64)])
+def test_a_picture_of_escapes_fits(width: int, height: int) -> None:
+    """The widest codec, 7 bytes for each symbol, the coder's states: thin pictures too."""
+    blocks = -(-width // 64) * -(-height // 64)
+    z, y = bytes(7 * 4096 * blocks + 12), bytes(7 * 4096 * 16 * blocks + 12)
+    data = write(FINGERPRINT, Profile.INTEGER, Quantizer.UNIFORM, width, height, (z, y))
+    assert read(data)[1] == (z, y)
 
 
 def test_describe_accounts_for_every_byte() -> None:
@@ -143,3 +215,22 @@ def test_describe_accounts_for_every_byte() -> None:
         at += length
     assert at == len(FILE)
     assert ("width", 13, 2, "300") in rows
+
+
+def test_describe_takes_four_bytes_of_stream_for_a_stream() -> None:
+    data = write(FINGERPRINT, Profile.FLOAT, Quantizer.UNIFORM, 1, 1, (b"abcd", b"efgh"))
+    assert [row[3] for row in describe(data) if row[0] in ("z stream", "y stream")] == ["4 bytes"] * 2
+
+
+def test_example_in_the_documentation() -> None:
+    data = write(
+        bytes.fromhex("0011223344556677"),
+        Profile.INTEGER,
+        Quantizer.UNIFORM,
+        768,
+        512,
+        (b"", bytes(range(8))),
+    )
+    lines = [f"{at:>4}  {data[at : at + n].hex(' '):<23}  {name}: {v}" for name, at, n, v in describe(data)]
+    text = (Path(__file__).parents[2] / "docs" / "container.md").read_text()
+    assert "\n".join(lines) in text

@@ -39,6 +39,28 @@ def test_alpha_only_if_opaque(tmp_path: Path) -> None:
         read_image(_save(tmp_path / "a.png", Image.fromarray(opaque)))
 
 
+@pytest.mark.parametrize(
+    ("pixels", "key"),
+    [
+        (np.array([[0, 5]], np.uint8), 5),
+        (np.array([[0, 5]], np.uint16), 5),
+        (np.array([[[0, 0, 0], [5, 5, 5]]], np.uint8), (5, 5, 5)),
+    ],
+    ids=["grey", "grey16", "rgb"],
+)
+def test_key_colour_only_if_unused(pixels: np.ndarray, key: object, tmp_path: Path) -> None:
+    picture = Image.fromarray(pixels)
+    with pytest.raises(ImageError, match="transparent"):
+        read_image(_save(tmp_path / "k.png", picture, transparency=key))
+    unused = (9, 9, 9) if isinstance(key, tuple) else 9
+    assert read_image(_save(tmp_path / "u.png", picture, transparency=unused)).shape == (1, 2, 3)
+
+
+def test_floating_point_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="floating-point"):
+        read_image(_save(tmp_path / "f.tif", Image.fromarray(np.zeros((2, 2), np.float32))))
+
+
 def test_cmyk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="CMYK"):
         read_image(_save(tmp_path / "c.jpg", Image.new("CMYK", (4, 4))))
@@ -80,6 +102,8 @@ def test_write_and_read_1x1(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "p.png"), pixel)
     with pytest.raises(UsageError, match=r"\.docx"):
         write_image(tmp_path / "p.docx", pixel)
+    with pytest.raises(UsageError, match="16383"):
+        write_image(tmp_path / "p.webp", np.zeros((1, 20_000, 3), np.uint8))
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
 
 

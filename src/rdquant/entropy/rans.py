@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ..errors import Corrupt, Truncated
+from ..errors import Corrupt, Truncated, UsageError
 from .rans_reference import ESCAPE_NIBBLES, LOWER
-from .tables import _LOOKUP_BITS, BYPASS_BITS, PRECISION, CdfTables
+from .tables import _LOOKUP_BITS, BYPASS_BITS, PRECISION, CdfTables, as_int32
 
 _U = np.uint64
 _LOWER = _U(LOWER)
@@ -121,13 +121,13 @@ def _decode(words, indexes, cdf, starts, offsets, lookup, out):  # type: ignore[
 def encode(symbols: np.ndarray, indexes: np.ndarray, tables: CdfTables) -> bytes:
     """Code ``symbols`` (int32 ``(K,)``), each with table ``indexes[k]`` (integers ``(K,)``).
 
-    Any 32-bit symbol can be coded. Raises `UsageError` for an index outside the tables, `ValueError`
-    when the two lengths differ.
+    Any 32-bit symbol can be coded. Raises `UsageError` for an index outside the tables, for values
+    that are not 32-bit integers, and when the two lengths differ.
     """
-    values = np.ascontiguousarray(symbols, np.int32).reshape(-1)
+    values = as_int32(symbols, "symbols")
     index = tables.check_indexes(indexes)
     if len(values) != len(index):
-        raise ValueError(f"{len(values)} symbols with {len(index)} table indexes")
+        raise UsageError(f"{len(values)} symbols with {len(index)} table indexes")
     words = np.empty(2 * len(values) + 2, np.uint32)  # an escape takes at most 16 + 40 bits
     at = _encode(values, index, tables.cdf, tables.starts, tables.offsets, words)
     return words[at:].astype("<u4", copy=False).tobytes()
@@ -138,7 +138,7 @@ def decode(data: bytes, indexes: np.ndarray, tables: CdfTables) -> np.ndarray:
 
     A total function: any ``data`` gives K symbols or raises `Truncated` or `Corrupt`. Data damaged in
     the middle are found by the coder's end state with high probability, not with certainty: checksums
-    are the container's duty.
+    are the container's duty. Raises `UsageError` for an index outside the tables.
     """
     index = tables.check_indexes(indexes)
     if len(data) < 8:

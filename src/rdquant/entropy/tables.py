@@ -21,7 +21,20 @@ TOTAL = 1 << PRECISION
 BYPASS_BITS = 4
 #: entries that all tables together may have
 SIZE_LIMIT = 1 << 24
+#: tables; each takes 512 bytes of `CdfTables.lookup`
+TABLE_LIMIT = 1 << 16
 _LOOKUP_BITS = 8
+
+
+def as_int32(values: np.ndarray, name: str) -> np.ndarray:
+    """``values`` as contiguous int32 ``(K,)``, never wrapped or rounded: `UsageError` instead."""
+    a = np.asarray(values)
+    if a.dtype != np.int32 and a.size:
+        if a.dtype.kind not in "iu":
+            raise UsageError(f"{name} must be integers, got {a.dtype}")
+        if int(a.min()) < -(2**31) or int(a.max()) >= 2**31:
+            raise UsageError(f"{name} {int(a.min())}..{int(a.max())} do not fit 32 bits")
+    return np.ascontiguousarray(a, np.int32).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +60,8 @@ class CdfTables:
             if not isinstance(a, np.ndarray) or a.dtype != np.int32 or a.ndim != 1:
                 raise BadModel(f"{name} of CDF tables must be a flat int32 array")
         tables = len(self.offsets)
+        if tables > TABLE_LIMIT:
+            raise BadModel(f"{tables} CDF tables, at most {TABLE_LIMIT} are allowed")
         if tables == 0 or len(self.starts) != tables + 1 or len(self.cdf) > SIZE_LIMIT:
             raise BadModel(
                 f"{tables} CDF tables need {tables + 1} starts and at most {SIZE_LIMIT} entries, "
@@ -81,18 +96,24 @@ class CdfTables:
         return np.ascontiguousarray(np.stack(rows).astype(np.uint16))
 
     def check_indexes(self, indexes: np.ndarray) -> np.ndarray:
-        """``indexes`` as contiguous int32. Raises `UsageError` for one outside the tables."""
-        out = np.ascontiguousarray(indexes, np.int32).reshape(-1)
+        """``indexes`` as contiguous int32. Raises `UsageError` for one outside the tables or no integer."""
+        out = as_int32(indexes, "table indexes")
         if out.size and not (int(out.min()) >= 0 and int(out.max()) < len(self)):
             raise UsageError(f"table index {int(out.min())}..{int(out.max())} outside 0..{len(self) - 1}")
         return out
 
     def bits(self, symbols: np.ndarray, indexes: np.ndarray) -> float:
-        """Ideal code length of ``symbols`` (int ``(K,)``) under tables ``indexes``, escapes included."""
+        """Ideal code length of ``symbols`` (int ``(K,)``) under tables ``indexes``, escapes included.
+
+        Raises `UsageError` as `rdquant.entropy.encode` does.
+        """
+        values = as_int32(symbols, "symbols").astype(np.int64)
         index = self.check_indexes(indexes).astype(np.int64)
+        if len(values) != len(index):
+            raise UsageError(f"{len(values)} symbols with {len(index)} table indexes")
         start = self.starts[index].astype(np.int64)
         escape = self.starts[index + 1] - 2 - start
-        value = np.asarray(symbols, np.int64).reshape(-1) - self.offsets[index]
+        value = values - self.offsets[index]
         raw = np.where(value < 0, -2 * value - 1, 2 * (value - escape))
         outside = (value < 0) | (value >= escape)
         value = np.where(outside, escape, value)
@@ -115,10 +136,13 @@ def quantize_pmf(pmf: np.ndarray) -> np.ndarray:
 
     Rounds to 16 bits, rescales to the exact total, then widens each empty interval by one at the cost
     of the narrowest interval that has more than one; the same integers as CompressAI's
-    ``pmf_to_quantized_cdf``. Raises `BadModel` for anything that is not a probability vector.
+    ``pmf_to_quantized_cdf`` for the same float32 input. That function rounds its input to float32 and
+    this one does not, so a float64 probability next to a rounding tie may come out one apart; files
+    coded with tables that are rebuilt at load depend on it. Raises `BadModel` for anything that is not
+    a probability vector (its sum may differ from 1).
     """
     p = np.asarray(pmf, np.float64)
-    if p.ndim != 1 or not 2 <= len(p) < TOTAL or not np.isfinite(p).all() or (p < 0).any() or p.sum() <= 0:
+    if p.ndim != 1 or not 2 <= len(p) < TOTAL or not (p >= 0).all() or not 0 < p.sum() <= TOTAL:
         raise BadModel(f"not a probability vector of 2..{TOTAL - 1} entries (shape {p.shape})")
     counts = np.floor(p * TOTAL + 0.5).astype(np.int64)
     if counts.sum() == 0:

@@ -16,10 +16,14 @@ from ..errors import UsageError
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary handle whose content replaces ``path`` when the block ends without an error.
 
-    Raises `UsageError` when the folder of ``path`` does not exist or cannot be written.
+    A link is followed: its target is replaced. Raises `UsageError` when the folder of ``path`` does not
+    exist or cannot be written, and when ``path`` is a folder or a device, which a rename would destroy.
     """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UsageError(f"cannot write {path}: it is not a file")
     try:
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:32]}.", suffix=".tmp")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
     try:
@@ -30,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

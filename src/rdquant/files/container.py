@@ -25,10 +25,10 @@ from ..errors import Corrupt, LimitExceeded, NotOurFormat, Truncated, Unsupporte
 
 MAGIC = b"RDQ"
 VERSION = 1
-#: bytes that an entropy-coded picture can possibly take: 7 a symbol, 4,096 channels, a symbol per 16x16
-#: block, so 112 a pixel; rounded up, plus a constant for the smallest pictures
+#: bytes of both streams for each pixel of the picture padded to multiples of 64. An escape takes 7 bytes at
+#: most, and a codec has at most 4,096 channels: 7 * 4096 / 16^2 = 112 for y, 7 * 4096 / 64^2 = 7 for z,
+#: rounded up, which leaves room for the coder's states
 BYTES_PER_PIXEL = 128
-BYTES_ALWAYS = 1 << 20
 
 
 class Profile(IntEnum):
@@ -73,6 +73,11 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
+def _most_bytes(width: int, height: int) -> int:
+    """What the streams of a picture can possibly take, every symbol escaped."""
+    return BYTES_PER_PIXEL * (-(-width // 64) * 64) * (-(-height // 64) * 64)
+
+
 def _crc(data: bytes) -> bytes:
     return google_crc32c.value(data).to_bytes(4, "little")
 
@@ -85,13 +90,18 @@ def write(
     height: int,
     streams: tuple[bytes, bytes],
 ) -> bytes:
-    """A whole file from its parts. Raises `UsageError` for a size that a file cannot have."""
+    """A whole file from its parts. Raises `UsageError` for what `read` would refuse."""
     limits = Limits()
     if not (1 <= width <= limits.side and 1 <= height <= limits.side and width * height <= limits.pixels):
         raise UsageError(f"a picture of {width}x{height} is over the limit of {limits.pixels} pixels a file")
     if len(fingerprint) != 8:
         raise UsageError(f"a fingerprint has 8 bytes, got {len(fingerprint)}")
     z, y = streams
+    if len(z) + len(y) > _most_bytes(width, height):
+        raise UsageError(
+            f"{len(z) + len(y)} bytes of streams for a picture of {width}x{height}, "
+            f"at most {_most_bytes(width, height)} are possible"
+        )
     head = MAGIC + bytes([VERSION]) + fingerprint + bytes([profile << 4 | quantizer])
     head += _varint(width) + _varint(height) + _varint(len(z)) + _varint(len(y))
     return head + _crc(head) + z + _crc(z) + y + _crc(y)
@@ -156,7 +166,7 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
         ("width", width, limits.side),
         ("height", height, limits.side),
         ("number of pixels", width * height, limits.pixels),
-        ("stream length", sum(lengths), BYTES_PER_PIXEL * width * height + BYTES_ALWAYS),
+        ("stream length", sum(lengths), _most_bytes(width, height)),
     ):
         if value > limit:
             raise LimitExceeded(field, value, limit)
@@ -189,7 +199,7 @@ def describe(data: bytes) -> list[tuple[str, int, int, str]]:
         "y length": str(header.lengths[1]),
     }
     return [
-        (name, at, n, values.get(name, data[at : at + n].hex() if n == 4 else f"{n} bytes"))
+        (name, at, n, values.get(name, r.data[at : at + n].hex() if "checksum" in name else f"{n} bytes"))
         for name, at, n in r.fields
     ]
 

@@ -1,8 +1,10 @@
 """Reading and writing pictures: always ``(H, W, 3)`` uint8 sRGB on our side.
 
-Documented conversions: greyscale is repeated to three channels, palettes are expanded, 16-bit
-samples are scaled to 8 bits (v * 255 / 65535, rounded), the EXIF orientation is applied. Alpha is
-refused unless every pixel is opaque, and so is CMYK: both need a decision that is not ours.
+Documented conversions: greyscale is repeated to three channels, palettes are expanded, 16-bit grey
+is scaled to 8 bits (v * 255 / 65535, rounded), of 16-bit colour the high byte is kept (Pillow's
+doing), the EXIF orientation is applied. Transparency, be it an alpha channel, a palette entry or a
+key colour, is refused unless every pixel is opaque; CMYK is refused: both need a decision that is
+not ours.
 """
 
 from __future__ import annotations
@@ -44,19 +46,34 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def to_rgb8(picture: Image.Image, name: str = "picture") -> np.ndarray:
-    """The documented conversions, from a Pillow picture. Raises `ImageError` for alpha and CMYK."""
+    """The documented conversions, from a Pillow picture.
+
+    Raises `ImageError` for transparent pixels, CMYK, and samples that are not 8 or 16 bits.
+    """
+    try:
+        return _to_rgb8(picture, name)
+    except (ValueError, OSError) as error:  # modes and palettes that Pillow cannot convert
+        raise ImageError(f"{name} has {picture.mode!r} samples that cannot be converted: {error}") from None
+
+
+def _to_rgb8(picture: Image.Image, name: str) -> np.ndarray:
     mode = picture.mode
+    deep = mode.startswith("I;16") or mode in ("I", "F")
     if mode == "CMYK":
         raise ImageError(f"{name} is CMYK; convert it to sRGB first (a colour profile decides how)")
-    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or (mode == "P" and "transparency" in picture.info):
+    if picture.has_transparency_data and not deep:
         rgba = np.asarray(picture.convert("RGBA"))
         if (rgba[..., 3] != 255).any():
             raise ImageError(f"{name} has transparent pixels; flatten it onto a background first")
         return np.ascontiguousarray(rgba[..., :3])
-    if mode.startswith("I;16") or mode in ("I", "F"):
+    if mode == "F":
+        raise ImageError(f"{name} has floating-point samples; scale it to 8 bits first")
+    if deep:
         wide = np.asarray(picture).astype(np.float64)
-        if mode == "F" or wide.min(initial=0) < 0 or wide.max(initial=0) > 65535:
-            raise ImageError(f"{name} has {mode!r} samples outside 0..65535; scale it to 8 bits first")
+        if wide.min(initial=0) < 0 or wide.max(initial=0) > 65535:
+            raise ImageError(f"{name} has samples outside 0..65535; scale it to 8 bits first")
+        if (wide == picture.info.get("transparency", -1)).any():
+            raise ImageError(f"{name} has transparent pixels; flatten it onto a background first")
         grey = np.floor(wide * (255 / 65535) + 0.5).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.asarray(picture.convert("RGB"))
@@ -65,7 +82,7 @@ def to_rgb8(picture: Image.Image, name: str = "picture") -> np.ndarray:
 def write_image(path: Path, pixels: np.ndarray) -> None:
     """Write ``(H, W, 3)`` uint8 by the suffix of ``path`` (PNG, BMP, TIFF, PPM: without loss).
 
-    Raises `UsageError` for a suffix that Pillow cannot write.
+    Raises `UsageError` for a suffix that Pillow cannot write, and a size that the format cannot hold.
     """
     formats = Image.registered_extensions()
     fmt = formats.get(path.suffix.lower())
@@ -73,4 +90,7 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
         raise UsageError(f"cannot write a {path.suffix!r} picture; use .png")
     options = {"quality": 95} if fmt in ("JPEG", "WEBP") else {}
     with atomic_write(path) as handle:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(handle, format=fmt, **options)
+        try:
+            Image.fromarray(np.ascontiguousarray(pixels)).save(handle, format=fmt, **options)
+        except (ValueError, OSError) as error:
+            raise UsageError(f"cannot write {path}: {error}") from None
