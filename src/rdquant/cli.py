@@ -20,6 +20,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+#: defaults of the search, shown by --help without loading torch
+RDO: dict[str, Any] = {"strategy": "joint", "steps": 1200}
 #: what the zoo's index says of Kodak
 MEASURED = ("bpp", "psnr", "ms_ssim")
 
@@ -104,17 +106,7 @@ def train(
             fields.pop("version")
         if steps is not None:
             fields["steps"] = steps
-        for item in set_ or []:
-            name, separator, value = item.partition("=")
-            if not separator:
-                raise UsageError(f"--set takes NAME=VALUE, got {item!r}")
-            try:
-                fields[name] = json.loads(value)
-            except ValueError:
-                fields[name] = value
-        unknown = set(fields) - {f.name for f in dataclasses.fields(TrainConfig)}
-        if unknown:
-            raise UsageError(f"unknown training option(s): {', '.join(sorted(unknown))}")
+        fields.update(_options(set_, (TrainConfig,))[TrainConfig])
         options = TrainConfig(**fields)
     trainer = Trainer(options, run, data, init)
     with console.progress(f"train lambda {options.lambda_:g}") as update:
@@ -134,39 +126,101 @@ def quantize(
     out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
     weights: Annotated[int, typer.Option(help="Bits of a weight, 2..16 (h_s: at most 7).")] = 8,
     activations: Annotated[int, typer.Option(help="Bits of an activation, 4..15.")] = 8,
-    weight_range: Annotated[str, typer.Option(help="minmax, percentile or mse.")] = "mse",
-    activation_range: Annotated[str, typer.Option(help="minmax, percentile or mse.")] = "mse",
-    granularity: Annotated[str, typer.Option(help="Scales of activations: tensor or channel.")] = "channel",
-    rounding: Annotated[str, typer.Option(help="nearest or compensated.")] = "compensated",
-    images: Annotated[int, typer.Option(help="How many calibration pictures to use.")] = 32,
+    number_format: Annotated[
+        str, typer.Option("--format", help="uniform, affine, power_of_two, additive_power, codebook.")
+    ] = "uniform",
+    scope: Annotated[
+        str, typer.Option(help="Networks to quantize, e.g. g_s or h_a,h_s; the rest keep 12 bits.")
+    ] = "g_a,h_a,h_s,g_s",
+    rdo: Annotated[bool, typer.Option(help="Search scales, roundings and biases by J (minutes).")] = True,
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="layer, block or joint.")] = RDO["strategy"],
+    steps: Annotated[int, typer.Option(help="Gradient steps of the search.")] = RDO["steps"],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other option of QuantizeConfig or RdoConfig, as NAME=JSON."),
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many calibration pictures to use.")] = 64,
     split: Annotated[str | None, typer.Option(help="Only this split of the folder's CSV, e.g. val.")] = None,
     side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the search's state, to resume from.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Quantize a float codec to integers: every layer, static ranges, exact on every machine."""
-    from .files.models import load_float, save_integer
+    """Quantize a float codec to integers: every layer, static ranges, exact on every machine.
+
+    With --rdo (the default) the integers are chosen by the codec's own rate-distortion cost on the
+    calibration pictures; --no-rdo rounds by ranges alone, in seconds.
+    """
+    from .files.models import load_float, model_description, save_integer
     from .files.split import split_files
     from .load import model_path
     from .weights import QuantizeConfig, load_calibration
-    from .weights import quantize as run
+    from .weights import quantize as convert
+    from .weights.rdo import RdoConfig, calibrate
 
+    path = model_path(model)
+    codec = load_float(path)
+    lam = lambda_ or model_description(path).get("lambda")
+    options = _options(set_, (QuantizeConfig, RdoConfig))
     config = QuantizeConfig(
-        weight_bits=weights,
-        activation_bits=activations,
-        weight_range=weight_range,  # type: ignore[arg-type]
-        activation_range=activation_range,  # type: ignore[arg-type]
-        rounding=rounding,  # type: ignore[arg-type]
-        granularity=granularity,  # type: ignore[arg-type]
+        **{
+            "weight_bits": weights,
+            "activation_bits": activations,
+            "number_format": number_format,
+            "scope": tuple(scope.replace(" ", "").split(",")),
+            **options[QuantizeConfig],
+        }
     )
-    codec = load_float(model_path(model))
     pictures = load_calibration(split_files(calib, split), images, side)
     description = {
         "parent": model if zoo.find(model) else Path(model).name,
         "calibration_pictures": len(pictures),
     }
+    trace: list[dict[str, Any]] = []
     with console.progress("calibrate") as update:
-        integer = run(codec, pictures, config, description, update)
+        if rdo:
+            if lam is None:
+                raise UsageError(f"{model} does not say its lambda; pass --lambda (or --no-rdo)")
+            search = RdoConfig(
+                **{"lambda_": lam, "strategy": strategy, "steps": steps, **options[RdoConfig]}
+            )
+            description["lambda"] = lam
+            integer, found = calibrate(codec, pictures, config, search, description, run, update)
+            trace = found.entries
+        else:
+            integer = convert(codec, pictures, config, description, update)
     save_integer(integer, out)
-    console.say(f"{out}: {out.stat().st_size} bytes, W{weights}A{activations}")
+    costs = {e["unit"]: e["J"] for e in trace if e["unit"] in ("float", "start", "grid", "bias", "end")}
+    if as_json:
+        console.show_json({"file": str(out), "bytes": out.stat().st_size, "trace": trace})
+        return
+    if costs:
+        columns = ("J of the float model", *(f"after {unit}" for unit in list(costs)[1:]))
+        console.show_table("calibration pictures (estimate)", columns, [list(costs.values())])
+    console.say(f"{out}: {out.stat().st_size} bytes, W{config.weight_bits}A{config.activation_bits}")
+
+
+def _options(items: list[str] | None, kinds: tuple[type, ...]) -> dict[type, dict[str, Any]]:
+    """``NAME=JSON`` strings, given to whichever dataclass has the field."""
+    found: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
+    names = {kind: {f.name for f in dataclasses.fields(kind)} for kind in kinds}
+    for item in items or []:
+        name, separator, value = item.partition("=")
+        if not separator:
+            raise UsageError(f"--set takes NAME=VALUE, got {item!r}")
+        owners = [kind for kind in kinds if name in names[kind]]
+        if not owners:
+            raise UsageError(f"--set: no option {name!r}; there are {', '.join(sorted(set().union(*names.values())))}")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        found[owners[0]][name] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return found
 
 
 @app.command()
@@ -311,6 +365,72 @@ def bdrate(
     ]
     columns = ("metric", "interpolation", "aggregation", "BD-rate", "overlap", "anchor points", "test points")
     console.show_table(f"{t.name} against {a.name}, {t.dataset}", columns, rows)
+
+
+study_app = typer.Typer(help="Declared grids of measurements that store every cell and resume.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+
+
+@study_app.command("ablation")
+def ablation_command(
+    calib: Annotated[Path, typer.Option(help="Folder whose val split calibrates and measures.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results; cells found there are kept.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Float models of the parent curve; default: the zoo's."),
+    ] = None,
+    subject: Annotated[str, typer.Option(help="The float model that is quantized.")] = "mean-scale-s-0130",
+    only: Annotated[list[str] | None, typer.Option(help="Only these tables, e.g. range.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="RdoConfig option for all cells.")] = None,
+    figures: Annotated[bool, typer.Option(help="Also draw one figure per table.")] = True,
+    as_json: Json = False,
+) -> None:
+    """What each part of RDO-PTQ gives: strategy, formats, ranges, biases, pictures, scopes.
+
+    Of the val split, every third picture is held out for measuring; the others calibrate.
+    """
+    from .files.atomic import atomic_write
+    from .files.models import load_float, model_description
+    from .files.split import split_files
+    from .load import model_path
+    from .study import ablation
+    from .study.plots import ablation_figure, to_png
+    from .weights import load_calibration
+    from .weights.rdo import RdoConfig
+
+    parents = model or [n for n, e in zoo.index().items() if e["kind"] == "float"]
+    if subject not in parents:
+        raise UsageError(f"--subject {subject} is not among the models: {', '.join(parents)}")
+    lam = model_description(model_path(subject)).get("lambda")
+    if lam is None:
+        raise UsageError(f"{subject} does not say its lambda")
+    files = split_files(calib, "val")
+    crops = load_calibration(files, len(files), 256)
+    held_out = crops[::3]
+    pool = [c for i, c in enumerate(crops) if i % 3]
+    study = ablation.Study(
+        [load_float(model_path(m)) for m in parents], parents.index(subject), lam, pool, held_out, out,
+        _options(set_, (RdoConfig,))[RdoConfig],
+    )  # fmt: skip
+    cells = [c for c in ablation.grid() if not only or c.table in only]
+    if not cells:
+        known = ", ".join(dict.fromkeys(c.table for c in ablation.grid()))
+        raise UsageError(f"no table {', '.join(only or [])}; there are {known}")
+    with console.progress("ablation") as update:
+        results = study.run(cells, update)
+    tables = ablation.tables(results)
+    with atomic_write(out / "tables.json") as handle:
+        handle.write(json.dumps({k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}, indent=1).encode())
+    if figures:
+        for name, (columns, rows) in tables.items():
+            with atomic_write(out / f"{name}.png") as handle:
+                handle.write(to_png(ablation_figure(name, columns, rows)))
+    if as_json:
+        console.show_json({k: [dict(zip(c, r, strict=True)) for r in rows] for k, (c, rows) in tables.items()})
+        return
+    note = f"% more rate at equal PSNR, one point (lambda {lam}), {len(held_out)} held-out pictures, real files"
+    for name, (columns, rows) in tables.items():
+        console.show_table(f"{name}: {note}", columns, rows)
 
 
 @app.command()

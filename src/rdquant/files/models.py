@@ -82,6 +82,12 @@ def model_kind(path: Path) -> str:
     return str(_read(path)[0].get("kind"))
 
 
+def model_description(path: Path) -> dict[str, Any]:
+    """What the file says of how the model was made, e.g. its ``lambda``."""
+    found = _read(path)[0].get("description")
+    return found if isinstance(found, dict) else {}
+
+
 # float models
 
 
@@ -161,6 +167,8 @@ def _pack(codec: IntegerCodec) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "name": s.name, "stride": c.stride, "transposed": c.transposed,
                 "in": [c.lo, c.hi], "bits": c.bits, "out": [e.lo, e.hi],
             }  # fmt: skip
+            if c.levels is not None:
+                tensors[f"{s.name}.levels"] = c.levels
             multiplier(f"{s.name}.factor", e.factor)
             if isinstance(e, DivisiveNormalization):
                 entry["gdn"] = {"inverse": e.inverse, "bits": e.bits}
@@ -243,6 +251,7 @@ def _unpack(s: dict[str, Any], tensors: dict[str, Tensor], description: dict[str
         conv = IntegerConv(
             get(f"{name}.weight", torch.int16), get(f"{name}.bias", torch.int64),
             int(entry["stride"]), bool(entry["transposed"]), int(lo), int(hi), int(entry["bits"]),
+            get(f"{name}.levels", torch.int16) if f"{name}.levels" in tensors else None,
         )  # fmt: skip
         if "gdn" in entry:
             return Stage(name, conv, DivisiveNormalization(

@@ -50,7 +50,9 @@ class IntegerConv:
     lo: int
     hi: int
     bits: int
-    """Width of a weight in a file; the values lie in +-(2^(bits-1) - 1), or +-63 on the entropy path."""
+    """Width of a weight in a file. Without ``levels`` the values lie in +-(2^(bits-1) - 1)."""
+    levels: Tensor | None = None
+    """The integers that a weight can be, rising, int16, at most 2^bits; None for the plain range."""
 
     @property
     def in_channels(self) -> int:
@@ -88,16 +90,33 @@ class IntegerConv:
         _check_tensor(f"{name}.bias", self.bias, torch.int64, (self.out_channels,))
         if not 2 <= self.bits <= 16:
             raise BadModel(f"{name}.bits must be 2..16, got {self.bits}")
-        limit = 2 ** (self.bits - 1) - 1
-        largest = int(self.weight.to(torch.int32).abs().max())
-        if largest > limit:
-            raise BadModel(f"{name}.weight holds {largest}, over the {limit} of {self.bits} bits")
+        self._check_levels(name)
         if self.stride not in (1, 2):
             raise BadModel(f"{name}.stride must be 1 or 2, got {self.stride}")
         _check_range(f"{name} input range", self.lo, self.hi)
         bound = self.accumulator_bound() + int(self.bias.abs().max())
         if bound >= ACC_LIMIT:
             raise BadModel(f"{name} can accumulate {bound}, over the contract's 2^36")
+
+
+    def _check_levels(self, name: str) -> None:
+        if self.levels is None:
+            limit = 2 ** (self.bits - 1) - 1
+            largest = int(self.weight.to(torch.int32).abs().max())
+            if largest > limit:
+                raise BadModel(f"{name}.weight holds {largest}, over the {limit} of {self.bits} bits")
+            return
+        levels = self.levels
+        if levels.dtype != torch.int16 or levels.ndim != 1 or not 1 <= len(levels) <= 2**self.bits:
+            raise BadModel(
+                f"{name}.levels must be 1 to {2**self.bits} int16, got {levels.dtype} {tuple(levels.shape)}"
+            )
+        wide = levels.to(torch.int32)
+        if bool((wide[1:] <= wide[:-1]).any()):
+            raise BadModel(f"{name}.levels must rise strictly")
+        used = torch.unique(self.weight.to(torch.int32))
+        if not bool(torch.isin(used, wide).all()):
+            raise BadModel(f"{name}.weight holds integers that are not in its levels")
 
 
 @dataclass(frozen=True)

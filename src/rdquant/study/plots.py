@@ -14,11 +14,7 @@ _COLOURS = ("#1f5fa8", "#d1495b", "#5b8c3a", "#8a5aa8", "#c98a1b", "#3c8f8f", "#
 _MARKERS = "osD^v<>"
 
 
-def rd_figure(curves: list[Curve], metric: Metric = "psnr", title: str = "") -> Any:
-    """Rate-distortion curves, one per `Curve`; returns a matplotlib figure.
-
-    Raises `UsageError` when matplotlib is not installed.
-    """
+def _pyplot() -> Any:
     try:
         import matplotlib
 
@@ -26,6 +22,35 @@ def rd_figure(curves: list[Curve], metric: Metric = "psnr", title: str = "") -> 
         from matplotlib import pyplot
     except ImportError:
         raise UsageError("figures need matplotlib: pip install 'rdquant[report]'") from None
+    return pyplot
+
+
+def ablation_figure(name: str, columns: list[str], rows: list[list[Any]]) -> Any:
+    """Grouped bars of one table of `rdquant.study.ablation`: a group per column, a bar per row."""
+    figure, axes = _pyplot().subplots(figsize=(7.2, 4.2), dpi=130)
+    width = 0.8 / max(1, len(rows))
+    for i, (label, *values) in enumerate(rows):
+        at = [k + (i - (len(rows) - 1) / 2) * width for k in range(len(values))]
+        heights = [0.0 if v is None else v for v in values]
+        axes.bar(at, heights, width * 0.92, label=label, color=_COLOURS[i % len(_COLOURS)])
+    axes.set_xticks(range(len(columns) - 1), columns[1:])
+    axes.set_ylabel("% more rate at equal PSNR")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.axhline(0, color="#333333", linewidth=0.8)
+    axes.set_title(name, fontsize=11, loc="left")
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def rd_figure(curves: list[Curve], metric: Metric = "psnr", title: str = "") -> Any:
+    """Rate-distortion curves, one per `Curve`; returns a matplotlib figure.
+
+    Raises `UsageError` when matplotlib is not installed.
+    """
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7.2, 4.6), dpi=130)
     for i, curve in enumerate(curves):
         points = sorted((p.bpp, getattr(p, metric)) for p in curve.points if getattr(p, metric) is not None)

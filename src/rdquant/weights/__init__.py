@@ -35,4 +35,5 @@ def quantize(
 
     Raises `CalibrationError` for unusable pictures, `BadModel` for layers without an integer form.
     """
-    return to_integer(codec, observe(codec, pictures, progress), config or QuantizeConfig(), description)
+    seen = observe(codec, pictures, progress)
+    return to_integer(codec, seen, config or QuantizeConfig(), description)[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ..errors import UsageError
+from .formats import FORMATS, FormatName
 
 #: "minmax": the whole observed range. "percentile": all but the outermost 0.01 % of samples.
 #: "mse": the clipped range with the least mean squared error.
@@ -22,6 +24,10 @@ Granularity = Literal["tensor", "channel"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 CONFIG_VERSION = 1
+#: the networks of a codec, in the order in which data meets them
+PARTS = ("g_a", "h_a", "h_s", "g_s")
+#: of weights and activations outside the scope
+WIDE_BITS = 12
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,30 @@ class QuantizeConfig:
     rounding: Rounding = "compensated"
     granularity: Granularity = "channel"
     """Static scales of activations: one per tensor, or one per channel."""
+    number_format: FormatName = "uniform"
+    """Of convolution weights, see `rdquant.weights.formats`."""
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
+    """Weight bits of single layers by name (``g_a.0``), over ``weight_bits``: mixed precision."""
+    layer_activation_bits: Mapping[str, int] = field(default_factory=dict)
+    """Bits of what single layers put out, over ``activation_bits``."""
+    scope: tuple[str, ...] = PARTS
+    """Networks that get these widths. The others keep `WIDE_BITS`, which is as good as float."""
     channel_exponent: float = 0.75
     """Per channel: 1 gives each channel its own whole range, 0 none; between, weights share the burden."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= 16:
-            raise UsageError(f"weight bits must be 2..16, got {self.weight_bits}")
-        if not 4 <= self.activation_bits <= 15:
-            raise UsageError(f"activation bits must be 4..15, got {self.activation_bits}")
+        for where, bits in (("weight bits", self.weight_bits), *self.layer_bits.items()):
+            if not 2 <= bits <= 16:
+                raise UsageError(f"{where} must be 2..16, got {bits}")
+        for where, bits in (("activation bits", self.activation_bits), *self.layer_activation_bits.items()):
+            if not 4 <= bits <= 15:
+                raise UsageError(f"{where} must be 4..15, got {bits}")
+        if not self.scope or not set(self.scope) <= set(PARTS):
+            raise UsageError(f"scope must name some of {', '.join(PARTS)}, got {list(self.scope)}")
+        if self.number_format not in FORMATS:
+            raise UsageError(
+                f"number_format must be one of {', '.join(FORMATS)}, got {self.number_format!r}"
+            )
         for name in ("weight_range", "activation_range"):
             if getattr(self, name) not in RANGE_RULES:
                 raise UsageError(
@@ -57,8 +79,22 @@ class QuantizeConfig:
         if not 0 <= self.channel_exponent <= 1:
             raise UsageError(f"channel_exponent must be in 0..1, got {self.channel_exponent}")
 
+    def in_scope(self, layer: str) -> bool:
+        """Whether a layer's network is to be quantized to the wanted widths."""
+        return ("h_a" if layer == "hyper_input" else layer.split(".")[0]) in self.scope
+
+    def bits_of(self, layer: str) -> int:
+        """Weight bits of a layer."""
+        return self.layer_bits.get(layer, self.weight_bits if self.in_scope(layer) else WIDE_BITS)
+
+    def activation_bits_of(self, layer: str) -> int:
+        """Bits of what a layer puts out."""
+        default = self.activation_bits if self.in_scope(layer) else WIDE_BITS
+        return self.layer_activation_bits.get(layer, default)
+
     def to_json(self) -> dict[str, Any]:
-        return {"version": CONFIG_VERSION, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        return {"version": CONFIG_VERSION, **fields, "scope": list(self.scope)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> QuantizeConfig:
@@ -67,6 +103,8 @@ class QuantizeConfig:
             raise UsageError(
                 f"quantization config has version {version!r}, this release reads {CONFIG_VERSION}"
             )
+        if isinstance(fields.get("scope"), list):
+            fields["scope"] = tuple(fields["scope"])
         try:
             return cls(**fields)
         except TypeError as error:

@@ -8,6 +8,7 @@ stored in them, and the factor to the next activation of scale ``s_o[c]`` is ``s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..codecs import FloatCodec
 from ..codecs.layers import GDN
 from ..entropy import gaussian_tables, pmf_tables, scale_boundaries, scale_table
-from ..errors import BadModel
+from ..errors import BadModel, UsageError
 from ..integer import (
     Z_FRACTION_BITS,
     DivisiveNormalization,
@@ -32,12 +33,16 @@ from ..integer.stages import X_HI
 from ..latents import FIXED_HI, FIXED_LO
 from .calibration import Calibration, Observed
 from .config import QuantizeConfig
-from .ranges import ActivationFormat, activation_format, quantize_weight, weight_scales
-from .rounding import round_kernel
+from .ranges import ActivationFormat, activation_format, fit_levels, quantize_weight, weight_scales
+from .rounding import phases, round_kernel
 
 #: room above the largest value seen, for 16-bit tensors that must not clip on other pictures
 HEADROOM = 1.5
 ENTROPY_PATH_BITS = 7
+#: least width of GDN's gammas: 1.5 % of the parameters, and much depends on them
+GAMMA_BITS = 8
+#: and the most: norms must stay below 2^32
+MOST_GAMMA_BITS = 10
 
 
 def _pairs(network: nn.Sequential) -> list[tuple[int, nn.Conv2d | nn.ConvTranspose2d, nn.Module | None]]:
@@ -56,43 +61,72 @@ def _pairs(network: nn.Sequential) -> list[tuple[int, nn.Conv2d | nn.ConvTranspo
     return pairs
 
 
-def _format(seen: Observed, config: QuantizeConfig) -> ActivationFormat:
+@dataclass(frozen=True)
+class Unrounded:
+    """What a stage's integers were before rounding: same layouts, float64."""
+
+    weight: Tensor
+    gamma: Tensor | None = None
+
+
+def _format(seen: Observed, config: QuantizeConfig, layer: str) -> ActivationFormat:
     return activation_format(
-        seen, config.activation_bits, config.activation_range, config.granularity, config.channel_exponent
-    )
+        seen, config.activation_bits_of(layer), config.activation_range, config.granularity,
+        config.channel_exponent,
+    )  # fmt: skip
 
 
 def _integer_conv(
+    name: str,
     module: nn.Conv2d | nn.ConvTranspose2d,
     source: ActivationFormat,
     grams: list[Tensor],
-    bits: int,
     config: QuantizeConfig,
-) -> tuple[IntegerConv, Tensor]:
-    """The convolution and the real value of one unit of its accumulators, ``(O,)`` float64."""
+) -> tuple[IntegerConv, Tensor, Tensor]:
+    """The convolution, the real value of one unit of its accumulators ``(O,)``, the unrounded kernel."""
+    bits = config.bits_of(name)
+    if name.startswith("h_s.") and bits <= 8 and config.number_format == "uniform":
+        bits = min(bits, ENTROPY_PATH_BITS)
     transposed = isinstance(module, nn.ConvTranspose2d)
     weight = module.weight.detach().double()
     if transposed:
         weight = weight.transpose(0, 1)
     # the input's scales go into the weights, so that integers of all channels can be added
     weight = weight * source.scale[None, :, None, None]
-    limit = 2 ** (bits - 1) - 1
-    scales = weight_scales(weight.flatten(1), limit, config.weight_range)
+    flat = weight.flatten(1)
+    levels = fit_levels(flat, bits, config.number_format, _importance(module, source, grams))
+    scales = weight_scales(flat, levels, config.weight_range)
     if config.rounding == "compensated":
-        q = round_kernel(module, weight, scales, source.scale, grams, limit)
+        q = round_kernel(module, weight, scales, source.scale, grams, levels)
     else:
-        q = quantize_weight(weight.flatten(1), scales, limit).reshape(weight.shape)
+        q = quantize_weight(flat, scales, levels).reshape(weight.shape)
+    unrounded = (flat / scales[:, None]).reshape(weight.shape)
     if transposed:
-        q = q.transpose(0, 1)
+        q, unrounded = q.transpose(0, 1), unrounded.transpose(0, 1)
     bias = torch.zeros(module.out_channels) if module.bias is None else module.bias.detach()
     integer_bias = torch.round(bias.double() / scales).to(torch.int64)
-    conv = IntegerConv(q.contiguous(), integer_bias, module.stride[0], transposed, source.lo, source.hi, bits)
-    return conv, scales
+    conv = IntegerConv(
+        q.contiguous(), integer_bias, module.stride[0], transposed, source.lo, source.hi, bits,
+        None if levels.symmetric_range else levels.values,
+    )  # fmt: skip
+    return conv, scales, unrounded.contiguous()
+
+
+def _importance(
+    module: nn.Conv2d | nn.ConvTranspose2d, source: ActivationFormat, grams: list[Tensor]
+) -> Tensor:
+    """Energy of the integer input that each weight of a row ``(I * k * k,)`` meets."""
+    taps = module.kernel_size[0] ** 2
+    energy = torch.zeros(module.in_channels, taps, dtype=torch.float64)
+    for phase, gram in zip(phases(module), grams, strict=True):
+        energy[:, phase] = gram.diagonal().reshape(module.in_channels, len(phase))
+    return (energy / source.scale[:, None] ** 2).flatten()
 
 
 def _integer_gdn(
     gdn: GDN, unit: Tensor, seen_x: Observed, out: ActivationFormat, bits: int
-) -> DivisiveNormalization:
+) -> tuple[DivisiveNormalization, Tensor]:
+    """The normalization, and gamma before rounding."""
     beta, gamma = (t.detach().double() for t in gdn.effective())
     x_scale = HEADROOM * max(seen_x.largest, 1e-6) / X_HI
     v_scale = x_scale**2 * 2.0**SQUARE_SHIFT
@@ -104,16 +138,18 @@ def _integer_gdn(
     norm_unit = gamma_scale * v_scale
     root_unit = torch.sqrt(norm_unit) * 2.0**-ROOT_SHIFT
     factor = x_scale * root_unit / out.scale if gdn.inverse else x_scale / (root_unit * out.scale)
-    return DivisiveNormalization(
+    unrounded = gamma / gamma_scale[:, None]
+    stage = DivisiveNormalization(
         inverse=gdn.inverse,
         widen=Multiplier.from_float(unit / x_scale),
-        gamma=torch.round(gamma / gamma_scale[:, None]).to(torch.int16),
+        gamma=torch.round(unrounded).to(torch.int16),
         beta=torch.round(beta / norm_unit).clamp(min=1).to(torch.int64),
         factor=Multiplier.from_float(factor),
         lo=out.lo,
         hi=out.hi,
         bits=bits,
     )
+    return stage, unrounded
 
 
 def _network(
@@ -123,21 +159,23 @@ def _network(
     end: ActivationFormat,
     seen: Calibration,
     config: QuantizeConfig,
+    unrounded: dict[str, Unrounded],
 ) -> IntegerNetwork:
     """One of g_a, g_s, h_a, h_s; ``source`` and ``end`` are the formats at its two ends."""
-    bits = min(config.weight_bits, ENTROPY_PATH_BITS) if part == "h_s" else config.weight_bits
     stages = []
     pairs = _pairs(network)
     for index, module, after in pairs:
         name = f"{part}.{index}"
-        conv, unit = _integer_conv(module, source, seen.grams[name], bits, config)
+        conv, unit, kernel = _integer_conv(name, module, source, seen.grams[name], config)
+        gamma = None
         out = end
         if index != pairs[-1][0]:
             observed = seen.tensors[name if after is None else f"{part}.{index + 1}"]
-            out = _format(observed, config)
+            out = _format(observed, config, name)
         epilogue: Requantize | DivisiveNormalization
         if isinstance(after, GDN):
-            epilogue = _integer_gdn(after, unit, seen.tensors[name], out, config.weight_bits)
+            bits = min(max(config.bits_of(name), GAMMA_BITS), MOST_GAMMA_BITS)
+            epilogue, gamma = _integer_gdn(after, unit, seen.tensors[name], out, bits)
         elif isinstance(after, nn.LeakyReLU):
             negative = Multiplier.from_float(unit / out.scale * after.negative_slope)
             epilogue = Requantize(Multiplier.from_float(unit / out.scale), negative, out.lo, out.hi)
@@ -147,6 +185,7 @@ def _network(
         else:
             raise BadModel(f"{part}.{index + 1}: no integer form of {type(after).__name__}")
         stages.append(Stage(name, conv, epilogue))
+        unrounded[name] = Unrounded(kernel, gamma)
         source = out
     return IntegerNetwork(tuple(stages))
 
@@ -165,33 +204,38 @@ def to_integer(
     seen: Calibration,
     config: QuantizeConfig,
     description: dict[str, Any] | None = None,
-) -> IntegerCodec:
-    """The integer codec, checked against the contract.
+) -> tuple[IntegerCodec, dict[str, Unrounded]]:
+    """The integer codec, checked against the contract, and its weights before rounding, by stage.
 
-    ``seen`` comes from `rdquant.weights.calibration.observe`. Raises `BadModel` or `CalibrationError`.
+    ``seen`` comes from `rdquant.weights.calibration.observe`. Raises `BadModel` or `CalibrationError`,
+    and `UsageError` for bits given to a layer that does not exist.
     """
+    unrounded: dict[str, Unrounded] = {}
+    layers = {n for n in seen.grams} | {"hyper_input"}
+    if unknown := sorted({*config.layer_bits, *config.layer_activation_bits} - layers):
+        raise UsageError(f"no layer {', '.join(unknown)}; the codec has {', '.join(sorted(layers))}")
     hyper = codec.has_hyperprior
     fraction_bits = _fraction_bits(seen.tensors["y"])
     pixels = ActivationFormat.uniform(1 / 255, 0, 255, 3)
     latent = ActivationFormat.uniform(2.0**-fraction_bits, FIXED_LO, FIXED_HI, codec.M)
     networks = {
-        "g_a": _network("g_a", codec.g_a, pixels, latent, seen, config),
-        "g_s": _network("g_s", codec.g_s, latent, pixels, seen, config),
+        "g_a": _network("g_a", codec.g_a, pixels, latent, seen, config, unrounded),
+        "g_s": _network("g_s", codec.g_s, latent, pixels, seen, config, unrounded),
     }
     z_tables = thresholds = hyper_input = None
     if hyper:
         observed = seen.tensors["hyper_input"]
-        source = _format(observed, config)
+        source = _format(observed, config, "hyper_input")
         hyper_input = Requantize(
             Multiplier.from_float(latent.scale / source.scale), None, source.lo, source.hi
         )
         z = ActivationFormat.uniform(
             2.0**-Z_FRACTION_BITS, FIXED_LO, FIXED_HI, codec.entropy_bottleneck.channels
         )
-        networks["h_a"] = _network("h_a", codec.h_a, source, z, seen, config)
+        networks["h_a"] = _network("h_a", codec.h_a, source, z, seen, config, unrounded)
         outputs = codec.M * (2 if codec.has_means else 1)
         parameters = ActivationFormat.uniform(2.0**-fraction_bits, FIXED_LO, FIXED_HI, outputs)
-        networks["h_s"] = _network("h_s", codec.h_s, z, parameters, seen, config)
+        networks["h_s"] = _network("h_s", codec.h_s, z, parameters, seen, config, unrounded)
         levels = scale_table()
         y_tables = gaussian_tables(levels)
         z_tables = pmf_tables(*codec.entropy_bottleneck.pmfs())
@@ -207,4 +251,4 @@ def to_integer(
         {"quantize": config.to_json(), **(description or {})},
     )  # fmt: skip
     integer.check()
-    return integer
+    return integer, unrounded

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import CalibrationError
 from .calibration import Observed
 from .config import Granularity, RangeRule
+from .formats import FormatName, Levels, affine, codebook, symmetric_levels
 
 PERCENTILE = 0.9999
 #: a channel's scale is at least this fraction of the tensor's
@@ -18,29 +19,52 @@ CHANNEL_FLOOR = 1 / 64
 CLIP_GRID = torch.linspace(0.3, 1.0, 15, dtype=torch.float64)
 
 
-def weight_scales(weight: Tensor, limit: int, rule: RangeRule) -> Tensor:
-    """Scale per row so that ``round(w / s)`` fits in +-limit. ``weight: (O, K)`` -> ``(O,)`` float64.
+def weight_scales(weight: Tensor, levels: Levels, rule: RangeRule) -> Tensor:
+    """Scale per row under which the levels cover the row. ``weight: (O, K)`` -> ``(O,)`` float64.
 
     A row of zeros gets scale 1.
     """
     w = weight.detach().double()
-    top = w.abs().amax(1)
+
+    def needed(low: Tensor, high: Tensor) -> Tensor:
+        up = high.clamp(min=0) / max(levels.high, 1)
+        return torch.maximum(up, low.clamp(max=0) / min(levels.low, -1))
+
+    full = needed(w.amin(1), w.amax(1))
+    chosen = full
     if rule == "percentile":
-        top = torch.quantile(w.abs(), PERCENTILE, dim=1)
+        chosen = needed(*(torch.quantile(w, q, dim=1) for q in (1 - PERCENTILE, PERCENTILE)))
+        chosen = torch.where(chosen > 0, chosen, full)
     if rule == "mse":
-        best, chosen, w32 = torch.full_like(top, torch.inf), top.clone(), w.float()
+        best, w32 = torch.full_like(full, torch.inf), w.float()
         for ratio in CLIP_GRID:
-            s = (top * ratio / limit).clamp(min=1e-30).float()[:, None]
-            error = ((w32 / s).round_().clamp_(-limit, limit).mul_(s).sub_(w32)).square_().sum(1)
+            s = (full * ratio).clamp(min=1e-30).float()[:, None]
+            error = levels.nearest(w32 / s).mul_(s).sub_(w32).square_().sum(1)
             better = error < best
-            best, chosen = torch.where(better, error, best), torch.where(better, top * ratio, chosen)
-        top = chosen
-    return torch.where(top > 0, top / limit, 1.0)
+            best, chosen = torch.where(better, error, best), torch.where(better, full * ratio, chosen)
+    return torch.where(chosen > 0, chosen, 1.0)
 
 
-def quantize_weight(weight: Tensor, scales: Tensor, limit: int) -> Tensor:
-    """``clip(round(w / s), -limit, limit)``: ``(O, K)``, ``(O,)`` -> int16 ``(O, K)``."""
-    return torch.round(weight.detach().double() / scales[:, None]).clamp(-limit, limit).to(torch.int16)
+def fit_levels(weight: Tensor, bits: int, name: FormatName, importance: Tensor) -> Levels:
+    """The levels of a layer in one of the number formats.
+
+    ``weight: (O, K)``; ``importance: (K,)``, what a squared error of each column costs (codebooks only).
+    """
+    w = weight.detach().double()
+    if name == "affine":
+        low, high = float(w.amin(1).clamp(max=0).mean()), float(w.amax(1).clamp(min=0).mean())
+        steps = 2**bits - 1
+        return affine(bits, round(steps * low / max(high - low, 1e-30)))
+    if name == "codebook":
+        top = w.abs().amax(1, keepdim=True)
+        cost = importance.double() * top**2 * (top > 0)
+        return codebook(bits, w / top.clamp(min=1e-30), cost)
+    return symmetric_levels(name, bits)
+
+
+def quantize_weight(weight: Tensor, scales: Tensor, levels: Levels) -> Tensor:
+    """The level nearest to ``w / s``: ``(O, K)``, ``(O,)`` -> int16 ``(O, K)``."""
+    return levels.nearest(weight.detach().double() / scales[:, None]).to(torch.int16)
 
 
 @dataclass(frozen=True)

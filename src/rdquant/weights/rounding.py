@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .formats import Levels
+
 #: added to the diagonal of the Gram matrix, as a fraction of its mean
 DAMPING = 0.01
 #: positions of a layer's input that the Gram matrix is taken from, over all pictures
 POSITIONS = 12_000
 
 
-def compensated_round(weight: Tensor, scales: Tensor, gram: Tensor, limit: int) -> Tensor:
-    """``weight: (O, K)``, ``scales: (O,)``, ``gram = X X^T: (K, K)`` -> int16 ``(O, K)`` in +-limit."""
+def compensated_round(weight: Tensor, scales: Tensor, gram: Tensor, levels: Levels) -> Tensor:
+    """``weight: (O, K)``, ``scales: (O,)``, ``gram = X X^T: (K, K)`` -> levels, int16 ``(O, K)``."""
     w = weight.detach().double().clone()
     k = w.shape[1]
     h = gram.double().clone()
@@ -33,7 +35,7 @@ def compensated_round(weight: Tensor, scales: Tensor, gram: Tensor, limit: int) 
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     q = torch.empty_like(w)
     for j in range(k):
-        q[:, j] = torch.round(w[:, j] / scales).clamp(-limit, limit)
+        q[:, j] = levels.nearest(w[:, j] / scales)
         error = (w[:, j] - q[:, j] * scales) / inverse[j, j]
         w[:, j + 1 :] -= error[:, None] * inverse[j, j + 1 :]
     out = torch.empty_like(q)
@@ -90,7 +92,7 @@ def round_kernel(
     scales: Tensor,
     input_scale: Tensor,
     grams: list[Tensor],
-    limit: int,
+    levels: Levels,
 ) -> Tensor:
     """Compensated rounding of a whole kernel.
 
@@ -102,6 +104,6 @@ def round_kernel(
     for phase, gram in zip(phases(module), grams, strict=True):
         inverse_scale = (1 / input_scale).repeat_interleave(len(phase))
         scaled = gram * inverse_scale[:, None] * inverse_scale[None, :]
-        part = compensated_round(flat[:, :, phase].flatten(1), scales, scaled, limit)
+        part = compensated_round(flat[:, :, phase].flatten(1), scales, scaled, levels)
         out[:, :, phase] = part.reshape(len(flat), -1, len(phase))
     return out.reshape(weight.shape)

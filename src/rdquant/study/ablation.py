@@ -1,0 +1,253 @@
+"""The ablation of RDO-PTQ: a declared grid of calibrations, each stored as JSON, resumed where it stopped.
+
+Every cell calibrates one float codec, writes real files for held-out pictures, and reports the rate that
+it needs more than the float parent at equal PSNR: the parent's four-point curve on the same pictures is
+interpolated (PCHIP of log-rate) at the cell's PSNR. That is a BD-rate of one point, and called so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from ..codecs import FloatCodec
+from ..coder import ImageCoder
+from ..errors import UsageError
+from ..evaluate.metrics import psnr
+from ..files.atomic import atomic_write
+from ..files.container import Profile
+from ..files.models import float_fingerprint, integer_fingerprint
+from ..floatcodec import CodingFloatCodec
+from ..weights import QuantizeConfig
+from ..weights.calibration import Calibration, observe
+from ..weights.config import PARTS, WIDE_BITS
+from ..weights.formats import FORMATS
+from ..weights.rdo import STRATEGIES, RdoCalibration, RdoConfig
+
+WIDTHS = ((8, 8), (6, 8), (4, 8))
+IMAGE_COUNTS = (1, 2, 5, 10, 20, 50)
+#: calibration pictures of a cell that is not about their number
+IMAGES = 20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One calibration: a row and a column of a table, and what makes it different from the default."""
+
+    table: str
+    row: str
+    column: str
+    quantize: dict[str, Any] = field(default_factory=dict)
+    rdo: dict[str, Any] = field(default_factory=dict)
+    images: int = IMAGES
+    choice: str = "random"  #: or "entropy": the pictures that take most bits
+
+    def key(self) -> dict[str, Any]:
+        """What the result depends on; cells of two tables may share it."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k not in ("table", "row", "column")}
+
+
+def _width(weights: int, activations: int) -> dict[str, Any]:
+    return {"weight_bits": weights, "activation_bits": activations}
+
+
+def _rule(rule: str) -> dict[str, Any]:
+    return {"weight_range": rule, "activation_range": rule, "rounding": "nearest"}
+
+
+def grid() -> list[Cell]:
+    """Every cell of the study, table by table."""
+    none: dict[str, Any] = {"steps": 0, "grid": False}
+    cells = []
+    for w, a in WIDTHS:
+        column, width = f"W{w}A{a}", _width(w, a)
+        cells += [Cell("strategy", s, column, width, {"strategy": s}) for s in STRATEGIES]
+        cells += [Cell("format", f, column, {**width, "number_format": f}) for f in FORMATS]
+    for w, a in ((10, 10), *WIDTHS, (6, 6)):
+        column, width = f"W{w}A{a}", _width(w, a)
+        for rule in ("minmax", "percentile", "mse"):
+            cells.append(Cell("range", rule, column, {**width, **_rule(rule)}, none))
+        scales = {"learn": ("scales",)}
+        cells.append(Cell("range", "rd scales", column, {**width, **_rule("mse")}, scales))
+        cells.append(Cell("range", "rd scales, rounding, biases", column, width))
+    for w, a in ((8, 8), (4, 8)):
+        column, width = f"W{w}A{a}", {**_width(w, a), "rounding": "nearest"}
+        for how in ("none", "empirical", "analytic"):
+            cells.append(Cell("bias", how, column, width, {**none, "bias_correction": how}))
+        cells.append(Cell("bias", "learned", column, width, {"learn": ("bias",), "grid": False}))
+    for count in IMAGE_COUNTS:
+        for choice in ("random", "entropy"):
+            cells.append(Cell("images", choice, str(count), _width(6, 8), {}, count, choice))
+    for row, w, a in (
+        ("weights only", 6, WIDE_BITS),
+        ("activations only", WIDE_BITS, 6),
+        ("both", 6, 6),
+    ):
+        cells.append(Cell("what", row, "6 bits", _width(w, a)))
+    for part in PARTS:
+        cells.append(Cell("scope", part, "W6A6", {**_width(6, 6), "scope": (part,)}))
+    cells.append(Cell("scope", "h_a, h_s", "W6A6", {**_width(6, 6), "scope": ("h_a", "h_s")}))
+    cells.append(Cell("scope", "all", "W6A6", _width(6, 6)))
+    for step in ("compensated rounding", "+ grid", "+ scales", "+ rounding", "+ biases"):
+        i = ("compensated rounding", "+ grid", "+ scales", "+ rounding", "+ biases").index(step)
+        learn = (("scales",), ("scales", "rounding"), ("scales", "rounding", "bias"))
+        rdo = none if i == 0 else {"steps": 0} if i == 1 else {"learn": learn[i - 2]}
+        for w, a in WIDTHS:
+            cells.append(Cell("parts", step, f"W{w}A{a}", _width(w, a), rdo))
+    return cells
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means over the held-out pictures, from real files."""
+
+    bpp: float
+    psnr: float
+    mse: float
+
+
+def measure(coder: ImageCoder, pictures: list[np.ndarray]) -> Measured:
+    """Code ``pictures`` to files (whose bytes count) and compare the decoded ones."""
+    rows = []
+    for rgb in pictures:
+        data = coder.encode(rgb)
+        decoded = coder.decode(data)
+        mse = float(np.mean((decoded.astype(np.float64) - rgb) ** 2))
+        rows.append((8 * len(data) / (rgb.shape[0] * rgb.shape[1]), psnr(rgb, decoded), mse))
+    return Measured(*(fmean(column) for column in zip(*rows, strict=True)))
+
+
+def rate_increase(curve: list[Measured], point: Measured) -> float:
+    """Percent more rate than the curve needs at the point's PSNR.
+
+    Outside the curve's PSNR the nearest two points are extended. Raises `UsageError` for fewer than two.
+    """
+    if len(curve) < 2:
+        raise UsageError(f"a curve needs at least two float models, got {len(curve)}")
+    ordered = sorted(curve, key=lambda m: m.psnr)
+    q, r = [m.psnr for m in ordered], [math.log(m.bpp) for m in ordered]
+    if q[0] <= point.psnr <= q[-1]:
+        expected = float(PchipInterpolator(q, r)(point.psnr))
+    else:
+        i, j = (0, 1) if point.psnr < q[0] else (-2, -1)
+        expected = r[i] + (point.psnr - q[i]) * (r[j] - r[i]) / (q[j] - q[i])
+    return 100 * (point.bpp / math.exp(expected) - 1)
+
+
+class Study:
+    """The grid over one codec, in a folder of results.
+
+    ``parents``: float codecs of the rate-distortion curve; ``subject``: index of the one that is
+    quantized; ``pool``: calibration pictures, at least 50; ``held_out``: pictures that are measured.
+    """
+
+    def __init__(
+        self,
+        parents: list[FloatCodec],
+        subject: int,
+        lambda_: float,
+        pool: list[np.ndarray],
+        held_out: list[np.ndarray],
+        folder: Path,
+        rdo: dict[str, Any] | None = None,
+    ) -> None:
+        self.codec, self.lambda_ = parents[subject], lambda_
+        self.pool, self.held_out, self.folder = pool, held_out, folder
+        self.rdo = rdo or {}
+        self._parents = parents
+        self._seen: dict[tuple[int, str], Calibration] = {}
+        self._curve: list[Measured] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def curve(self) -> list[Measured]:
+        """The float parents on the held-out pictures."""
+        if self._curve is None:
+            self._curve = [
+                measure(ImageCoder(CodingFloatCodec(c), float_fingerprint(c), Profile.FLOAT), self.held_out)
+                for c in self._parents
+            ]
+        return self._curve
+
+    def chosen(self, count: int, choice: str) -> list[np.ndarray]:
+        """The calibration pictures of a cell."""
+        if choice == "entropy":
+            coder = ImageCoder(CodingFloatCodec(self.codec), bytes(8), Profile.FLOAT)
+            order = sorted(range(len(self.pool)), key=lambda i: -len(coder.encode(self.pool[i])))
+        else:
+            order = np.random.default_rng(7).permutation(len(self.pool)).tolist()
+        return [self.pool[i] for i in order[:count]]
+
+    def path(self, cell: Cell) -> Path:
+        """Where the cell's result is stored: named by what it depends on."""
+        key = {**cell.key(), "rdo_base": self.rdo, "lambda": self.lambda_}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()
+        return self.folder / f"{digest[:12]}.json"
+
+    def run_cell(self, cell: Cell) -> dict[str, Any]:
+        """The cell's result: stored, or made now and stored."""
+        path = self.path(cell)
+        if path.exists():
+            stored: dict[str, Any] = json.loads(path.read_text())
+            return stored
+        pictures = self.chosen(cell.images, cell.choice)
+        quantize = QuantizeConfig(**cell.quantize)
+        rdo = RdoConfig(**{"lambda_": self.lambda_, **self.rdo, **cell.rdo})
+        start = time.perf_counter()
+        seen = self._seen.get((cell.images, cell.choice))
+        if seen is None:
+            seen = self._seen[cell.images, cell.choice] = observe(self.codec, pictures)
+        run = RdoCalibration(self.codec, pictures, quantize, rdo, seen=seen)
+        integer = run.run()
+        seconds = time.perf_counter() - start
+        found = measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), self.held_out)
+        result = {
+            "cell": cell.key(), "rdo": rdo.to_json(), "quantize": quantize.to_json(),
+            "bpp": found.bpp, "psnr": found.psnr, "mse": found.mse,
+            "rate_increase_percent": rate_increase(self.curve, found),
+            "calibration_seconds": seconds,
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "trace": [e for e in run.trace.entries if e["unit"] in ("float", "start", "grid", "bias", "end")],
+            "held_out_pictures": len(self.held_out),
+        }  # fmt: skip
+        with atomic_write(path) as handle:
+            handle.write(json.dumps(result, indent=1).encode())
+        return result
+
+    def run(
+        self, cells: list[Cell], progress: Callable[[int, int, str], None] | None = None
+    ) -> list[tuple[Cell, dict[str, Any]]]:
+        """All cells, stored ones first read and not run again."""
+        results = []
+        for i, cell in enumerate(cells):
+            if progress:
+                progress(i, len(cells), f"{cell.table}: {cell.row} {cell.column}")
+            results.append((cell, self.run_cell(cell)))
+        return results
+
+
+def tables(
+    results: list[tuple[Cell, dict[str, Any]]], value: str = "rate_increase_percent"
+) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Per table its column names and rows; None where a cell has no result."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell, result in results:
+        found.setdefault(cell.table, {}).setdefault(cell.row, {})[cell.column] = result[value]
+    out = {}
+    for table, rows in found.items():
+        columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+        out[table] = (["", *columns], [[name, *map(row.get, columns)] for name, row in rows.items()])
+    return out

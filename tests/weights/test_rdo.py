@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import small_codec
+from rdquant.errors import CalibrationError, UsageError
+from rdquant.files.models import integer_fingerprint
+from rdquant.weights import QuantizeConfig
+from rdquant.weights.bias import correct_biases
+from rdquant.weights.rdo import STRATEGIES, RdoCalibration, RdoConfig, calibrate, units
+
+QUICK = {"lambda_": 0.01, "batch": 1, "crop": 64, "bf16": False, "compile": False}
+FOUR = QuantizeConfig(weight_bits=4, rounding="nearest")
+
+
+def _run(photo: np.ndarray, folder: Path | None = None, **options: object) -> RdoCalibration:
+    rdo = RdoConfig(**{**QUICK, **options})  # type: ignore[arg-type]
+    return RdoCalibration(small_codec("mbt2018-mean"), [photo[:128, :128]], FOUR, rdo, folder)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_lower_j(strategy: str, photo: np.ndarray) -> None:
+    run = _run(photo, strategy=strategy, steps=36, grid=False)
+    run.run()
+    costs = {e["unit"]: e["J"] for e in run.trace.entries}
+    assert costs["end"] < costs["start"]
+
+
+def test_grid_lowers_j_of_the_stage_it_searches(photo: np.ndarray) -> None:
+    """With one stage quantized and the rest float, the grid's choice is no worse than its start."""
+    from rdquant.weights.rdo import grid_search
+
+    run = _run(photo, steps=0)
+    twin, last = run.twin, run.twin.order["g_s"][-2]
+    twin.set_rounding(twin.names(), True, True)
+    before = run.probe_cost()["J"]
+    grid_search(twin, [last], run.probe, 0.01)
+    assert run.probe_cost()["J"] <= before * (1 + 1e-6)
+
+
+def test_resumes_to_the_same_integers(photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rdquant.weights.rdo.SAVE_EVERY", 5)
+    whole = _run(photo, steps=15).run()
+    interrupted = _run(photo, tmp_path / "run", steps=15)
+
+    def stop(done: int, total: int, note: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupted.crops, "batch", _failing(interrupted.crops.batch, 12))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run()
+    resumed = _run(photo, tmp_path / "run", steps=15)
+    assert resumed.done == 10
+    assert integer_fingerprint(resumed.run()) == integer_fingerprint(whole)
+    with pytest.raises(CalibrationError, match="other options"):
+        _run(photo, tmp_path / "run", steps=16)
+
+
+def _failing(batch, at: int):  # type: ignore[no-untyped-def]
+    def wrapped(step: int, count: int) -> torch.Tensor:
+        if step == at:
+            raise KeyboardInterrupt
+        return batch(step, count)
+
+    return wrapped
+
+
+def test_units_cover_the_scope(photo: np.ndarray) -> None:
+    twin = _run(photo, steps=0).twin
+    assert units(twin, "joint", ("g_s",)) == [twin.order["g_s"]]
+    assert sum(units(twin, "layer", ("h_a", "h_s")), []) == twin.order["h_a"] + twin.order["h_s"]
+    assert len(units(twin, "block", ("g_a", "h_a", "h_s", "g_s"))) == 4
+
+
+@pytest.mark.parametrize("how", ["empirical", "analytic"])
+def test_bias_correction_recentres_accumulators(how: str, photo: np.ndarray) -> None:
+    run = _run(photo, steps=0)
+    twin, first = run.twin, run.twin.order["g_a"][0]
+    stage, x = twin.stage(first), run.probe
+
+    def shift() -> torch.Tensor:
+        level = stage.convolve(x, stage.level_weight(None), stage.biases())
+        real = stage.convolve(x, stage.scaled_weight(None), stage.bias0)  # of the float layer, in its units
+        return ((level - real).mean((0, 2, 3)) / stage.bias_unit).abs().mean()
+
+    with torch.no_grad():
+        before = float(shift())
+        correct_biases(twin, [first], x, how)  # type: ignore[arg-type]
+        assert float(shift()) < 0.2 * before
+
+
+def test_description_says_how(photo: np.ndarray) -> None:
+    codec = small_codec("bmshj2018-factorized")
+    rdo = RdoConfig(**QUICK, steps=2)  # type: ignore[arg-type]
+    integer, trace = calibrate(codec, [photo[:64, :64]], QuantizeConfig(), rdo, {"parent": "p"})
+    assert integer.description["rdo"]["steps"] == 2 and integer.description["parent"] == "p"
+    assert [e["unit"] for e in trace.entries] == ["float", "start", "grid", "all", "end"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "global"}, "global"),
+        ({"learn": ("everything",)}, "everything"),
+        ({"crop": 100}, "100"),
+        ({"lambda_": 0.0}, "0.0"),
+        ({"bias_correction": "magic"}, "magic"),
+        ({"lr": -1.0}, "-1.0"),
+        ({"steps": -1}, "-1"),
+    ],
+)
+def test_bad_options_are_quoted(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        RdoConfig(**{**QUICK, **options})
