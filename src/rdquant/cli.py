@@ -138,6 +138,9 @@ def quantize(
     ] = None,
     strategy: Annotated[str, typer.Option(help="layer, block or joint.")] = RDO["strategy"],
     steps: Annotated[int, typer.Option(help="Gradient steps of the search.")] = RDO["steps"],
+    plan: Annotated[
+        Path | None, typer.Option(help="Weight bits by layer, from `rdquant allocate`; over --weights.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other option of QuantizeConfig or RdoConfig, as NAME=JSON."),
@@ -166,6 +169,10 @@ def quantize(
     codec = load_float(path)
     lam = lambda_ or model_description(path).get("lambda")
     options = _options(set_, (QuantizeConfig, RdoConfig))
+    if plan is not None:
+        from .allocate import Plan
+
+        options[QuantizeConfig]["layer_bits"] = dict(Plan.load(plan).bits)
     config = QuantizeConfig(
         **{
             "weight_bits": weights,
@@ -221,6 +228,67 @@ def _options(items: list[str] | None, kinds: tuple[type, ...]) -> dict[type, dic
             parsed = value
         found[owners[0]][name] = tuple(parsed) if isinstance(parsed, list) else parsed
     return found
+
+
+@app.command()
+def allocate(
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
+    target_size: Annotated[
+        list[str],
+        typer.Option(help="25% (of float32), 5x (smaller), 4.5bits (average), 800kB or bytes; repeatable."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The plan; with several sizes, a folder.")],
+    method: Annotated[str, typer.Option(help="knapsack (exact) or fmpq (the paper's tolerance).")] = "knapsack",
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
+    ] = None,
+    activations: Annotated[int, typer.Option(help="Bits of an activation.")] = 8,
+    table: Annotated[
+        Path | None, typer.Option(help="Sensitivity table: kept here, and read instead of measured.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many calibration pictures to use.")] = 16,
+    split: Annotated[str | None, typer.Option(help="Only this split of the folder's CSV, e.g. val.")] = None,
+    side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Choose a bit-width for every layer so that the model file has a wanted size.
+
+    Measures once what each layer at each width does to J (minutes, resumable), then solves for any size
+    in milliseconds. `rdquant quantize --plan` takes the result.
+    """
+    from .allocate.run import allocate as run
+    from .files.models import load_float, model_description
+    from .files.split import split_files
+    from .load import model_path
+    from .weights import QuantizeConfig, load_calibration
+
+    path = model_path(model)
+    lam = lambda_ or model_description(path).get("lambda")
+    if lam is None:
+        raise UsageError(f"{model} does not say its lambda; pass --lambda")
+    pictures = load_calibration(split_files(calib, split), images, side)
+    config = QuantizeConfig(activation_bits=activations)
+    with console.progress("sensitivity") as update:
+        plans, sensitivity = run(
+            load_float(path), pictures, config, lam, target_size, method, table, update
+        )
+    for text, found in plans.items():
+        name = "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
+        target = out if len(plans) == 1 else out / f"{name}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found.save(target)
+    if as_json:
+        console.show_json({k: p.to_json() for k, p in plans.items()})
+        return
+    counts = sensitivity.sizes.counts
+    rows = [
+        [k, p.size, sensitivity.sizes.float_bytes / p.size, p.average_bits(counts), 100 * p.increase,
+         " ".join(f"{b}" for b in p.bits.values())]
+        for k, p in plans.items()
+    ]  # fmt: skip
+    columns = ("target", "bytes", "x smaller", "mean bits", "J +% (sum of zetas)", "bits by layer")
+    console.show_table(f"plans for {model} ({method}); layers: {' '.join(counts)}", columns, rows)
 
 
 @app.command()

@@ -21,7 +21,8 @@ from rdquant.files.models import (
     save_float,
     save_integer,
 )
-from rdquant.weights import quantize
+from rdquant.weights import QuantizeConfig, quantize
+from rdquant.weights.formats import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,28 @@ def test_integer_round_trip(architecture: str, tmp_path: Path, photo: np.ndarray
     assert model_kind(path) == "integer"
     assert integer_fingerprint(again) == integer_fingerprint(codec)
     assert again.description == codec.description
+
+
+@pytest.mark.parametrize("number_format", FORMATS)
+@pytest.mark.parametrize("bits", [3, 8, 12])
+def test_every_number_format_round_trips(number_format: str, bits: int, tmp_path: Path, photo: np.ndarray) -> None:
+    if number_format == "codebook" and bits > 8:
+        pytest.skip("a codebook of 4,096 levels is the uniform format")
+    config = QuantizeConfig(weight_bits=bits, number_format=number_format)  # type: ignore[arg-type]
+    codec, path = quantize(small_codec("mbt2018-mean"), [photo[:64, :64]], config), tmp_path / "q"
+    save_integer(codec, path)
+    assert integer_fingerprint(load_integer(path)) == integer_fingerprint(codec)
+
+
+def test_weights_take_their_bits(tmp_path: Path, photo: np.ndarray) -> None:
+    sizes = []
+    for bits in (8, 4):
+        codec = quantize(small_codec("mbt2018-mean"), [photo[:64, :64]], QuantizeConfig(weight_bits=bits))
+        save_integer(codec, tmp_path / "q")
+        sizes.append((tmp_path / "q").stat().st_size)
+    count = {n: sum(s.conv.weight.numel() for s in net.stages) for n, net in codec.networks.items()}
+    saved = sum(count.values()) * 4 / 8 - count["h_s"] / 8  # h_s starts at 7 bits
+    assert sizes[0] - sizes[1] == pytest.approx(saved, abs=150)  # alignment, and narrower biases
 
 
 def test_infinite_in_half_precision_is_refused(tmp_path: Path) -> None:
@@ -94,9 +117,10 @@ def _edit(source: Path, target: Path, tensors: dict | None = None, structure: di
 
 def _at(index: int, value: int):  # type: ignore[no-untyped-def]
     def change(t: torch.Tensor) -> torch.Tensor:
+        packed = t.dtype == torch.uint8 and value < 256
         t = t.to(torch.int64).clone()
         t.view(-1)[index] = value
-        return t
+        return t.to(torch.uint8) if packed else t
 
     return change
 
@@ -106,15 +130,17 @@ def _at(index: int, value: int):  # type: ignore[no-untyped-def]
     [
         ({"g_s.0.weight": None}, {}, r"g_s\.0\.weight"),
         ({"g_s.0.weight": lambda t: t.float()}, {}, "integers only"),
-        ({"g_s.0.weight": lambda t: t[1:]}, {}, "channels"),
-        ({"g_s.0.weight": _at(0, 200)}, {}, "200"),
-        ({"h_s.0.weight": _at(0, 64)}, {}, "64"),
+        ({"g_s.0.weight": lambda t: t[1:]}, {}, "bytes, got"),
+        ({"g_s.0.weight": lambda t: t.reshape(2, -1)}, {}, "bytes, got"),
+        ({"g_s.0.weight": _at(0, 255)}, {}, "index 255, it has 255 levels"),
+        ({"h_s.0.weight": _at(0, 127)}, {}, "index 127, it has 127 levels"),
         ({"g_a.0.bias": _at(0, 2**40)}, {}, r"2\^36"),
-        ({"y_tables.cdf": _at(3, 0)}, {}, "CDF"),
+        ({"y_tables.frequencies": _at(3, 0)}, {}, "CDF"),
+        ({"y_tables.frequencies": lambda t: t[1:]}, {}, "frequencies"),
         ({"z_tables.starts": _at(1, 10**6)}, {}, "starts"),
         ({"thresholds": _at(3, 0)}, {}, "thresholds"),
         ({"medians": _at(0, 2**20)}, {}, "medians"),
-        ({"g_a.0.gamma": _at(0, -1)}, {}, "gamma"),
+        ({"g_a.0.gamma": lambda t: t[1:]}, {}, "bytes, got"),
         ({"g_a.0.factor.shift": _at(0, 60)}, {}, "shift"),
         ({}, {"fraction_bits": 40}, "fraction_bits"),
         ({}, {"architecture": "other"}, "other"),
@@ -134,7 +160,7 @@ def test_every_lie_in_a_model_is_named(
 
 def test_fingerprint_sees_every_integer(integer_file: Path, tmp_path: Path) -> None:
     original = integer_fingerprint(load_integer(integer_file))
-    for name in ("g_a.0.bias", "g_s.2.gamma", "medians"):
+    for name in ("g_a.0.bias", "g_s.2.gamma", "g_a.0.weight", "medians"):
         with safe_open(str(integer_file), "pt") as handle:
             first = int(handle.get_tensor(name).view(-1)[0])
         _edit(integer_file, tmp_path / "m", {name: _at(0, first ^ 1)})

@@ -8,6 +8,7 @@ from typing import Any
 from ..codecs import FloatCodec
 from ..errors import UnknownModel
 from ..integer import DivisiveNormalization, IntegerCodec
+from .bits import packed_size
 from .container import MAGIC, describe
 from .models import float_fingerprint, integer_fingerprint, load_float, load_integer, model_kind
 
@@ -57,11 +58,11 @@ def _integer(codec: IntegerCodec, path: Path) -> dict[str, Any]:
     for network in codec.networks.values():
         for s in network.stages:
             kind = "deconv" if s.conv.transposed else "conv"
-            size = s.conv.weight.numel() * (1 if s.conv.bits <= 8 else 2)
+            size = packed_size(s.conv.weight.numel(), s.conv.bits)
             e = s.epilogue
             if isinstance(e, DivisiveNormalization):
                 kind += " + " + ("IGDN" if e.inverse else "GDN")
-                size += e.gamma.numel() * (1 if e.bits < 8 else 2)
+                size += packed_size(e.gamma.numel(), e.bits)
             elif e.negative is not None:
                 kind += " + leaky ReLU"
             elif e.lo == 0 and e.hi != 255:
@@ -71,7 +72,7 @@ def _integer(codec: IntegerCodec, path: Path) -> dict[str, Any]:
             rows.append([s.name, kind, shape, s.conv.bits, *ranges, size])
     for name, tables in (("y tables", codec.y_tables), ("z tables", codec.z_tables)):
         if tables is not None:
-            rows.append([name, "CDF", f"{len(tables)} tables", None, None, None, tables.cdf.nbytes])
+            rows.append([name, "CDF", f"{len(tables)} tables", None, None, None, 2 * (len(tables.cdf) - len(tables))])
     return {
         "kind": "integer model",
         "architecture": codec.architecture,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ from ..integer import (
 )
 from ..integer.arithmetic import Multiplier
 from .atomic import atomic_write
+from .bits import pack, unpack
 
-FORMAT_VERSION = 1
+FLOAT_VERSION = 1
+INTEGER_VERSION = 2
+VERSIONS = {"float": FLOAT_VERSION, "integer": INTEGER_VERSION}
 #: a model file larger than this is refused before it is read
 SIZE_LIMIT = 2**30
 
@@ -50,10 +54,13 @@ def _digest(structure: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
     return h.digest()[:8]
 
 
+def _serialize(header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    return to_safetensors({k: t.contiguous() for k, t in tensors.items()}, {"rdquant": json.dumps(header)})
+
+
 def _write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    data = to_safetensors({k: t.contiguous() for k, t in tensors.items()}, {"rdquant": json.dumps(header)})
     with atomic_write(path) as handle:
-        handle.write(data)
+        handle.write(_serialize(header, tensors))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -71,9 +78,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(metadata["rdquant"])
     except (KeyError, ValueError):
         raise BadModel(f"{path} is a safetensors file without a readable rdquant header") from None
-    if not isinstance(header, dict) or header.get("version") != FORMAT_VERSION:
-        version = header.get("version") if isinstance(header, dict) else header
-        raise BadModel(f"{path} has model format {version!r}, this release reads {FORMAT_VERSION}")
+    if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
+        raise BadModel(f"{path} has an rdquant header that does not say its kind")
+    expected = VERSIONS.get(header["kind"])
+    if expected is not None and header.get("version") != expected:
+        raise BadModel(
+            f"{path} is a {header['kind']} model of format {header.get('version')!r}, "
+            f"this release reads {expected}"
+        )
     return header, tensors
 
 
@@ -101,7 +113,7 @@ def save_float(
         if not bool(torch.isfinite(t).all()):
             raise BadModel(f"{name} is not finite" + (" in float16; store float32 instead" if half else ""))
     header = {
-        "version": FORMAT_VERSION,
+        "version": FLOAT_VERSION,
         "kind": "float",
         "structure": {"architecture": codec.architecture, **codec.widths()},
         "description": description or {},
@@ -141,9 +153,9 @@ def float_fingerprint(codec: FloatCodec) -> bytes:
 
 
 def _narrow(t: Tensor) -> Tensor:
-    """The smallest of int8, int16, int32, int64 that holds the values: how integers are stored."""
+    """The smallest integer type that holds the values: how whole integers are stored."""
     low, high = (int(t.min()), int(t.max())) if t.numel() else (0, 0)
-    for dtype in (torch.int8, torch.int16, torch.int32):
+    for dtype in (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32):
         info = torch.iinfo(dtype)
         if info.min <= low and high <= info.max:
             return t.to(dtype)
@@ -165,7 +177,7 @@ def _pack(codec: IntegerCodec) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors[f"{s.name}.weight"], tensors[f"{s.name}.bias"] = c.weight, c.bias
             entry: dict[str, Any] = {
                 "name": s.name, "stride": c.stride, "transposed": c.transposed,
-                "in": [c.lo, c.hi], "bits": c.bits, "out": [e.lo, e.hi],
+                "shape": list(c.weight.shape), "in": [c.lo, c.hi], "bits": c.bits, "out": [e.lo, e.hi],
             }  # fmt: skip
             if c.levels is not None:
                 tensors[f"{s.name}.levels"] = c.levels
@@ -200,17 +212,86 @@ def integer_fingerprint(codec: IntegerCodec) -> bytes:
     return _digest(structure, {k: t.to(torch.int64) for k, t in tensors.items()})
 
 
-def save_integer(codec: IntegerCodec, path: Path) -> None:
-    """Write an integer codec, each tensor in the narrowest integer type that holds it."""
+def _levels(tensors: dict[str, Tensor], entry: dict[str, Any]) -> np.ndarray:
+    """The integers that a stage's weights can be, int64, rising."""
+    name, bits = f"{entry['name']}.levels", int(entry["bits"])
+    if name in tensors:
+        return tensors[name].to(torch.int64).numpy()
+    top = 2 ** (bits - 1) - 1
+    return np.arange(-top, top + 1)
+
+
+def _compress(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a file holds: weights and gammas packed at their bits, CDFs as frequencies, the rest narrow."""
+    stored = dict(tensors)
+    for entry in (e for stages in structure["stages"].values() for e in stages):
+        name = f"{entry['name']}.weight"
+        indexes = np.searchsorted(_levels(tensors, entry), tensors[name].numpy().reshape(-1))
+        stored[name] = torch.from_numpy(pack(indexes, entry["bits"]))
+        if "gdn" in entry:
+            name = f"{entry['name']}.gamma"
+            stored[name] = torch.from_numpy(pack(tensors[name].numpy(), entry["gdn"]["bits"]))
+    for name in ("y_tables", "z_tables"):
+        if f"{name}.cdf" in stored:
+            cdf, starts = (stored[f"{name}.{part}"].numpy() for part in ("cdf", "starts"))
+            inner = np.ones(len(cdf), bool)
+            inner[starts[:-1]] = False
+            stored[f"{name}.frequencies"] = torch.from_numpy(np.diff(cdf, prepend=0)[inner])
+            del stored[f"{name}.cdf"]
+    return {k: t if t.dtype == torch.uint8 else _narrow(t) for k, t in stored.items()}
+
+
+def _expand(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `_compress`."""
+    out = dict(tensors)
+    for entry in (e for stages in structure["stages"].values() for e in stages):
+        name, shape = f"{entry['name']}.weight", [int(n) for n in entry["shape"]]
+        if len(shape) != 4 or min(shape) < 1:
+            raise BadModel(f"{name} must have 4 axes, got {shape}")
+        levels = _levels(tensors, entry)
+        indexes = unpack(tensors[name].numpy(), int(entry["bits"]), math.prod(shape))
+        if int(indexes.max()) >= len(levels):
+            raise BadModel(f"{name} holds index {int(indexes.max())}, it has {len(levels)} levels")
+        out[name] = torch.from_numpy(levels[indexes]).reshape(shape)
+        if "gdn" in entry:
+            name, channels = f"{entry['name']}.gamma", shape[1 if entry["transposed"] else 0]
+            gamma = unpack(tensors[name].numpy(), int(entry["gdn"]["bits"]), channels**2)
+            out[name] = torch.from_numpy(gamma.astype(np.int64)).reshape(channels, channels)
+    for name in ("y_tables", "z_tables"):
+        if f"{name}.frequencies" in tensors:
+            frequencies = tensors[f"{name}.frequencies"].to(torch.int64).numpy()
+            starts = tensors[f"{name}.starts"].to(torch.int64).numpy()
+            lengths = np.diff(starts) - 1
+            if len(starts) < 2 or lengths.min() < 2 or int(lengths.sum()) != len(frequencies):
+                raise BadModel(f"{name}.starts do not fit {len(frequencies)} frequencies")
+            sums = np.concatenate([[0], np.cumsum(frequencies)])
+            ends = np.cumsum(lengths)
+            rows = [sums[a : b + 1] - sums[a] for a, b in zip(ends - lengths, ends, strict=True)]
+            out[f"{name}.cdf"] = torch.from_numpy(np.concatenate(rows))
+            del out[f"{name}.frequencies"]
+    return out
+
+
+def _integer_contents(codec: IntegerCodec) -> tuple[dict[str, Any], dict[str, Tensor]]:
     codec.check()
     structure, tensors = _pack(codec)
     header = {
-        "version": FORMAT_VERSION,
+        "version": INTEGER_VERSION,
         "kind": "integer",
         "structure": structure,
         "description": codec.description,
     }
-    _write(path, header, {k: _narrow(t) for k, t in tensors.items()})
+    return header, _compress(structure, tensors)
+
+
+def save_integer(codec: IntegerCodec, path: Path) -> None:
+    """Write an integer codec: weights packed at their bits, other tensors in the narrowest type."""
+    _write(path, *_integer_contents(codec))
+
+
+def integer_file_bytes(codec: IntegerCodec) -> int:
+    """Size of the file that `save_integer` would write."""
+    return len(_serialize(*_integer_contents(codec)))
 
 
 def load_integer(path: Path) -> IntegerCodec:
@@ -222,6 +303,7 @@ def load_integer(path: Path) -> IntegerCodec:
         if t.is_floating_point() or t.is_complex():
             raise BadModel(f"{path}: {name} is {t.dtype}; an integer model holds integers only")
     try:
+        tensors = _expand(header["structure"], tensors)
         codec = _unpack(header["structure"], tensors, header.get("description", {}))
         codec.check()
     except KeyError as error:
@@ -238,7 +320,7 @@ def _unpack(s: dict[str, Any], tensors: dict[str, Tensor], description: dict[str
         raise BadModel(f"unknown architecture {s['architecture']!r}")
 
     def get(name: str, dtype: torch.dtype) -> Tensor:
-        t = tensors[name]
+        t = tensors[name].to(torch.int64)
         if t.numel() and not torch.iinfo(dtype).min <= int(t.min()) <= int(t.max()) <= torch.iinfo(dtype).max:
             raise BadModel(f"{name} does not fit {dtype}")
         return t.to(dtype)

@@ -31,6 +31,7 @@ from .bias import BIAS_CORRECTIONS, BiasCorrection, correct_biases
 from .calibration import Calibration, observe
 from .config import QuantizeConfig
 from .convert import to_integer
+from .suffix import SuffixCost
 from .twin import Twin
 
 #: Which parameters move at a time: a stage's (later stages float), a network's, or all.
@@ -141,55 +142,26 @@ def grid_search(
 ) -> None:
     """Scale of each stage's output, in network order, by J of ``x`` with later stages in float.
 
-    What lies before the stage is computed once. Leaves every stage quantized.
+    Leaves every stage quantized.
     """
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
     order = twin.names()
     twin.set_rounding(order, False, False)
-    y = y_hat = None
-    bits = torch.zeros(())
+    suffix = SuffixCost(twin, x, lambda_)
     for name in order:
-        part, i = name.split(".")[0], twin.order[name.split(".")[0]].index(name)
+        suffix.advance(name)
         twin.set_rounding([name], True, True)
-        if part == "g_a" or y is None:
-            q = x if i == 0 else twin.run_until("g_a", x, i)
-            y = None
-        elif part == "g_s":
-            if y_hat is None:
-                y_hat, bits_y, bits_z = twin.latents(y)
-                bits = bits_y + bits_z
-            q = twin.run_until("g_s", y_hat, i)
-
-        def cost(
-            part: str = part,
-            i: int = i,
-            q: Tensor = q,
-            y: Tensor | None = y,
-            bits: Tensor = bits,
-        ) -> float:
-            rate = bits
-            if part == "g_s":
-                out = twin.run("g_s", q, first=i)
-            else:
-                latent = twin.run("g_a", q, first=i) if part == "g_a" or y is None else y
-                here, bits_y, bits_z = twin.latents(latent)
-                rate, out = bits_y + bits_z, twin.run("g_s", here)
-            return float(lambda_ * torch.mean((out - x) ** 2) + rate / pixels)
-
         logs = [twin.stage(name).out_log] if name in names and name not in twin.ends() else []
-        if name in names and part == "h_a" and i == 0 and twin.hyper_log is not None:
+        if name in names and twin.hyper_log is not None and name == twin.order["h_a"][0]:
             logs.insert(0, twin.hyper_log)
         for log in logs:
             base = log.clone()
-            best, kept = cost(), base
+            best, kept = suffix.cost(), base
             for factor in SCALE_GRID:
                 log.copy_(base + math.log(factor))
-                value = cost()
+                value = suffix.cost()
                 if value < best:
                     best, kept = value, log.clone()
             log.copy_(kept)
-        if name == twin.order["g_a"][-1]:
-            y = twin.run("g_a", x)
         if report:
             report(name)
 

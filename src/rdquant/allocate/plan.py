@@ -1,0 +1,53 @@
+"""A plan: a weight width for every layer, and what it promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..files.atomic import atomic_write
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``bits`` by layer (``g_a.0``). Round-trips through JSON; `rdquant quantize --plan` takes it."""
+
+    bits: Mapping[str, int]
+    size: int  #: predicted bytes of the packed model file
+    increase: float  #: predicted relative increase of J: the sum of the layers' zetas
+    method: str
+    beta: float | None = None  #: FMPQ's tolerance
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def average_bits(self, counts: Mapping[str, int]) -> float:
+        """Mean bits of a weight; ``counts``: weights by layer."""
+        return sum(self.bits[n] * c for n, c in counts.items()) / sum(counts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": PLAN_VERSION, **dataclasses.asdict(self)}
+
+    def save(self, path: Path) -> None:
+        with atomic_write(path) as handle:
+            handle.write(json.dumps(self.to_json(), indent=1).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Raises `UsageError` for a file that is no plan."""
+        try:
+            fields = dict(json.loads(path.read_text()))
+            version = fields.pop("version", None)
+            if version != PLAN_VERSION:
+                raise UsageError(f"{path} is a plan of version {version!r}, this release reads {PLAN_VERSION}")
+            plan = cls(**fields)
+            if not all(isinstance(b, int) and 2 <= b <= 16 for b in plan.bits.values()):
+                raise UsageError(f"{path}: bits must be integers of 2..16, got {dict(plan.bits)}")
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path} is no plan: {error}") from None
+        return plan

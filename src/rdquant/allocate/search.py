@@ -1,0 +1,95 @@
+"""From a sensitivity table to a plan: FMPQ's tolerance, and the exact optimum of the same table.
+
+Both take no further model evaluation, so a second target size costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from ..errors import UsageError
+from .plan import Plan
+from .table import SensitivityTable
+
+
+def uniform(table: SensitivityTable, bits: int) -> Plan:
+    """Every layer at the same width: the anchor of all comparisons."""
+    return _plan(table, dict.fromkeys(table.layers, bits), "uniform")
+
+
+def fmpq(table: SensitivityTable, target: int) -> Plan:
+    """The lowest widths with ``zeta < beta``, for the least beta whose size is at most ``target`` bytes.
+
+    Algorithm 1 of FMPQ; where the paper searches beta by steps, this walks the values at which the plan
+    can change at all, so beta is exact (facts: the size is a falling step function of beta). Raises
+    `UsageError` when even the smallest widths are too large.
+    """
+    check_target(table, target)
+    smooth = table.monotone()
+
+    def at(beta: float) -> dict[str, int]:
+        return {
+            n: min((b for b, z in row.items() if z < beta), default=max(row)) for n, row in smooth.zeta.items()
+        }
+
+    values = sorted({z for row in smooth.zeta.values() for z in row.values()})
+    candidates = [np.nextafter(v, np.inf) for v in values]
+    low, high = 0, len(candidates) - 1
+    while low < high:  # sizes fall with beta: bisection over the candidates is exact
+        middle = (low + high) // 2
+        if table.sizes.bytes(at(candidates[middle])) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    return _plan(table, at(candidates[low]), "fmpq", float(candidates[low]))
+
+
+def knapsack(table: SensitivityTable, target: int) -> Plan:
+    """The plan with the least sum of zetas among all that fit: a multiple-choice knapsack, solved exactly.
+
+    Integer program by scipy's milp (HiGHS). Raises `UsageError` for an impossible target.
+    """
+    check_target(table, target)
+    smooth = table.monotone()
+    layers, bits = smooth.layers, smooth.bits
+    cost = np.array([[smooth.zeta[n][b] for b in bits] for n in layers])
+    size = np.array([[table.sizes.bytes({**dict.fromkeys(layers, bits[0]), n: b}) for b in bits] for n in layers])
+    size = size - size[:, :1]  # bytes over the smallest width
+    room = target - table.sizes.bytes(dict.fromkeys(layers, bits[0]))
+    count, widths = cost.shape
+    one = np.kron(np.eye(count), np.ones((1, widths)))
+    # equal costs: the smaller file; a millionth of a byte's worth of J decides nothing else
+    objective = cost.ravel() + 1e-12 * size.ravel()
+    found = milp(
+        objective / max(float(np.abs(objective).max()), 1e-30),
+        constraints=[LinearConstraint(one, 1, 1), LinearConstraint(size.reshape(1, -1), -np.inf, room)],
+        integrality=np.ones(cost.size),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        raise UsageError(f"no plan found for {target} bytes: {found.message}")
+    picks = np.asarray(found.x).reshape(count, widths).argmax(1)
+    return _plan(table, {n: bits[int(k)] for n, k in zip(layers, picks, strict=True)}, "knapsack")
+
+
+def check_target(table: SensitivityTable, target: int) -> None:
+    """Raise `UsageError` naming the smallest possible size if ``target`` is below it."""
+    smallest = table.sizes.bytes(dict.fromkeys(table.layers, min(table.bits)))
+    if target < smallest:
+        share = 100 * smallest / table.sizes.float_bytes
+        raise UsageError(
+            f"{target} bytes is impossible: with every layer at {min(table.bits)} bits the file still "
+            f"takes {smallest} bytes ({share:.1f} % of the float model)"
+        )
+
+
+def _plan(
+    table: SensitivityTable, bits: Mapping[str, int], method: str, beta: float | None = None
+) -> Plan:
+    smooth = table.monotone()
+    increase = sum(smooth.zeta[n][b] for n, b in bits.items())
+    return Plan(dict(bits), table.sizes.bytes(bits), increase, method, beta)

@@ -1,0 +1,171 @@
+"""The sensitivity table: what quantizing one layer alone does to the codec's J.
+
+``zeta_n(b) = (J(only layer n at b bits) - J_float) / J_float`` (FMPQ, Hossain, Duan and Zhu 2024,
+arXiv 2506.01221) on calibration pictures. One pass in network order fills it: what lies before a layer is
+computed once for all widths (`rdquant.weights.suffix`), and the rate is not computed for layers of g_s.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..codecs import FloatCodec
+from ..errors import CalibrationError, UsageError
+from ..files.atomic import atomic_write
+from ..weights.calibration import Calibration
+from ..weights.config import QuantizeConfig
+from ..weights.convert import to_integer
+from ..weights.suffix import SuffixCost
+from ..weights.twin import Twin
+from .sizes import LayerSizes
+
+TABLE_VERSION = 1
+BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class SensitivityTable:
+    """``zeta[layer][bits]``, with the sizes that a search needs. Round-trips through JSON."""
+
+    zeta: Mapping[str, Mapping[int, float]]
+    j_float: float
+    sizes: LayerSizes
+    evaluations: int = 0  #: model evaluations it took (each a part of a whole forward pass)
+    seconds: float = 0.0
+
+    @property
+    def layers(self) -> list[str]:
+        return list(self.zeta)
+
+    @property
+    def bits(self) -> list[int]:
+        return sorted(next(iter(self.zeta.values())))
+
+    def monotone(self) -> SensitivityTable:
+        """The same with ``zeta`` non-increasing in bits and not negative: what searches rely on.
+
+        A width that measures worse than a smaller one gets the smaller one's value.
+        """
+        out: dict[str, dict[int, float]] = {}
+        for layer, row in self.zeta.items():
+            best, fixed = float("inf"), {}
+            for b in sorted(row):
+                best = min(best, max(row[b], 0.0))
+                fixed[b] = best
+            out[layer] = fixed
+        return dataclasses.replace(self, zeta=out)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": TABLE_VERSION, **dataclasses.asdict(self)}
+
+    def save(self, path: Path) -> None:
+        with atomic_write(path) as handle:
+            handle.write(json.dumps(self.to_json(), indent=1).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> SensitivityTable:
+        """Raises `UsageError` for a file that is no table."""
+        try:
+            d = dict(json.loads(path.read_text()))
+            if d.pop("version", None) != TABLE_VERSION:
+                raise UsageError(f"{path} is no sensitivity table of version {TABLE_VERSION}")
+            d["zeta"] = {n: {int(b): float(z) for b, z in row.items()} for n, row in d["zeta"].items()}
+            d["sizes"] = LayerSizes(**d["sizes"])
+            return cls(**d)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(f"{path} is no sensitivity table: {error}") from None
+
+
+class WidthTwins:
+    """Twins of one codec at several widths, from which a mixed one can be put together at once."""
+
+    def __init__(
+        self, codec: FloatCodec, seen: Calibration, config: QuantizeConfig, bits: tuple[int, ...] = BITS
+    ) -> None:
+        self.twins: dict[int, Twin] = {}
+        for b in bits:
+            uniform = dataclasses.replace(config, weight_bits=b, layer_bits={})
+            integer, unrounded = to_integer(codec, seen, uniform)
+            self.twins[b] = Twin(integer, unrounded, codec)
+            self.widest = integer
+
+    def mixed(self, plan: Mapping[str, int], outputs: bool = True) -> Twin:
+        """The twin whose layers have the plan's widths; ``outputs``: activations quantized as well."""
+        base = next(iter(self.twins.values()))
+        twin = copy.copy(base)
+        twin._modules = dict(base._modules)
+        twin.stages = torch.nn.ModuleDict()
+        for name in base.names():
+            key = name.replace(".", "_")
+            twin.stages[key] = self.twins[plan[name]].stages[key]
+        twin.set_rounding(twin.names(), True, outputs)
+        return twin
+
+    @torch.no_grad()
+    def cost(self, plan: Mapping[str, int], x: Tensor, lambda_: float, outputs: bool = True) -> float:
+        """J of ``x: (B, 3, H, W)``, 0..255, under a whole plan: one model evaluation."""
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        return float(self.mixed(plan, outputs)(x).cost(lambda_, pixels))
+
+
+def measure_table(
+    twins: WidthTwins,
+    x: Tensor,
+    lambda_: float,
+    parameters: int,
+    store: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> SensitivityTable:
+    """The table over all layers and widths. ``x: (B, 3, H, W)`` of 0..255; ``store``: JSON kept after
+    every layer and resumed from. Raises `CalibrationError` when J is not finite.
+    """
+    import time
+
+    start = time.perf_counter()
+    widths = sorted(twins.twins)
+    names = twins.twins[widths[0]].names()
+    rows: dict[str, dict[int, float]] = {}
+    stored = store is not None and store.exists()
+    if stored and store is not None:
+        old = SensitivityTable.load(store)
+        rows = {n: dict(r) for n, r in old.zeta.items() if sorted(r) == widths}
+    for twin in twins.twins.values():
+        twin.set_rounding(names, False, False)
+    base = twins.twins[widths[-1]]
+    suffix = SuffixCost(base, x, lambda_)
+    suffix.advance(names[0])
+    j_float = suffix.cost()
+    evaluations = 1
+    sizes = LayerSizes.of(twins.widest, parameters)
+    for i, name in enumerate(names):
+        key = name.replace(".", "_")
+        suffix.advance(name)
+        if name not in rows:
+            own, row = base.stages[key], {}
+            for b in widths:
+                base.stages[key] = own if twins.twins[b] is base else twins.twins[b].stages[key]
+                base.set_rounding([name], True, False)
+                j = suffix.cost()
+                base.set_rounding([name], False, False)
+                if not np.isfinite(j):
+                    raise CalibrationError(f"J became {j} with {name} at {b} bits")
+                row[b] = (j - j_float) / j_float
+                evaluations += 1
+            base.stages[key] = own
+            rows[name] = row
+        table = SensitivityTable(rows, j_float, sizes, evaluations, time.perf_counter() - start)
+        if store is not None:
+            table.save(store)
+        if progress:
+            progress(i + 1, len(names), name)
+    return table
