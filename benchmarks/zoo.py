@@ -17,7 +17,9 @@ from rdquant.files.images import list_images
 from rdquant.files.models import load_float, save_float, save_integer
 from rdquant.files.split import split_files
 from rdquant.load import open_coder
-from rdquant.weights import QuantizeConfig, load_calibration, quantize
+from rdquant.latents.gains import latent_gains
+from rdquant.weights import QuantizeConfig, load_calibration
+from rdquant.weights.rdo import RdoConfig, calibrate
 
 FAMILY = "mean-scale-s"
 CALIBRATION_PICTURES = 96
@@ -41,10 +43,14 @@ def main() -> None:
         lam, _, path = item.partition("=")
         name = f"{FAMILY}-{lam.split('.')[1]:0<4}"
         codec = load_float(Path(path))
-        save_float(codec, folder / f"{name}.safetensors", {"lambda": float(lam)})
+        gains = [float(f"{g:.4g}") for g in latent_gains(codec, crops[:8])]
+        save_float(codec, folder / f"{name}.safetensors", {"lambda": float(lam), "latent_gains": gains})
         codec = load_float(folder / f"{name}.safetensors")
-        about = {"lambda": float(lam), "parent": name, "calibration_pictures": len(crops)}
-        save_integer(quantize(codec, crops, config, about), folder / f"{name}-w8a8.safetensors")
+        about = {"lambda": float(lam), "parent": name, "calibration_pictures": len(crops), "latent_gains": gains}
+        integer, trace = calibrate(codec, crops, config, RdoConfig(lambda_=float(lam)), about)
+        save_integer(integer, folder / f"{name}-w8a8.safetensors")
+        ends = [e for e in trace.entries if "J" in e]
+        print(name, [(e["unit"], round(e["J"], 4), e["seconds"]) for e in ends], flush=True)
         for kind, model in (("float", name), ("integer", f"{name}-w8a8")):
             file = folder / f"{model}.safetensors"
             coder = open_coder(str(file))

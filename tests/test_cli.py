@@ -156,3 +156,103 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 def test_exit_code_of_a_process(tmp_path: Path) -> None:
     result = run("decode", tmp_path / "none.rdq")
     assert result.returncode == 2 and result.stderr.startswith("error: cannot read")
+
+
+def test_folders_survive_bad_files_and_resume(picture: Path, tmp_path: Path) -> None:
+    photos, files, back = tmp_path / "photos", tmp_path / "files", tmp_path / "back"
+    photos.mkdir()
+    for i in range(3):
+        write_image(photos / f"{i}.png", read_image(picture)[: 40 + i])
+    (photos / "bad.png").write_bytes(b"no picture")
+    encoded = run("encode", photos, "-o", files)
+    assert encoded.returncode == 1 and "3 done, 0 there already, 1 failed" in encoded.stderr
+    assert "bad.png" in encoded.stderr and sorted(p.name for p in files.iterdir()) == ["0.rdq", "1.rdq", "2.rdq"]
+    damaged = bytearray((files / "1.rdq").read_bytes())
+    damaged[40] ^= 1
+    (files / "1.rdq").write_bytes(damaged)
+    (photos / "bad.png").unlink()
+    before = (files / "0.rdq").stat().st_mtime_ns
+    again = run("encode", photos, "-o", files)
+    assert again.returncode == 0 and "0 done, 3 there already" in again.stderr
+    assert (files / "0.rdq").stat().st_mtime_ns == before
+    decoded = run("decode", files, "-o", back)
+    assert decoded.returncode == 1 and "1.rdq" in decoded.stderr and "2 done" in decoded.stderr
+    assert read_image(back / "2.png").shape[0] == 42 and not (back / "1.png").exists()
+
+
+def test_batches_that_cannot_start(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    write_image(tmp_path / "other" / "photo.jpg", read_image(picture))
+    for arguments, message in (
+        (("encode", tmp_path / "empty"), "nothing to do"),
+        (("encode", picture, tmp_path / "other" / "photo.jpg"), "same name"),
+        (("decode", tmp_path / "nope.rdq"), "nope.rdq"),
+    ):
+        with pytest.raises(RdquantError, match=message):
+            invoke(*arguments)
+
+
+@pytest.fixture
+def small_model(tmp_path: Path, photo: np.ndarray) -> tuple[Path, Path]:
+    """A float model that knows its lambda, and a folder of calibration pictures."""
+    from rdquant.files.models import save_float
+
+    save_float(small_codec("mbt2018-mean"), tmp_path / "m.safetensors", {"lambda": 0.01})
+    calib = tmp_path / "calib"
+    calib.mkdir()
+    for i in range(2):
+        write_image(calib / f"{i}.png", photo[100 * i : 100 * i + 64, :64])
+    return tmp_path / "m.safetensors", calib
+
+
+QUICK = ("--set", "compile=false", "--set", "bf16=false", "--set", "batch=1", "--set", "crop=64")
+
+
+def test_quantize_by_rate_and_distortion(
+    small_model: tuple[Path, Path], picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model, calib = small_model
+    target = tmp_path / "q.safetensors"
+    common = ("quantize", model, "--calib", calib, "-o", target, "--steps", 4, *QUICK)
+    invoke(*common, "--weights", 5, "--format", "additive_power", "--json")
+    trace = json.loads(capsys.readouterr().out)["trace"]
+    assert [e["unit"] for e in trace] == ["float", "start", "grid", "all", "end"]
+    sizes = []
+    for quantizer in ("uniform", "rdoq"):
+        invoke("encode", picture, "-m", target, "-o", tmp_path / "f.rdq", "--quantizer", quantizer)
+        invoke("decode", tmp_path / "f.rdq", "-m", target, "-o", tmp_path / "d.png")
+        sizes.append((tmp_path / "f.rdq").stat().st_size)
+    assert sizes[1] < sizes[0]
+    for arguments, message in (
+        (("--set", "nonsense=1"), "nonsense"),
+        (("--scope", "g_x"), "g_x"),
+        (("--strategy", "global"), "global"),
+        (("--plan", picture), "no plan"),
+    ):
+        with pytest.raises(RdquantError, match=message):
+            invoke(*common, *arguments)
+
+
+def test_allocate_and_quantize_to_a_size(
+    small_model: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model, calib = small_model
+    plan, target = tmp_path / "plan.json", tmp_path / "q.safetensors"
+    table = ("--table", tmp_path / "table.json")
+    invoke("allocate", model, "--calib", calib, "--target-size", "5bits", "-o", plan, *table, "--json")
+    predicted = json.loads(capsys.readouterr().out)["5bits"]["size"]
+    invoke("quantize", model, "--calib", calib, "-o", target, "--no-rdo", "--plan", plan)
+    assert target.stat().st_size == pytest.approx(predicted, abs=2500)  # a description is in the file as well
+    invoke("allocate", model, "--calib", calib, "--target-size", "4bits", "--target-size", "6bits",
+           "-o", tmp_path / "plans", *table)  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "plans").iterdir()) == ["4bits.json", "6bits.json"]
+    with pytest.raises(RdquantError, match="impossible"):
+        invoke("allocate", model, "--calib", calib, "--target-size", "100B", "-o", plan, *table)
+
+
+def test_help_shows_the_defaults_that_are_used() -> None:
+    from rdquant.weights.rdo import RdoConfig
+
+    config = RdoConfig(lambda_=1.0)
+    assert {k: getattr(config, k) for k in cli.RDO} == cli.RDO

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +22,14 @@ app = typer.Typer(
 )
 
 #: defaults of the search, shown by --help without loading torch
-RDO: dict[str, Any] = {"strategy": "joint", "steps": 1200}
+RDO: dict[str, Any] = {"strategy": "joint", "steps": 800}
 #: what the zoo's index says of Kodak
 MEASURED = ("bpp", "psnr", "ms_ssim")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quantizer = Annotated[
+    str, typer.Option(help="Latent levels: uniform (nearest) or rdoq (by D + lambda R; same decoder).")
+]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model file or a zoo name (`rdquant zoo`).")]
 
 
@@ -160,6 +164,7 @@ def quantize(
     """
     from .files.models import load_float, model_description, save_integer
     from .files.split import split_files
+    from .latents.gains import latent_gains
     from .load import model_path
     from .weights import QuantizeConfig, load_calibration
     from .weights import quantize as convert
@@ -183,9 +188,11 @@ def quantize(
         }
     )
     pictures = load_calibration(split_files(calib, split), images, side)
-    description = {
+    description: dict[str, Any] = {
         "parent": model if zoo.find(model) else Path(model).name,
         "calibration_pictures": len(pictures),
+        "lambda": lam,
+        "latent_gains": [float(f"{g:.4g}") for g in latent_gains(codec, pictures[:8])],
     }
     trace: list[dict[str, Any]] = []
     with console.progress("calibrate") as update:
@@ -195,7 +202,6 @@ def quantize(
             search = RdoConfig(
                 **{"lambda_": lam, "strategy": strategy, "steps": steps, **options[RdoConfig]}
             )
-            description["lambda"] = lam
             integer, found = calibrate(codec, pictures, config, search, description, run, update)
             trace = found.entries
         else:
@@ -293,51 +299,107 @@ def allocate(
 
 @app.command()
 def encode(
-    image: Annotated[Path, typer.Argument(help="A picture of any size that Pillow reads.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures of any size that Pillow reads, or folders.")],
     model: Model = zoo.DEFAULT,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Default: the picture's name with .rdq.")
+        Path | None,
+        typer.Option("--out", "-o", help="File; for several pictures a folder. Default: beside each."),
     ] = None,
+    quantizer: Quantizer = "uniform",
+    overwrite: Annotated[bool, typer.Option(help="With several: code again what is there.")] = False,
 ) -> None:
-    """Compress a picture to an .rdq file."""
+    """Compress pictures to .rdq files.
+
+    With several pictures or a folder, a bad picture does not stop the others (exit code 1 tells), and
+    files that exist are skipped, so that the same command resumes.
+    """
     from .files.atomic import atomic_write
-    from .files.images import read_image
+    from .files.images import SUFFIXES, read_image
     from .load import open_coder
 
-    rgb = read_image(image)
-    data = open_coder(model).encode(rgb)
-    target = out or image.with_suffix(".rdq")
-    with atomic_write(target) as handle:
-        handle.write(data)
-    console.say(f"{target}: {len(data)} bytes, {8 * len(data) / rgb[..., 0].size:.3f} bpp")
+    coder = None
+
+    def work(source: Path, target: Path) -> str:
+        nonlocal coder
+        rgb = read_image(source)
+        coder = coder or open_coder(model, quantizer)
+        data = coder.encode(rgb)
+        with atomic_write(target) as handle:
+            handle.write(data)
+        return f"{target}: {len(data)} bytes, {8 * len(data) / rgb[..., 0].size:.3f} bpp"
+
+    _each(images, SUFFIXES, ".rdq", work, out, overwrite)
 
 
 @app.command()
 def decode(
-    file: Annotated[Path, typer.Argument(help="An .rdq file.")],
+    files: Annotated[list[Path], typer.Argument(help=".rdq files, or folders of them.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Default: the file's name with .png.")
+        Path | None,
+        typer.Option("--out", "-o", help="File; for several a folder. Default: beside each, .png."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Needed unless the zoo has the model.")
     ] = None,
     max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.")] = 2**28,
+    overwrite: Annotated[bool, typer.Option(help="With several: decode again what is there.")] = False,
 ) -> None:
-    """Decode an .rdq file to a picture."""
+    """Decode .rdq files to pictures.
+
+    With several files or a folder, a damaged file does not stop the others (exit code 1 tells), and
+    pictures that exist are skipped, so that the same command resumes.
+    """
+    from .coder import ImageCoder
     from .files.container import Limits, read
     from .files.images import write_image
     from .load import coder_for, open_coder
 
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from None
     limits = Limits(pixels=max_pixels)
-    header, _ = read(data, limits)
-    coder = open_coder(model) if model else coder_for(header.fingerprint)
-    target = out or file.with_suffix(".png")
-    write_image(target, coder.decode(data, limits))
-    console.say(f"{target}: {header.width}x{header.height}")
+    coders: dict[bytes, ImageCoder] = {}
+
+    def work(source: Path, target: Path) -> str:
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read {source}: {error.strerror}") from None
+        header, _ = read(data, limits)
+        key = b"" if model else header.fingerprint
+        if key not in coders:
+            coders[key] = open_coder(model) if model else coder_for(header.fingerprint)
+        write_image(target, coders[key].decode(data, limits))
+        return f"{target}: {header.width}x{header.height}"
+
+    _each(files, {".rdq"}, ".png", work, out, overwrite)
+
+
+def _each(
+    sources: list[Path],
+    suffixes: set[str],
+    suffix: str,
+    work: Callable[[Path, Path], str],
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """``work`` on one file, whose error ends the command, or on many, whose errors are reported."""
+    from . import batch
+
+    if len(sources) == 1 and not sources[0].is_dir():
+        target = out or sources[0].with_suffix(suffix)
+        console.say(work(sources[0], target / (sources[0].stem + suffix) if target.is_dir() else target))
+        return
+    found = batch.collect(sources, suffixes)
+    folders = {f.parent for f in found}
+    if out is None and len(folders) > 1:
+        raise UsageError(f"the files are in {len(folders)} folders; name one for the results with --out")
+    with console.progress(suffix) as update:
+        report = batch.run(found, out or folders.pop(), suffix, work, overwrite, update)
+    for _, line in report.done:
+        console.say(line)
+    for source, line in report.failed:
+        console.error(line if str(source) in line else f"{source}: {line}")
+    console.say(report.summary())
+    if report.failed:
+        raise typer.Exit(1)
 
 
 @app.command("inspect")
@@ -372,6 +434,7 @@ def evaluate(
     name: Annotated[str, typer.Option(help="Name of the curve.")] = "rdquant",
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's.")] = None,
     check: Annotated[bool, typer.Option(help="Compare each decoded file with the forward pass.")] = True,
+    quantizer: Quantizer = "uniform",
 ) -> None:
     """Code a folder of pictures to real files, decode them, and measure rate, quality and time."""
     from .evaluate import Curve, Point, machine
@@ -382,11 +445,12 @@ def evaluate(
     files = list_images(images)
     points = []
     for m in model:
-        coder = open_coder(m)
+        coder = open_coder(m, quantizer)
         with console.progress(m) as update:
             results = run(coder, files, check, update)
         points.append(Point(m, coder.describe(), results))
-    command = " ".join(["rdquant evaluate", *(f"-m {m}" for m in model), f"--images {images.name}"])
+    parts = ["rdquant evaluate", *(f"-m {m}" for m in model), f"--images {images.name}"]
+    command = " ".join([*parts, *([] if quantizer == "uniform" else [f"--quantizer {quantizer}"])])
     curve = Curve(name, dataset or images.name, points, {"command": command, "machine": machine()})
     if json_out is not None:
         curve.save(json_out)

@@ -25,8 +25,18 @@ from .pixels import pad_to, to_pixels, to_tensor
 
 
 class LatentQuantizer(Protocol):
+    @property
+    def step(self) -> float: ...
     def quantize(self, y: Tensor, means: Tensor) -> Tensor: ...
     def dequantize(self, symbols: Tensor, means: Tensor) -> Tensor: ...
+
+
+class LatentSearch(Protocol):
+    """An encoder's better choice of symbols; see `rdquant.latents.rdoq.Rdoq`."""
+
+    def levels(
+        self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float
+    ) -> Tensor: ...
 
 
 class Codec(Protocol):
@@ -76,11 +86,14 @@ def _flat(t: Tensor) -> np.ndarray:
 class ImageCoder:
     """Encodes and decodes pictures with one codec.
 
-    ``fingerprint``: 8 bytes that name the model (`rdquant.files.models`).
+    ``fingerprint``: 8 bytes that name the model (`rdquant.files.models`). ``search``: how symbols of y
+    are chosen; by default each is the nearest.
     """
 
-    def __init__(self, codec: Codec, fingerprint: bytes, profile: Profile) -> None:
-        self.codec, self.fingerprint, self.profile = codec, fingerprint, profile
+    def __init__(
+        self, codec: Codec, fingerprint: bytes, profile: Profile, search: LatentSearch | None = None
+    ) -> None:
+        self.codec, self.fingerprint, self.profile, self.search = codec, fingerprint, profile, search
 
     def describe(self) -> dict[str, Any]:
         """What results say of the model."""
@@ -103,7 +116,11 @@ class ImageCoder:
             y_indexes, means = c.entropy_parameters(z)
         else:
             y_indexes, means = channel_indexes(y.shape), c.factorized_means(y.shape)
-        return Coded(c.quantizer.quantize(y, means), y_indexes, means, z, z_indexes)
+        if self.search is None:
+            symbols = c.quantizer.quantize(y, means)
+        else:
+            symbols = self.search.levels(y, means, y_indexes, c.y_tables, c.quantizer.step)
+        return Coded(symbols, y_indexes, means, z, z_indexes)
 
     def encode(self, rgb: np.ndarray) -> bytes:
         """A whole ``.rdq`` file."""

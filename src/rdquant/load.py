@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from . import zoo
-from .coder import ImageCoder
-from .errors import ModelMismatch, UnknownModel
+from .coder import ImageCoder, LatentSearch
+from .errors import ModelMismatch, UnknownModel, UsageError
 from .files.container import Profile
 from .files.models import (
     float_fingerprint,
     integer_fingerprint,
     load_float,
     load_integer,
+    model_description,
     model_kind,
 )
 from .floatcodec import CodingFloatCodec
+from .latents.rdoq import Rdoq
 
 
 def model_path(name: str) -> Path:
@@ -27,14 +32,31 @@ def model_path(name: str) -> Path:
     raise UnknownModel(f"{name!r} is neither a file nor a zoo model; `rdquant zoo` lists those")
 
 
-def open_coder(name: str) -> ImageCoder:
-    """A coder for a float or integer model. Raises `UnknownModel` or `BadModel`."""
+def open_coder(name: str, quantizer: str = "uniform") -> ImageCoder:
+    """A coder for a float or integer model. ``quantizer``: how it chooses latent levels when encoding.
+
+    Raises `UnknownModel`, `BadModel`, and `UsageError` for a quantizer that the model cannot have.
+    """
     path = model_path(name)
     if model_kind(path) == "integer":
         integer = load_integer(path)
-        return ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER)
+        search = latent_search(quantizer, integer.description, name)
+        return ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER, search)
     codec = load_float(path)
-    return ImageCoder(CodingFloatCodec(codec), float_fingerprint(codec), Profile.FLOAT)
+    search = latent_search(quantizer, model_description(path), name)
+    return ImageCoder(CodingFloatCodec(codec), float_fingerprint(codec), Profile.FLOAT, search)
+
+
+def latent_search(quantizer: str, description: dict[str, Any], name: str) -> LatentSearch | None:
+    """The encoder's search for levels, None for plain rounding. Raises `UsageError`."""
+    if quantizer == "uniform":
+        return None
+    if quantizer != "rdoq":
+        raise UsageError(f"quantizer must be uniform or rdoq, got {quantizer!r}")
+    gains, lambda_ = description.get("latent_gains"), description.get("lambda")
+    if not isinstance(gains, list) or lambda_ is None:
+        raise UsageError(f"{name} does not carry latent gains and lambda; quantize it again with this release")
+    return Rdoq(np.array(gains, np.float64), float(lambda_))
 
 
 def coder_for(fingerprint: bytes) -> ImageCoder:

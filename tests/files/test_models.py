@@ -140,6 +140,8 @@ def _at(index: int, value: int):  # type: ignore[no-untyped-def]
         ({"z_tables.starts": _at(1, 10**6)}, {}, "starts"),
         ({"thresholds": _at(3, 0)}, {}, "thresholds"),
         ({"medians": _at(0, 2**20)}, {}, "medians"),
+        ({"latent_shift": _at(0, 9)}, {}, "latent_shift"),
+        ({"latent_shift": None}, {}, "latent_shift"),
         ({"g_a.0.gamma": lambda t: t[1:]}, {}, "bytes, got"),
         ({"g_a.0.factor.shift": _at(0, 60)}, {}, "shift"),
         ({}, {"fraction_bits": 40}, "fraction_bits"),

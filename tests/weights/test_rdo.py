@@ -11,7 +11,7 @@ from rdquant.errors import CalibrationError, UsageError
 from rdquant.files.models import integer_fingerprint
 from rdquant.weights import QuantizeConfig
 from rdquant.weights.bias import correct_biases
-from rdquant.weights.rdo import STRATEGIES, RdoCalibration, RdoConfig, calibrate, units
+from rdquant.weights.rdo import STRATEGIES, RdoCalibration, RdoConfig, calibrate, grid_search, units
 
 QUICK = {"lambda_": 0.01, "batch": 1, "crop": 64, "bf16": False, "compile": False}
 FOUR = QuantizeConfig(weight_bits=4, rounding="nearest")
@@ -31,15 +31,20 @@ def test_gradients_lower_j(strategy: str, photo: np.ndarray) -> None:
 
 
 def test_grid_lowers_j_of_the_stage_it_searches(photo: np.ndarray) -> None:
-    """With one stage quantized and the rest float, the grid's choice is no worse than its start."""
-    from rdquant.weights.rdo import grid_search
-
-    run = _run(photo, steps=0)
+    """With all stages quantized, the last activation's factor is no worse than none."""
+    run = _run(photo, steps=0, grid=False)
     twin, last = run.twin, run.twin.order["g_s"][-2]
-    twin.set_rounding(twin.names(), True, True)
     before = run.probe_cost()["J"]
-    grid_search(twin, [last], run.probe, 0.01)
-    assert run.probe_cost()["J"] <= before * (1 + 1e-6)
+    factors = grid_search(twin, [last], run.probe, 0.01)
+    assert set(factors) == {last} and run.probe_cost()["J"] <= before * (1 + 1e-6)
+
+
+def test_grids_factors_reach_the_conversion(photo: np.ndarray) -> None:
+    run = _run(photo, steps=0)
+    scales = run.run()
+    assert run.stretch.keys() >= {"hyper_input", "g_a.0", "g_s.4"} and "g_a.6" not in run.stretch
+    plain = _run(photo, steps=0, grid=False).run()
+    assert run.stretch["g_a.0"] == 1.0 or integer_fingerprint(scales) != integer_fingerprint(plain)
 
 
 def test_resumes_to_the_same_integers(photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +116,7 @@ def test_description_says_how(photo: np.ndarray) -> None:
         ({"bias_correction": "magic"}, "magic"),
         ({"lr": -1.0}, "-1.0"),
         ({"steps": -1}, "-1"),
+        ({"rate": "guessed"}, "guessed"),
     ],
 )
 def test_bad_options_are_quoted(options: dict, message: str) -> None:

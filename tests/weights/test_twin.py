@@ -57,7 +57,7 @@ def test_exact_twin_equals_the_exported_integers(
         means = integer.factorized_means(y_int.shape)
     y_hat_int = integer.quantizer.dequantize(integer.quantizer.quantize(y_int, means), means)
     assert torch.equal(y_hat, y_hat_int.double())
-    assert torch.equal(pixels, integer.networks["g_s"].run(y_hat_int, "reference"))
+    assert torch.equal(pixels, integer.synthesis(y_hat_int).double())
 
 
 def test_without_rounding_the_twin_is_the_float_codec(photo: np.ndarray) -> None:

@@ -69,9 +69,43 @@ def test_mse_beats_minmax_on_heavy_tails() -> None:
     assert errors["mse"] < 0.9 * errors["minmax"]
 
 
+def test_histograms_count_every_position_while_the_range_grows() -> None:
+    torch.manual_seed(0)
+    seen, parts = Observed(), [torch.randn(1, 3, 20, 20) * 4.0**k for k in range(4)]
+    for part in parts:
+        seen.add(part)
+    assert seen.counts is not None and torch.equal(seen.counts.sum(1), torch.full((3,), 1600.0).double())
+    x = torch.cat(parts).permute(1, 0, 2, 3).reshape(3, -1).double()
+    scale = torch.tensor([0.5, 1.0, 3.0]).double()
+    exact = (((x / scale[:, None]).round().clamp(-60, 50) * scale[:, None] - x) ** 2).sum(1)
+    assert torch.allclose(seen.error(scale, -60, 50), exact, rtol=0.1)
+    low, high = seen.quantiles(0.1)
+    expected = torch.quantile(x, torch.tensor([0.1, 0.9]).double(), dim=1)
+    assert torch.allclose(torch.stack([low, high]), expected, atol=0.6)
+
+
+def test_one_outlier_does_not_decide_the_split_between_signs() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 60, 60)
+    x[0, 0, 0, 0] = 40.0
+    seen = Observed()
+    seen.add(x)
+    assert activation_format(seen, 8, "minmax", "channel").lo > -40
+    assert -160 < activation_format(seen, 8, "mse", "channel").lo < -90
+
+
+def test_latent_shift_spares_the_channels_that_matter(photo: np.ndarray) -> None:
+    codec, crop = small_codec("mbt2018-mean"), photo[:128, :128]
+    with torch.no_grad():
+        codec.g_s[0].weight[3] *= 8  # read by large weights, but carries next to nothing
+        codec.g_a[-1].weight[3] *= 0.01
+    integer = quantize(codec, [crop])
+    assert int(integer.latent_shift[3]) >= 2 and int(integer.latent_shift.sum() - integer.latent_shift[3]) <= 4
+
+
 def test_activation_formats_cover_and_centre() -> None:
     seen = Observed()
-    seen.add(torch.linspace(-1, 3, 400).reshape(1, 2, 20, 10), 10_000, torch.Generator().manual_seed(0))
+    seen.add(torch.linspace(-1, 3, 400).reshape(1, 2, 20, 10))
     f = activation_format(seen, 8, "minmax", "tensor")
     assert f.hi - f.lo == 255 and f.lo == round(-255 / 4)
     assert float(f.scale[0] * f.hi) == pytest.approx(3, rel=0.01)

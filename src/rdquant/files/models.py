@@ -198,7 +198,7 @@ def _pack(codec: IntegerCodec) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "architecture": codec.architecture, "N": codec.N, "M": codec.M, "stages": stages,
         "fraction_bits": codec.fraction_bits, "has_means": codec.has_means,
     }  # fmt: skip
-    tensors["medians"] = codec.medians
+    tensors["medians"], tensors["latent_shift"] = codec.medians, codec.latent_shift
     if codec.thresholds is not None and codec.hyper_input is not None:
         tensors["thresholds"] = codec.thresholds
         multiplier("hyper_input.factor", codec.hyper_input.factor)
@@ -362,5 +362,6 @@ def _unpack(s: dict[str, Any], tensors: dict[str, Tensor], description: dict[str
         get("thresholds", torch.int32) if hyper else None,
         Requantize(multiplier("hyper_input.factor"), None, int(s["hyper_input"][0]), int(s["hyper_input"][1]))
         if hyper else None,
-        get("medians", torch.int32), int(s["fraction_bits"]), bool(s["has_means"]), dict(description),
+        get("medians", torch.int32), int(s["fraction_bits"]), bool(s["has_means"]),
+        get("latent_shift", torch.int32), dict(description),
     )  # fmt: skip

@@ -7,7 +7,8 @@ pixels         unsigned 8 bits; the first analysis layer takes them as they are
 activations    integers in [lo, hi], scale known only to whoever built the codec
 y, means       16-bit fixed point with ``fraction_bits`` (8 unless the latent needs more range)
 y symbols      ``(y - means + half) >> fraction_bits``
-y_hat          ``(symbol << fraction_bits) + means``, clipped to 16 bits: input of g_s
+y_hat          ``(symbol << fraction_bits) + means``, clipped to 16 bits
+g_s's input    ``y_hat << latent_shift[channel]``, clipped to 16 bits
 z, medians     like y and means, with ``Z_FRACTION_BITS`` = 8; z_hat is the input of h_s
 scales         16-bit fixed point like means, compared with integer thresholds -> table index
 =============  =========================================================================
@@ -31,6 +32,8 @@ from .network import Engine, IntegerNetwork, default_engine
 from .stages import Requantize
 
 Z_FRACTION_BITS = 8
+#: bits by which a latent channel may be scaled up before g_s
+LATENT_SHIFT_LIMIT = 7
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class IntegerCodec:
     """int32, of the factorized latent (z, or y without a hyperprior): what its symbols count from."""
     fraction_bits: int
     has_means: bool
+    latent_shift: Tensor
+    """int32 ``(M,)``, 0..7: left shift of each channel of y_hat before g_s."""
     description: dict[str, Any] = field(default_factory=dict, compare=False)
     """How it was made; shown by `inspect`, not part of the fingerprint."""
 
@@ -91,6 +96,13 @@ class IntegerCodec:
             raise BadModel(f"g_a and g_s must join 3 and {self.M} channels, got {shape} and {back}")
         if (g_s[0].conv.lo, g_s[0].conv.hi) != (FIXED_LO, FIXED_HI):
             raise BadModel("g_s must take 16-bit latents")
+        shift = self.latent_shift
+        if shift.dtype != torch.int32 or shift.shape != (self.M,):
+            raise BadModel(f"latent_shift must be int32 ({self.M},), got {shift.dtype} {tuple(shift.shape)}")
+        if int(shift.min()) < 0 or int(shift.max()) > LATENT_SHIFT_LIMIT:
+            raise BadModel(
+                f"latent_shift must be in 0..{LATENT_SHIFT_LIMIT}, got {int(shift.min())}..{int(shift.max())}"
+            )
         factorized = self.M if self.z_tables is None else len(self.z_tables)
         if self.medians.dtype != torch.int32 or self.medians.shape != (factorized,):
             raise BadModel(f"medians must be int32 ({factorized},), got {tuple(self.medians.shape)}")
@@ -157,7 +169,9 @@ class IntegerCodec:
 
     def synthesis(self, y_hat: Tensor) -> Tensor:
         """y_hat, 16-bit fixed point -> uint8 pixels."""
-        return self.networks["g_s"].run(y_hat, self.engine).to(torch.uint8)
+        scale = torch.exp2(self.latent_shift.double()).reshape(1, -1, 1, 1).to(y_hat.device)
+        shifted = (y_hat * scale).clamp_(FIXED_LO, FIXED_HI)  # exact: below 2^23
+        return self.networks["g_s"].run(shifted, self.engine).to(torch.uint8)
 
 
 def scale_thresholds(boundaries: np.ndarray, fraction_bits: int) -> Tensor:

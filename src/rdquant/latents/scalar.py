@@ -18,6 +18,8 @@ FIXED_LO, FIXED_HI = -(2**15), 2**15 - 1
 class UniformScalar:
     """``symbols = round(y - means)``; all tensors ``(B, M, H, W)`` float32, symbols int32."""
 
+    step = 1.0  #: of a symbol, in units of y
+
     def quantize(self, y: Tensor, means: Tensor) -> Tensor:
         return torch.round(y - means).to(torch.int32)
 
@@ -34,6 +36,11 @@ class FixedPointScalar:
     """
 
     fraction_bits: int
+
+    @property
+    def step(self) -> float:
+        """Of a symbol, in units of y."""
+        return float(1 << self.fraction_bits)
 
     def quantize(self, y: Tensor, means: Tensor) -> Tensor:
         half = (1 << self.fraction_bits) >> 1

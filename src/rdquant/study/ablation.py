@@ -80,9 +80,9 @@ def grid() -> list[Cell]:
         column, width = f"W{w}A{a}", _width(w, a)
         for rule in ("minmax", "percentile", "mse"):
             cells.append(Cell("range", rule, column, {**width, **_rule(rule)}, none))
-        scales = {"learn": ("scales",)}
+        scales = {"learn": ("scales",), "grid": True}
         cells.append(Cell("range", "rd scales", column, {**width, **_rule("mse")}, scales))
-        cells.append(Cell("range", "rd scales, rounding, biases", column, width))
+        cells.append(Cell("range", "rd rounding and biases", column, width))
     for w, a in ((8, 8), (4, 8)):
         column, width = f"W{w}A{a}", {**_width(w, a), "rounding": "nearest"}
         for how in ("none", "empirical", "analytic"):
@@ -101,12 +101,19 @@ def grid() -> list[Cell]:
         cells.append(Cell("scope", part, "W6A6", {**_width(6, 6), "scope": (part,)}))
     cells.append(Cell("scope", "h_a, h_s", "W6A6", {**_width(6, 6), "scope": ("h_a", "h_s")}))
     cells.append(Cell("scope", "all", "W6A6", _width(6, 6)))
-    for step in ("compensated rounding", "+ grid", "+ scales", "+ rounding", "+ biases"):
-        i = ("compensated rounding", "+ grid", "+ scales", "+ rounding", "+ biases").index(step)
-        learn = (("scales",), ("scales", "rounding"), ("scales", "rounding", "bias"))
-        rdo = none if i == 0 else {"steps": 0} if i == 1 else {"learn": learn[i - 2]}
+    everything = ("scales", "rounding", "bias")
+    parts: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("conversion alone", none),
+        ("grid of scales", {"steps": 0, "grid": True}),
+        ("scales", {"learn": ("scales",)}),
+        ("rounding", {"learn": ("rounding",)}),
+        ("rounding, biases", {}),
+        ("scales, rounding, biases", {"learn": everything}),
+        ("rounding, biases, by J itself", {"objective": "J"}),
+    )
+    for row, rdo in parts:
         for w, a in WIDTHS:
-            cells.append(Cell("parts", step, f"W{w}A{a}", _width(w, a), rdo))
+            cells.append(Cell("parts", row, f"W{w}A{a}", _width(w, a), rdo))
     return cells
 
 

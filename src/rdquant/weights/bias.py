@@ -30,6 +30,7 @@ def correct_biases(twin: Twin, names: list[str], x: Tensor, how: BiasCorrection)
     twin.set_rounding(twin.names(), True, True)
 
     def through(part: str, q: Tensor) -> Tensor:
+        q = twin.entering(part, q)
         for name in twin.order[part]:
             stage, in_log = twin.stage(name), twin.in_log(name)
             if name in names:
@@ -56,6 +57,7 @@ def correct_biases(twin: Twin, names: list[str], x: Tensor, how: BiasCorrection)
 
 
 def _record(twin: Twin, part: str, q: Tensor, into: dict[str, Tensor]) -> Tensor:
+    q = twin.entering(part, q)
     for name in twin.order[part]:
         into[name] = q
         q = twin.stage(name)(q, twin.in_log(name))

@@ -16,20 +16,30 @@ from ..files.images import read_image
 from ..pixels import pad_to, to_tensor
 from .rounding import gram_matrices
 
-#: positions kept of each tensor, over all pictures
-POSITIONS = 60_000
+#: of a channel's histogram
+BINS = 2048
+#: pictures that are coded better than this count no more
+LEAST_MSE = 4.0
 
 
 @dataclass
 class Observed:
-    """Extremes and random positions of one tensor ``(B, C, H, W)``, per channel."""
+    """Extremes and histograms of one tensor ``(B, C, H, W)``, per channel, over every position.
+
+    All positions count, not a sample: activations behind inverse GDN have tails so heavy that what clips
+    on other pictures is what a sample has not seen.
+    """
 
     low: Tensor | None = None  #: (C,)
     high: Tensor | None = None
-    parts: list[Tensor] = field(default_factory=list)
+    #: (C, BINS) float64, counts over [-reach, reach] of each channel
+    counts: Tensor | None = None
+    reach: Tensor | None = None  #: (C,), grows by doubling
 
-    def add(self, t: Tensor, keep: int, generator: torch.Generator) -> None:
-        """Take note of a tensor and keep at most ``keep`` of its positions."""
+    def add(self, t: Tensor, weight: float = 1.0) -> None:
+        """Take note of a tensor, each position counting ``weight``. Raises `CalibrationError` if it is not
+        finite.
+        """
         rows = t.detach().float().permute(0, 2, 3, 1).reshape(-1, t.shape[1])
         if not bool(torch.isfinite(rows).all()):
             raise CalibrationError(
@@ -38,20 +48,48 @@ class Observed:
         low, high = rows.amin(0), rows.amax(0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
-        if len(rows) > keep:
-            rows = rows[torch.randint(len(rows), (keep,), generator=generator)]
-        self.parts.append(rows)
+        channels = rows.shape[1]
+        top = torch.maximum(low.abs(), high.abs())
+        if self.counts is None or self.reach is None:
+            self.counts = torch.zeros(channels, BINS, dtype=torch.float64)
+            self.reach = torch.exp2(torch.ceil(torch.log2(top.clamp(min=1e-12))))
+        while bool((grow := top > self.reach).any()):
+            folded = self.counts[grow].reshape(-1, BINS // 2, 2).sum(2)
+            self.counts[grow] = torch.nn.functional.pad(folded, (BINS // 4, BINS // 4))
+            self.reach = torch.where(grow, 2 * self.reach, self.reach)
+        bins = ((rows / self.reach + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)
+        flat = (bins + BINS * torch.arange(channels)).flatten()
+        self.counts += weight * torch.bincount(flat, minlength=channels * BINS).reshape(channels, BINS)
 
     @property
-    def samples(self) -> Tensor:
-        """``(P, C)`` float32."""
-        return torch.cat(self.parts)
+    def centres(self) -> Tensor:
+        """Value of each bin, ``(C, BINS)`` float64."""
+        assert self.reach is not None
+        return self.reach.double()[:, None] * ((2 * torch.arange(BINS) + 1) / BINS - 1)
 
     @property
     def largest(self) -> float:
         """Largest magnitude seen anywhere."""
         assert self.low is not None and self.high is not None
         return max(float(-self.low.min()), float(self.high.max()))
+
+    def error(self, scale: Tensor, lo: int, hi: int) -> Tensor:
+        """Squared error of each channel, summed over positions, if stored as ``clip(round(x / scale))``.
+
+        ``scale: (C,)`` -> ``(C,)`` float64.
+        """
+        assert self.counts is not None
+        s, x = scale.double()[:, None], self.centres
+        return (self.counts * ((x / s).round_().clamp_(lo, hi).mul_(s).sub_(x)).square_()).sum(1)
+
+    def quantiles(self, outside: float) -> tuple[Tensor, Tensor]:
+        """Per channel, the values below and above which a fraction ``outside`` lies. Two ``(C,)``."""
+        assert self.counts is not None
+        share = self.counts.cumsum(1) / self.counts.sum(1, keepdim=True)
+        x = self.centres
+        low = x.gather(1, (share < outside).sum(1, keepdim=True).clamp(max=BINS - 1))
+        high = x.gather(1, (share < 1 - outside).sum(1, keepdim=True).clamp(max=BINS - 1))
+        return low[:, 0], high[:, 0]
 
 
 @dataclass
@@ -71,28 +109,20 @@ def observe(
 ) -> Calibration:
     """Run the codec with true rounding on ``pictures`` (``(H, W, 3)`` uint8) and watch every layer.
 
+    Each picture counts by the inverse of its mean squared error, so that ranges and roundings minimise
+    what is lost relative to it (in dB), and a few pictures of high contrast do not decide alone.
+
     Raises `CalibrationError` when there are no pictures, or one gives values that are not finite.
     """
     if not pictures:
         raise CalibrationError("no calibration pictures")
     seen = Calibration()
     generator = torch.Generator().manual_seed(0)
-    keep = max(1, POSITIONS // len(pictures))
-    last_analysis = f"g_a.{len(codec.g_a) - 1}"
-
-    def note(name: str, t: Tensor) -> None:
-        seen.tensors.setdefault(name, Observed()).add(t, keep, generator)
+    flows: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-            note(name, out)
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                new = gram_matrices(module, inputs[0], len(pictures), generator)
-                old = seen.grams.get(name)
-                seen.grams[name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
-            if name == last_analysis:
-                note("y", out)
-                note("hyper_input", codec.hyper_input(out))
+            flows[name] = (module, inputs[0], out)
 
         return hook
 
@@ -106,13 +136,36 @@ def observe(
         with torch.no_grad():
             for i, pixels in enumerate(pictures):
                 x = to_tensor(pad_to(pixels, codec.downsampling)).float() / 255
-                codec(x, "round")
+                x_hat = codec(x, "round").x_hat.clamp(0, 1)
+                # what an error does to a picture's PSNR depends on the error it has anyway
+                weight = 1 / max(float(torch.mean((x_hat - x) ** 2)) * 255**2, LEAST_MSE)
+                _note(codec, flows, seen, weight, len(pictures), generator)
                 if progress:
                     progress(i + 1, len(pictures))
     finally:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _note(
+    codec: FloatCodec,
+    flows: dict[str, tuple[nn.Module, Tensor, Tensor]],
+    seen: Calibration,
+    weight: float,
+    pictures: int,
+    generator: torch.Generator,
+) -> None:
+    """Take note of all that one picture made flow."""
+    for name, (module, taken, out) in flows.items():
+        seen.tensors.setdefault(name, Observed()).add(out, weight)
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            new = [weight * g for g in gram_matrices(module, taken, pictures, generator)]
+            old = seen.grams.get(name)
+            seen.grams[name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+    y = flows[f"g_a.{len(codec.g_a) - 1}"][2]
+    seen.tensors.setdefault("y", Observed()).add(y, weight)
+    seen.tensors.setdefault("hyper_input", Observed()).add(codec.hyper_input(y), weight)
 
 
 def load_calibration(files: list[Path], count: int, side: int) -> list[np.ndarray]:

@@ -8,6 +8,8 @@ stored in them, and the factor to the next activation of scale ``s_o[c]`` is ``s
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from ..codecs.layers import GDN
 from ..entropy import gaussian_tables, pmf_tables, scale_boundaries, scale_table
 from ..errors import BadModel, UsageError
 from ..integer import (
+    LATENT_SHIFT_LIMIT,
     Z_FRACTION_BITS,
     DivisiveNormalization,
     IntegerCodec,
@@ -69,11 +72,14 @@ class Unrounded:
     gamma: Tensor | None = None
 
 
-def _format(seen: Observed, config: QuantizeConfig, layer: str) -> ActivationFormat:
-    return activation_format(
+def _format(
+    seen: Observed, config: QuantizeConfig, layer: str, stretch: Mapping[str, Any]
+) -> ActivationFormat:
+    found = activation_format(
         seen, config.activation_bits_of(layer), config.activation_range, config.granularity,
         config.channel_exponent,
     )  # fmt: skip
+    return dataclasses.replace(found, scale=found.scale * stretch.get(layer, 1.0))
 
 
 def _integer_conv(
@@ -94,7 +100,8 @@ def _integer_conv(
     # the input's scales go into the weights, so that integers of all channels can be added
     weight = weight * source.scale[None, :, None, None]
     flat = weight.flatten(1)
-    levels = fit_levels(flat, bits, config.number_format, _importance(module, source, grams))
+    importance = _importance(module, source, grams)
+    levels = fit_levels(flat, bits, config.number_format, importance)
     scales = weight_scales(flat, levels, config.weight_range)
     if config.rounding == "compensated":
         q = round_kernel(module, weight, scales, source.scale, grams, levels)
@@ -160,6 +167,7 @@ def _network(
     seen: Calibration,
     config: QuantizeConfig,
     unrounded: dict[str, Unrounded],
+    stretch: Mapping[str, Any],
 ) -> IntegerNetwork:
     """One of g_a, g_s, h_a, h_s; ``source`` and ``end`` are the formats at its two ends."""
     stages = []
@@ -171,7 +179,7 @@ def _network(
         out = end
         if index != pairs[-1][0]:
             observed = seen.tensors[name if after is None else f"{part}.{index + 1}"]
-            out = _format(observed, config, name)
+            out = _format(observed, config, name, stretch)
         epilogue: Requantize | DivisiveNormalization
         if isinstance(after, GDN):
             bits = min(max(config.bits_of(name), GAMMA_BITS), MOST_GAMMA_BITS)
@@ -190,6 +198,37 @@ def _network(
     return IntegerNetwork(tuple(stages))
 
 
+def _latent_shift(codec: FloatCodec, seen: Calibration, fraction_bits: int) -> Tensor:
+    """Bits by which each latent channel is scaled up before g_s, int32 ``(M,)``.
+
+    Few channels of a latent carry most of it, and the weights that read the others may be larger: they
+    would set the scale at which all are rounded. Scaling such channels up and their weights down leaves the
+    resolution to those that matter: with each channel's largest weight below T, the error is about
+    ``T^2 * sum(energy * 4^shift)``; T is searched in powers of two.
+    """
+    first = codec.g_s[0]
+    y = seen.tensors["y"]
+    assert isinstance(first, nn.Conv2d | nn.ConvTranspose2d)
+    assert y.low is not None and y.high is not None
+    top = first.weight.detach().double().abs()
+    top = top.amax((1, 2, 3)) if isinstance(first, nn.ConvTranspose2d) else top.amax((0, 2, 3))
+    energy = torch.zeros(codec.M, dtype=torch.float64)
+    for gram in seen.grams["g_s.0"]:
+        energy += gram.diagonal().reshape(codec.M, -1).sum(1)
+    reach = HEADROOM * torch.maximum(-y.low, y.high).double().clamp(min=1) * 2.0**fraction_bits
+    room = torch.floor(torch.log2(FIXED_HI / reach)).clamp(0, LATENT_SHIFT_LIMIT)
+    best, chosen = float("inf"), torch.zeros(codec.M, dtype=torch.int32)
+    for halvings in range(LATENT_SHIFT_LIMIT + 1):
+        limit = float(top.max()) * 2.0**-halvings
+        shift = torch.ceil(torch.log2(top.clamp(min=1e-12) / limit)).clamp(min=0)
+        shift = torch.minimum(shift, room)
+        reached = float((top * 2.0**-shift).max())
+        cost = reached**2 * float((energy * 4.0**shift).sum())
+        if cost < best:
+            best, chosen = cost, shift.to(torch.int32)
+    return chosen
+
+
 def _fraction_bits(y: Observed) -> int:
     """The most fraction bits (at most 8) with which 16 bits hold the latent and its headroom."""
     largest = HEADROOM * y.largest
@@ -204,13 +243,16 @@ def to_integer(
     seen: Calibration,
     config: QuantizeConfig,
     description: dict[str, Any] | None = None,
+    stretch: Mapping[str, Any] | None = None,
 ) -> tuple[IntegerCodec, dict[str, Unrounded]]:
     """The integer codec, checked against the contract, and its weights before rounding, by stage.
 
-    ``seen`` comes from `rdquant.weights.calibration.observe`. Raises `BadModel` or `CalibrationError`,
+    ``seen`` comes from `rdquant.weights.calibration.observe`. ``stretch``: by layer, a factor on the
+    activation scales (or one per channel) that the range rule gives (`rdquant.weights.rdo.grid_search`). Raises `BadModel` or `CalibrationError`,
     and `UsageError` for bits given to a layer that does not exist.
     """
     unrounded: dict[str, Unrounded] = {}
+    stretch = stretch or {}
     layers = {n for n in seen.grams} | {"hyper_input"}
     if unknown := sorted({*config.layer_bits, *config.layer_activation_bits} - layers):
         raise UsageError(f"no layer {', '.join(unknown)}; the codec has {', '.join(sorted(layers))}")
@@ -218,24 +260,26 @@ def to_integer(
     fraction_bits = _fraction_bits(seen.tensors["y"])
     pixels = ActivationFormat.uniform(1 / 255, 0, 255, 3)
     latent = ActivationFormat.uniform(2.0**-fraction_bits, FIXED_LO, FIXED_HI, codec.M)
+    shift = _latent_shift(codec, seen, fraction_bits)
+    entering = ActivationFormat(latent.scale * 2.0 ** -shift.double(), FIXED_LO, FIXED_HI)
     networks = {
-        "g_a": _network("g_a", codec.g_a, pixels, latent, seen, config, unrounded),
-        "g_s": _network("g_s", codec.g_s, latent, pixels, seen, config, unrounded),
+        "g_a": _network("g_a", codec.g_a, pixels, latent, seen, config, unrounded, stretch),
+        "g_s": _network("g_s", codec.g_s, entering, pixels, seen, config, unrounded, stretch),
     }
     z_tables = thresholds = hyper_input = None
     if hyper:
         observed = seen.tensors["hyper_input"]
-        source = _format(observed, config, "hyper_input")
+        source = _format(observed, config, "hyper_input", stretch)
         hyper_input = Requantize(
             Multiplier.from_float(latent.scale / source.scale), None, source.lo, source.hi
         )
         z = ActivationFormat.uniform(
             2.0**-Z_FRACTION_BITS, FIXED_LO, FIXED_HI, codec.entropy_bottleneck.channels
         )
-        networks["h_a"] = _network("h_a", codec.h_a, source, z, seen, config, unrounded)
+        networks["h_a"] = _network("h_a", codec.h_a, source, z, seen, config, unrounded, stretch)
         outputs = codec.M * (2 if codec.has_means else 1)
         parameters = ActivationFormat.uniform(2.0**-fraction_bits, FIXED_LO, FIXED_HI, outputs)
-        networks["h_s"] = _network("h_s", codec.h_s, z, parameters, seen, config, unrounded)
+        networks["h_s"] = _network("h_s", codec.h_s, z, parameters, seen, config, unrounded, stretch)
         levels = scale_table()
         y_tables = gaussian_tables(levels)
         z_tables = pmf_tables(*codec.entropy_bottleneck.pmfs())
@@ -247,7 +291,7 @@ def to_integer(
     medians = medians.clamp(FIXED_LO, FIXED_HI).to(torch.int32)
     integer = IntegerCodec(
         codec.architecture, codec.N, codec.M, networks, y_tables, z_tables, thresholds, hyper_input,
-        medians, fraction_bits, codec.has_means,
+        medians, fraction_bits, codec.has_means, shift,
         {"quantize": config.to_json(), **(description or {})},
     )  # fmt: skip
     integer.check()

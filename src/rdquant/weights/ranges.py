@@ -15,14 +15,20 @@ from .formats import FormatName, Levels, affine, codebook, symmetric_levels
 PERCENTILE = 0.9999
 #: a channel's scale is at least this fraction of the tensor's
 CHANNEL_FLOOR = 1 / 64
-#: fractions of the whole range that the "mse" rule tries
-CLIP_GRID = torch.linspace(0.3, 1.0, 15, dtype=torch.float64)
+#: fractions of the whole range that the "mse" rule tries: down to 1/40, since tails are heavy
+#: weights that hardly matter may be clipped hard
+WEIGHT_CLIP_GRID = torch.linspace(0.1, 1.0, 19, dtype=torch.float64)
+CLIP_GRID = torch.logspace(-1.6, 0, 41, dtype=torch.float64)
 
 
-def weight_scales(weight: Tensor, levels: Levels, rule: RangeRule) -> Tensor:
+def weight_scales(
+    weight: Tensor, levels: Levels, rule: RangeRule, importance: Tensor | None = None
+) -> Tensor:
     """Scale per row under which the levels cover the row. ``weight: (O, K)`` -> ``(O,)`` float64.
 
-    A row of zeros gets scale 1.
+    ``importance: (K,)``: what a squared error of each column costs, for the "mse" rule. It matters: a
+    latent has channels that hardly carry anything, and their weights may well be the largest. A row of
+    zeros gets scale 1.
     """
     w = weight.detach().double()
 
@@ -37,9 +43,10 @@ def weight_scales(weight: Tensor, levels: Levels, rule: RangeRule) -> Tensor:
         chosen = torch.where(chosen > 0, chosen, full)
     if rule == "mse":
         best, w32 = torch.full_like(full, torch.inf), w.float()
-        for ratio in CLIP_GRID:
+        cost = torch.ones(w.shape[1]) if importance is None else importance.float()
+        for ratio in WEIGHT_CLIP_GRID:
             s = (full * ratio).clamp(min=1e-30).float()[:, None]
-            error = levels.nearest(w32 / s).mul_(s).sub_(w32).square_().sum(1)
+            error = levels.nearest(w32 / s).mul_(s).sub_(w32).square_() @ cost
             better = error < best
             best, chosen = torch.where(better, error, best), torch.where(better, full * ratio, chosen)
     return torch.where(chosen > 0, chosen, 1.0)
@@ -92,20 +99,29 @@ def activation_format(
     Raises `CalibrationError` if nothing but zero, or nothing finite, was seen.
     """
     assert seen.low is not None and seen.high is not None
-    samples = seen.samples
     low, high = min(float(seen.low.min()), 0.0), max(float(seen.high.max()), 0.0)
     if not 0 < high - low < float("inf"):
         raise CalibrationError(f"an activation was always in [{low}, {high}]; use other calibration pictures")
-    scale, lo, hi = _tensor_range(low, high, samples.flatten(), bits, rule)
-    scales = torch.full((samples.shape[1],), scale, dtype=torch.float64)
-    if granularity == "channel":
-        tops = _channel_tops(seen, samples, lo, hi, rule)
-        ratio = (tops / scale).clamp(CHANNEL_FLOOR, 1.0 / CHANNEL_FLOOR)
-        scales = scales * ratio**exponent
-    return ActivationFormat(scales, lo, hi)
+    scale, lo, hi = _tensor_range(low, high, seen, bits, rule)
+
+    def with_split(lo: int, hi: int, scale: float) -> ActivationFormat:
+        scales = torch.full((len(seen.counts),), scale, dtype=torch.float64)  # type: ignore[arg-type]
+        if granularity == "channel":
+            tops = _channel_tops(seen, lo, hi, rule)
+            ratio = (tops / scale).clamp(CHANNEL_FLOOR, 1.0 / CHANNEL_FLOOR)
+            scales = scales * ratio**exponent
+        return ActivationFormat(scales, lo, hi)
+
+    if granularity == "tensor" or rule != "mse" or low == 0:
+        return with_split(lo, hi, scale)
+    # one outlier must not decide how the integers are split between signs
+    steps = 2**bits - 1
+    splits = [(lo, hi), *((-round(steps * k / 8), steps - round(steps * k / 8)) for k in range(1, 8))]
+    formats = [with_split(a, b, scale) for a, b in splits]
+    return min(formats, key=lambda f: float(seen.error(f.scale, f.lo, f.hi).sum()))
 
 
-def _channel_tops(seen: Observed, samples: Tensor, lo: int, hi: int, rule: RangeRule) -> Tensor:
+def _channel_tops(seen: Observed, lo: int, hi: int, rule: RangeRule) -> Tensor:
     """Per channel, the scale that its own range asks for within the common [lo, hi]. ``(C,)`` float64."""
     assert seen.low is not None and seen.high is not None
 
@@ -115,37 +131,44 @@ def _channel_tops(seen: Observed, samples: Tensor, lo: int, hi: int, rule: Range
         return torch.maximum(up if hi > 0 else torch.zeros_like(up), down if lo < 0 else torch.zeros_like(up))
 
     if rule == "percentile":
-        ends = torch.quantile(samples, torch.tensor([1 - PERCENTILE, PERCENTILE]), dim=0)
-        return needed(ends[0], ends[1]).clamp(min=1e-12)
+        return needed(*seen.quantiles(1 - PERCENTILE)).clamp(min=1e-12)
     full = needed(seen.low, seen.high).clamp(min=1e-12)
     if rule == "minmax":
         return full
     best, chosen = torch.full_like(full, torch.inf), full.clone()
     for ratio in CLIP_GRID:
-        scale = (full * ratio).float()
-        error = (samples / scale).round_().clamp_(lo, hi).mul_(scale).sub_(samples).square_().sum(0)
+        error = seen.error(full * ratio, lo, hi)
         better = error < best
-        best, chosen = torch.where(better, error.double(), best), torch.where(better, full * ratio, chosen)
+        best, chosen = torch.where(better, error, best), torch.where(better, full * ratio, chosen)
     return chosen
 
 
 def _tensor_range(
-    low: float, high: float, samples: Tensor, bits: int, rule: RangeRule
+    low: float, high: float, seen: Observed, bits: int, rule: RangeRule
 ) -> tuple[float, int, int]:
     if rule == "percentile":
-        ordered = torch.sort(samples)[0]
-        cut = int(len(ordered) * (1 - PERCENTILE))
-        return _grid(min(float(ordered[cut]), 0.0), max(float(ordered[-1 - cut]), 1e-12), bits)
+        ends = _pooled_quantiles(seen, 1 - PERCENTILE)
+        return _grid(min(ends[0], 0.0), max(ends[1], 1e-12), bits)
     if rule == "minmax":
         return _grid(low, high, bits)
     best, chosen = float("inf"), _grid(low, high, bits)
     for ratio in CLIP_GRID:
         scale, lo, hi = _grid(low * float(ratio), high * float(ratio), bits)
-        q = (samples / scale).round_().clamp_(lo, hi)
-        error = float(q.mul_(scale).sub_(samples).square_().sum())
+        error = float(seen.error(torch.full_like(seen.centres[:, 0], scale), lo, hi).sum())
         if error < best:
             best, chosen = error, (scale, lo, hi)
     return chosen
+
+
+def _pooled_quantiles(seen: Observed, outside: float) -> tuple[float, float]:
+    """Values below and above which a fraction ``outside`` of the whole tensor lies."""
+    assert seen.counts is not None
+    values, order = torch.sort(seen.centres.flatten())
+    share = seen.counts.flatten()[order].cumsum(0)
+    share = share / share[-1]
+    last = len(values) - 1
+    low, high = (int((share < level).sum()) for level in (outside, 1 - outside))
+    return float(values[min(low, last)]), float(values[min(high, last)])
 
 
 def _grid(low: float, high: float, bits: int) -> tuple[float, int, int]:

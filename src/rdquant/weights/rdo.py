@@ -25,14 +25,15 @@ from torch import Tensor
 from ..codecs import FloatCodec
 from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
-from ..integer import IntegerCodec
+from ..integer import Z_FRACTION_BITS, IntegerCodec
+from ..latents.gains import latent_gains
 from ..pixels import pad_to, to_tensor
 from .bias import BIAS_CORRECTIONS, BiasCorrection, correct_biases
 from .calibration import Calibration, observe
 from .config import QuantizeConfig
 from .convert import to_integer
 from .suffix import SuffixCost
-from .twin import Twin
+from .twin import Twin, round_ste
 
 #: Which parameters move at a time: a stage's (later stages float), a network's, or all.
 Strategy = Literal["layer", "block", "joint"]
@@ -42,7 +43,7 @@ Progress = Callable[[int, int, str], None]
 
 #: what gradients may move -> the twin's parameters, and their learning rate relative to the run's
 GROUPS: dict[str, dict[str, float]] = {
-    "scales": {"out_log": 0.1, "unit_log": 0.05, "hyper_log": 0.1},
+    "scales": {"out_log": 0.4, "hyper_log": 0.4},
     "rounding": {"weight": 1.0, "gamma": 1.0},
     "bias": {"bias": 1.0, "beta_log": 0.05},
 }
@@ -58,15 +59,21 @@ class RdoConfig:
     lambda_: float
     """Of the float parent: weight of ``255^2 * MSE`` against bpp."""
     strategy: Strategy = "joint"
-    grid: bool = True
+    grid: bool = False
     """Search each activation's scale on a grid before any gradient."""
-    steps: int = 1200
+    steps: int = 800
     """Gradient steps in all, shared by the stages or networks where they go one by one."""
-    learn: tuple[str, ...] = ("scales", "rounding", "bias")
+    objective: Literal["reconstruction", "J"] = "reconstruction"
+    """What gradients lower: J itself, or its expansion around the float codec (`mismatch`)."""
+    learn: tuple[str, ...] = ("rounding", "bias")
     """What gradients move; nothing of it: grid and bias correction only."""
     bias_correction: BiasCorrection = "none"
-    lr: float = 0.03
+    rate: Literal["noise", "rounded"] = "noise"
+    """How the rate's gradient sees latents; distortion, reports and results always see them rounded."""
+    lr: float = 0.006
     """Adam's rate for weights, in units of a weight's step."""
+    scale_share: float = 0.4
+    """Share of the steps that goes to scales, before any weight is rounded."""
     batch: int = 4
     crop: int = 192
     bf16: bool = True
@@ -82,6 +89,10 @@ class RdoConfig:
             raise UsageError(
                 f"bias_correction must be one of {', '.join(BIAS_CORRECTIONS)}, got {self.bias_correction!r}"
             )
+        if self.objective not in ("reconstruction", "J"):
+            raise UsageError(f"objective must be reconstruction or J, got {self.objective!r}")
+        if self.rate not in ("noise", "rounded"):
+            raise UsageError(f"rate must be noise or rounded, got {self.rate!r}")
         if unknown := set(self.learn) - set(GROUPS):
             raise UsageError(f"learn takes {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}")
         if self.steps < 0 or self.batch < 1:
@@ -97,7 +108,9 @@ class RdoConfig:
 
 @dataclass
 class Trace:
-    """What J did: one entry per report, ``{"step", "unit", "seconds", "J", "bpp", "mse"}``."""
+    """What happened: entries of ``step``, ``unit``, ``seconds``, and either ``J``, ``bpp`` and ``mse`` of the
+    probe, or the ``loss`` that the last steps had.
+    """
 
     entries: list[dict[str, Any]]
 
@@ -139,31 +152,33 @@ def probe(pictures: list[np.ndarray], side: int = 256, most: int = 10) -> Tensor
 @torch.no_grad()
 def grid_search(
     twin: Twin, names: list[str], x: Tensor, lambda_: float, report: Callable[[str], None] | None = None
-) -> None:
-    """Scale of each stage's output, in network order, by J of ``x`` with later stages in float.
+) -> dict[str, float]:
+    """Factor on the scales of each stage's output, in network order, by J of ``x``; later stages in float.
 
-    Leaves every stage quantized.
+    Only among these ``names`` (and ``hyper_input`` with the first of h_a). Weights should be rounded to
+    nearest: other roundings are made for the scales they came with. Leaves every stage quantized.
     """
     order = twin.names()
     twin.set_rounding(order, False, False)
     suffix = SuffixCost(twin, x, lambda_)
+    found: dict[str, float] = {}
     for name in order:
         suffix.advance(name)
         twin.set_rounding([name], True, True)
-        logs = [twin.stage(name).out_log] if name in names and name not in twin.ends() else []
+        logs = {name: twin.stage(name).out_log} if name in names and name not in twin.ends() else {}
         if name in names and twin.hyper_log is not None and name == twin.order["h_a"][0]:
-            logs.insert(0, twin.hyper_log)
-        for log in logs:
+            logs = {"hyper_input": twin.hyper_log, **logs}
+        for key, log in logs.items():
             base = log.clone()
-            best, kept = suffix.cost(), base
+            costs = {1.0: suffix.cost()}
             for factor in SCALE_GRID:
                 log.copy_(base + math.log(factor))
-                value = suffix.cost()
-                if value < best:
-                    best, kept = value, log.clone()
-            log.copy_(kept)
+                costs[factor] = suffix.cost()
+            found[key] = min(costs, key=lambda f: costs[f])
+            log.copy_(base + math.log(found[key]))
         if report:
             report(name)
+    return found
 
 
 def units(twin: Twin, strategy: Strategy, scope: tuple[str, ...]) -> list[list[str]]:
@@ -175,11 +190,13 @@ def units(twin: Twin, strategy: Strategy, scope: tuple[str, ...]) -> list[list[s
     return [names] if strategy == "joint" else [[name] for name in names]
 
 
-def _parameters(twin: Twin, unit: list[str], config: RdoConfig) -> list[dict[str, Any]]:
+def _parameters(twin: Twin, unit: list[str], config: RdoConfig, what: str) -> list[dict[str, Any]]:
     """Adam's groups: what may move in these stages. Output scales of a network's last stage may not."""
     ends = set(twin.ends())
     groups = []
     for group in config.learn:
+        if (group == "scales") != (what == "scales"):
+            continue
         for attribute, rate in GROUPS[group].items():
             found = [
                 getattr(twin.stage(name), attribute)
@@ -191,6 +208,108 @@ def _parameters(twin: Twin, unit: list[str], config: RdoConfig) -> list[dict[str
             if found:
                 groups.append({"params": found, "lr": config.lr * rate, "peak": config.lr * rate})
     return groups
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the float codec computes of a batch; pixels 0..255, latents in units of y."""
+
+    y: Tensor
+    z: Tensor | None
+    z_hat: Tensor | None
+    scales: Tensor | None
+    means: Tensor | None
+    y_hat: Tensor
+    pixels: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, codec: FloatCodec, x: Tensor) -> Targets:
+        """``x: (B, 3, H, W)`` of 0..255."""
+        y = codec.g_a(x / 255)
+        centre = codec.entropy_bottleneck.medians()
+        z = z_hat = scales = None
+        if codec.has_hyperprior:
+            z = codec.h_a(codec.hyper_input(y))
+            z_hat = torch.round(z - centre) + centre
+            scales, means = codec.gaussian_parameters(z_hat)
+            means = torch.zeros_like(y) if means is None else means
+        else:
+            means = centre.expand_as(y)
+        y_hat = torch.round(y - means) + means
+        return cls(y, z, z_hat, scales, means, y_hat, (codec.g_s(y_hat) * 255).clamp(0, 255))
+
+
+class Mismatch(torch.nn.Module):
+    """J to second order around the float codec, network by network; see `rdquant.weights.rdo.Judge`."""
+
+    def __init__(self, twin: Twin, lambda_: float, gains: Tensor) -> None:
+        super().__init__()
+        self.twin, self.lambda_ = twin, lambda_
+        self.register_buffer("gains", gains.reshape(1, -1, 1, 1))
+
+    def forward(self, x: Tensor, t: tuple[Tensor | None, ...]) -> Tensor:
+        twin, unit = self.twin, self.twin.unit
+        y, z, z_hat, scales, means, y_hat, pixels = t
+        count = x.shape[0] * x.shape[2] * x.shape[3]
+        assert y is not None and y_hat is not None and pixels is not None
+        out = twin.run("g_s", round_ste(y_hat * unit))
+        loss = self.lambda_ * torch.mean((out - pixels) ** 2)
+        error = twin.run("g_a", x) / unit - y
+        loss = loss + self.lambda_ / 3 * (self.gains * error**2).sum() / count
+        if z is None or z_hat is None or scales is None:
+            return loss
+        z_unit = 2.0**Z_FRACTION_BITS
+        error = twin.run("h_a", twin.hyper_input(round_ste(y * unit))) / z_unit - z
+        loss = loss + 0.5 * (error**2).sum() / count
+        out = twin.run("h_s", round_ste(z_hat * z_unit)) / unit
+        # bits of a Gaussian coded with a slightly wrong mean or scale, widened by the unit bin
+        spread = scales.clamp(min=0.11) ** 2 + 1 / 12
+        if twin.integer.has_means:
+            out, shift = out.chunk(2, 1)
+            loss = loss + ((shift - means) ** 2 / spread).sum() / (2 * math.log(2) * count)
+        error = out.clamp(min=0.11) - scales.clamp(min=0.11)
+        return loss + (error**2 / spread).sum() / (math.log(2) * count)
+
+
+class Exact(torch.nn.Module):
+    """J itself, latents truly rounded for the distortion."""
+
+    def __init__(self, twin: Twin, lambda_: float, noise: bool) -> None:
+        super().__init__()
+        self.twin, self.lambda_, self.noise = twin, lambda_, noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twin(x, self.noise).cost(self.lambda_, x.shape[0] * x.shape[2] * x.shape[3])
+
+
+class Judge:
+    """The loss of a batch.
+
+    "J": the codec's cost. Its gradient mixes what quantization did with all that training left undone, so on
+    few pictures it learns the pictures. "reconstruction": around a trained codec J rises with the squares
+    of what quantization changes, and those need no ground truth: lambda times the error of the decoded
+    picture, of the latent times the synthesis gain, and the bits that wrong means and scales cost. Each
+    network meets the float codec's own inputs.
+    """
+
+    def __init__(self, twin: Twin, codec: FloatCodec, rdo: RdoConfig, gains: Tensor) -> None:
+        self.codec, self.rdo = codec, rdo
+        self.reconstruct = rdo.objective == "reconstruction"
+        twin.stage(twin.order["g_s"][-1]).soft_end = self.reconstruct
+        self.student: Any = (
+            Mismatch(twin, rdo.lambda_, gains)
+            if self.reconstruct
+            else Exact(twin, rdo.lambda_, rdo.rate == "noise")
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.reconstruct:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.rdo.bf16):
+                return self.student(x)
+        targets = Targets.of(self.codec, x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.rdo.bf16):
+            return self.student(x, tuple(vars(targets).values()))
 
 
 class RdoCalibration:
@@ -213,14 +332,28 @@ class RdoCalibration:
         self.quantize, self.rdo, self.folder, self.pictures = quantize, rdo, folder, pictures
         self.trace = Trace([])
         self.done, self.seconds, self.prepared = 0, 0.0, False
-        integer, unrounded = to_integer(codec, seen or observe(codec, pictures), quantize)
-        self.twin = Twin(integer, unrounded, codec)
+        self.codec, self.seen = codec, seen or observe(codec, pictures)
+        self.stretch: dict[str, Any] = {}  # by layer, a factor or one per channel
+        self.twin = self._convert(quantize)
         self.crops = Crops(pictures, rdo.crop, rdo.seed)
         self.probe = probe(pictures)
+        self.gains = torch.from_numpy(latent_gains(codec, pictures[:8])).float()
         self.optimizer: torch.optim.Adam | None = None
         self._saved: dict[str, Any] | None = None
         if folder is not None:
             self._open(folder)
+
+    def _convert(self, quantize: QuantizeConfig) -> Twin:
+        integer, unrounded = to_integer(self.codec, self.seen, quantize, stretch=self.stretch)
+        return Twin(integer, unrounded, self.codec)
+
+    def _search_scales(self, names: list[str], say: Callable[[str], None]) -> None:
+        """The grid, on weights rounded to nearest; then the conversion again, with its factors."""
+        nearest = self._convert(dataclasses.replace(self.quantize, rounding="nearest"))
+        self.stretch = grid_search(
+            nearest, names, self.probe, self.rdo.lambda_, lambda n: say(f"grid {n}")
+        )
+        self.twin = self._convert(self.quantize)
 
     def _open(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -232,6 +365,8 @@ class RdoCalibration:
             handle.write(json.dumps(options, indent=1).encode())
         if (folder / "state.pt").exists():
             state = torch.load(folder / "state.pt", weights_only=True)
+            self.stretch = state["stretch"]
+            self.twin = self._convert(self.quantize)
             self.twin.load_state_dict(state["twin"])
             self.done, self.seconds, self.prepared = state["done"], state["seconds"], True
             self.trace, self._saved = Trace(state["trace"]), state["optimizer"]
@@ -241,7 +376,7 @@ class RdoCalibration:
             return
         state = {
             "twin": self.twin.state_dict(), "done": self.done, "seconds": self.seconds,
-            "trace": self.trace.entries,
+            "trace": self.trace.entries, "stretch": self.stretch,
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
         }  # fmt: skip
         with atomic_write(self.folder / "state.pt") as handle:
@@ -276,59 +411,87 @@ class RdoCalibration:
             self.trace.add(step=0, unit="start", seconds=clock(), **self.probe_cost())
             in_scope = [n for n in twin.names() if self.quantize.in_scope(n)]
             if rdo.grid:
-                grid_search(twin, in_scope, self.probe, rdo.lambda_, lambda n: say(f"grid {n}"))
+                self._search_scales(in_scope, say)
+                twin = self.twin
                 self.trace.add(step=0, unit="grid", seconds=clock(), **self.probe_cost())
             if rdo.bias_correction != "none":
                 correct_biases(twin, in_scope, self.probe, rdo.bias_correction)
                 self.trace.add(step=0, unit="bias", seconds=clock(), **self.probe_cost())
             self.prepared = True
         if rdo.steps and rdo.learn:
-            for first, last, unit in self._schedule():
-                self._descend(first, last, unit, clock, say)
-        twin.set_rounding(twin.names(), True, True)
+            for phase in self._schedule():
+                self._descend(*phase, clock, say)
+                if phase[3] == "scales" and self.done == self._scale_steps():
+                    self._adopt_scales()
+                    self.trace.add(step=self.done, unit="scales", seconds=clock(), **self.probe_cost())
+        self.twin.set_rounding(self.twin.names(), True, True)
         self.trace.add(step=self.done, unit="end", seconds=clock(), **self.probe_cost())
         self._save()
-        return twin.export()
+        return self.twin.export()
 
-    def _schedule(self) -> Iterator[tuple[int, int, list[str]]]:
+    def _scale_steps(self) -> int:
+        rdo = self.rdo
+        if "scales" not in rdo.learn:
+            return 0
+        return rdo.steps if rdo.learn == ("scales",) else round(rdo.steps * rdo.scale_share)
+
+    def _schedule(self) -> Iterator[tuple[int, int, list[str], str]]:
+        """``(first step, last step, stages, what moves)``: all units' scales, then all units' weights."""
         found = units(self.twin, self.rdo.strategy, self.quantize.scope)
-        for i, unit in enumerate(found):
-            first, last = (self.rdo.steps * k // len(found) for k in (i, i + 1))
-            if self.done < last:
-                yield first, last, unit
+        middle = self._scale_steps()
+        for start, end, what in ((0, middle, "scales"), (middle, self.rdo.steps, "weights")):
+            for i, unit in enumerate(found):
+                first, last = (start + (end - start) * k // len(found) for k in (i, i + 1))
+                if self.done < last:
+                    yield first, last, unit, what
+
+    def _adopt_scales(self) -> None:
+        """Convert again with the scales that were learned: weights are rounded for them, and only now."""
+        twin = self.twin
+        logs = {name: twin.stage(name).out_log for name in twin.names() if name not in twin.ends()}
+        if twin.hyper_log is not None:
+            logs["hyper_input"] = twin.hyper_log
+        self.stretch = {
+            key: torch.as_tensor(self.stretch.get(key, 1.0)) * torch.exp(log.detach()).double()
+            for key, log in logs.items()
+        }
+        self.twin = self._convert(self.quantize)
 
     def _descend(
         self,
         first: int,
         last: int,
         unit: list[str],
+        what: str,
         clock: Callable[[], float],
         say: Callable[[str], None],
     ) -> None:
-        """Gradient steps ``first..last`` on one unit; stages behind it are float meanwhile."""
+        """Gradient steps ``first..last`` on one unit; stages behind it are float meanwhile, and while scales
+        move, so are all weights: their roundings are made for scales that stay.
+        """
         twin, rdo = self.twin, self.rdo
         names = twin.names()
         after = names.index(unit[-1]) + 1
-        twin.set_rounding(names[:after], True, True)
+        twin.set_rounding(names[:after], what == "weights", True)
         twin.set_rounding(names[after:], False, False)
         twin.requires_grad_(True)
         twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.Adam(_parameters(twin, unit, rdo), betas=(0.9, 0.99))
-        if self._saved is not None and first < self.done:
+        self.optimizer = torch.optim.Adam(_parameters(twin, unit, rdo, what), betas=(0.9, 0.99))
+        if self._saved is not None and first < self.done < last:
             self.optimizer.load_state_dict(self._saved)
         self._saved = None
-        objective = torch.compile(twin) if rdo.compile else twin
-        pixels = rdo.batch * rdo.crop**2
-        sums = np.zeros(3)
+        objective: Any = Judge(twin, self.codec, rdo, self.gains)
+        if rdo.compile:
+            objective.student = torch.compile(objective.student)
+        sums = 0.0
         while self.done < last:
             t = (self.done - first) / max(1, last - first)
             factor = min(1.0, (self.done - first + 1) / 20) * 0.5 * (1 + math.cos(math.pi * t))
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             x = self.crops.batch(self.done, rdo.batch)
-            with torch.autocast("cpu", torch.bfloat16, enabled=rdo.bf16):
-                costs = objective(x)
-            loss = costs.cost(rdo.lambda_, pixels)
+            torch.manual_seed(rdo.seed * 1_000_003 + self.done)  # the noise, the same after a resume
+            loss = objective(x)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise CalibrationError(f"J became {value} at step {self.done}; lower lr (now {rdo.lr})")
@@ -336,18 +499,17 @@ class RdoCalibration:
             loss.backward()
             self.optimizer.step()
             self.done += 1
-            bits = float((costs.bits_y + costs.bits_z).detach())
-            sums += [value, bits / pixels, float(costs.mse.detach())]
+            sums += value
             if self.done % 50 == 0 or self.done == last:
                 count = (self.done - 1) % 50 + 1
-                j, bpp, mse = sums / count
-                sums[:] = 0
-                where = unit[0] if len(unit) == 1 else unit[0].split(".")[0] if rdo.strategy == "block" else "all"
-                self.trace.add(step=self.done, unit=where, seconds=clock(), J=j, bpp=bpp, mse=mse)
-                say(f"{where}  J {j:.4f}")
+                mean, sums = sums / count, 0.0
+                where = what if rdo.strategy == "joint" else unit[0] if len(unit) == 1 else unit[0].split(".")[0]
+                self.trace.add(step=self.done, unit=where, seconds=clock(), loss=mean)
+                say(f"{where}  {rdo.objective} {mean:.4f}")
             if self.done % SAVE_EVERY == 0:
                 self._save()
         twin.requires_grad_(False)
+        twin.stage(twin.order["g_s"][-1]).soft_end = False
         self.optimizer = None
 
 

@@ -37,6 +37,8 @@ class SuffixCost:
     def _pass(self, name: str) -> None:
         twin, part = self.twin, name.split(".")[0]
         if part in ("g_a", "g_s"):
+            if name == twin.order[part][0]:
+                self._q = twin.entering(part, self._q)
             self._q = twin.stage(name)(self._q, twin.in_log(name))
         if name == twin.order["g_a"][-1]:
             self._y = self._q

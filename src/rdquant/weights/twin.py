@@ -43,6 +43,7 @@ from ..integer import (
 )
 from ..integer.arithmetic import GDN_SHIFT_LIMIT, ROOT_SHIFT, SQUARE_SHIFT, Multiplier, gdn
 from ..integer.stages import X_HI, X_LO
+from ..latents import FIXED_HI, FIXED_LO
 from .config import PARTS
 from .convert import Unrounded
 from .formats import Levels, uniform
@@ -81,11 +82,13 @@ class TwinStage(nn.Module):
         super().__init__()
         conv, e = stage.conv, stage.epilogue
         self.name, self.stage, self.last_clip = stage.name, stage, last_clip
+        self.soft_end = False  #: leave pixels unrounded
         self.levels = uniform(conv.bits) if conv.levels is None else Levels(conv.levels, conv.bits)
         self.stride, self.transposed = conv.stride, conv.transposed
         self.padding = conv.weight.shape[2] // 2
         self.lo, self.hi = e.lo, e.hi
         self.lowest, self.highest = float(self.levels.low), float(self.levels.high)
+        self.plain = self.levels.plain
         # buffers and not attributes, so that switching them does not compile the twin again
         for flag in ("weights_rounded", "outputs_rounded"):
             self.register_buffer(flag, torch.tensor(True))
@@ -97,7 +100,7 @@ class TwinStage(nn.Module):
         self.out_log, self.unit_log = (nn.Parameter(torch.zeros(channels)) for _ in range(2))
         self.bias = nn.Parameter(torch.zeros(channels))
         start = torch.minimum(torch.maximum(unrounded.weight, self.q0 - 0.45), self.q0 + 0.45)
-        if not self.levels.plain:
+        if not self.plain:
             start = self.q0.clone()
         self.weight = nn.Parameter((start - unrounded.weight).float())
         self.gdn = isinstance(e, DivisiveNormalization)
@@ -125,7 +128,7 @@ class TwinStage(nn.Module):
     def level_weight(self, in_log: Tensor | None) -> Tensor:
         """Weights as levels, with straight-through gradients inside their range."""
         inside = (self.scaled_weight(in_log) + self.weight).clamp(self.lowest, self.highest)
-        if self.levels.plain:
+        if self.plain:
             return round_ste(inside)
         return inside + (self.levels.nearest(inside.detach()) - inside).detach()
 
@@ -154,9 +157,9 @@ class TwinStage(nn.Module):
         return F.conv2d(q, w, b, stride=self.stride, padding=self.padding)
 
     def _finish(self, out: Tensor) -> Tensor:
-        rounded = round_ste(out).clamp(self.lo, self.hi)
         if self.last_clip:  # pixels are clipped and rounded by the float codec too
-            return rounded
+            return out.clamp(self.lo, self.hi) if self.soft_end else round_ste(out).clamp(self.lo, self.hi)
+        rounded = round_ste(out).clamp(self.lo, self.hi)
         plain = out.clamp(min=0) if self.lo == 0 and not self.gdn else out
         return torch.where(self.outputs_rounded, rounded, plain)
 
@@ -250,6 +253,7 @@ class Twin(nn.Module):
         self.hyper_log = nn.Parameter(torch.zeros(integer.M)) if integer.has_hyperprior else None
         self.register_buffer("hyper_rounded", torch.tensor(True))
         self.unit = 2.0**integer.fraction_bits
+        self.register_buffer("latent_gain", torch.exp2(integer.latent_shift.double()).reshape(1, -1, 1, 1))
         self.register_buffer("medians", integer.medians.double().reshape(1, -1, 1, 1))
         self.float().requires_grad_(False)
 
@@ -276,9 +280,17 @@ class Twin(nn.Module):
 
     def run(self, part: str, q: Tensor, exact: bool = False, first: int = 0) -> Tensor:
         """A whole network, or its stages from ``first`` on."""
+        if first == 0:
+            q = self.entering(part, q)
         for name in self.order[part][first:]:
             q = self.stage(name)(q, self.in_log(name), exact)
         return q
+
+    def entering(self, part: str, q: Tensor) -> Tensor:
+        """What the first stage of a network takes: for g_s, y_hat scaled up by channel."""
+        if part != "g_s":
+            return q
+        return (q * self.latent_gain).clamp(FIXED_LO, FIXED_HI)
 
     def hyper_input(self, y: Tensor, exact: bool = False) -> Tensor:
         e = self.integer.hyper_input
@@ -291,6 +303,7 @@ class Twin(nn.Module):
 
     def run_until(self, part: str, q: Tensor, last: int) -> Tensor:
         """The first ``last`` stages of a network."""
+        q = self.entering(part, q)
         for name in self.order[part][:last]:
             q = self.stage(name)(q, self.in_log(name))
         return q
@@ -300,24 +313,35 @@ class Twin(nn.Module):
         symbols = round_ste((z - self.medians) * 2.0**-Z_FRACTION_BITS)
         return symbols, symbols * 2.0**Z_FRACTION_BITS + self.medians
 
-    def latents(self, y: Tensor, exact: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """``y`` in fixed point -> ``(y_hat in fixed point, bits of y, bits of z)``."""
+    def latents(self, y: Tensor, exact: bool = False, noise: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """``y`` in fixed point -> ``(y_hat in fixed point, bits of y, bits of z)``.
+
+        ``noise``: the rate is that of latents with uniform noise instead of rounding, whose gradient is
+        right on average (Balle et al. 2017); y_hat is truly rounded all the same.
+        """
+
+        def for_rate(symbols: Tensor, value: Tensor) -> Tensor:
+            return value + torch.empty_like(value).uniform_(-0.5, 0.5) if noise else symbols
+
         if self.hyper_log is None:
-            symbols = round_ste((y - self.medians) / self.unit)
-            y_hat = symbols * self.unit + self.medians
-            p = self._density[0].likelihood(y_hat / self.unit)
-            return y_hat, -torch.log2(p).sum(), torch.zeros(())
+            value = (y - self.medians) / self.unit
+            symbols = round_ste(value)
+            p = self._density[0].likelihood(for_rate(symbols, value) + self.medians / self.unit)
+            return symbols * self.unit + self.medians, -torch.log2(p).sum(), torch.zeros(())
         z = self.run("h_a", self.hyper_input(y, exact), exact)
-        _, z_hat = self.hyper_symbols(z)
-        bits_z = -torch.log2(self._density[0].likelihood(z_hat * 2.0**-Z_FRACTION_BITS)).sum()
+        symbols_z, z_hat = self.hyper_symbols(z)
+        z_rate = for_rate(symbols_z, (z - self.medians) * 2.0**-Z_FRACTION_BITS)
+        p = self._density[0].likelihood(z_rate + self.medians * 2.0**-Z_FRACTION_BITS)
+        bits_z = -torch.log2(p).sum()
         out = self.run("h_s", z_hat, exact)
         scales, means = out.chunk(2, 1) if self.integer.has_means else (out, torch.zeros_like(out))
-        symbols = round_ste((y - means) / self.unit)
-        p = gaussian_likelihood(symbols, lower_bound(scales / self.unit, 0.11))
+        value = (y - means) / self.unit
+        symbols = round_ste(value)
+        p = gaussian_likelihood(for_rate(symbols, value), lower_bound(scales / self.unit, 0.11))
         return symbols * self.unit + means, -torch.log2(p).sum(), bits_z
 
-    def forward(self, pixels: Tensor) -> Costs:
-        y_hat, bits_y, bits_z = self.latents(self.run("g_a", pixels))
+    def forward(self, pixels: Tensor, noise: bool = False) -> Costs:
+        y_hat, bits_y, bits_z = self.latents(self.run("g_a", pixels), noise=noise)
         return Costs(bits_y, bits_z, torch.mean((self.run("g_s", y_hat) - pixels) ** 2))
 
     def set_rounding(self, names: list[str], weights: bool, outputs: bool) -> None:

@@ -1,0 +1,42 @@
+"""The synthesis gain: what a squared error of one latent element does to the picture.
+
+``gains[c]``: expected squared error of the whole picture (8-bit samples, summed) for an error of one in
+one element of channel c. The diagonal of ``J^T J`` of the synthesis, estimated with random signs on the
+pixels: ``E (J^T v)_i^2 = sum_p J_pi^2`` (Hutchinson's diagonal estimate). The synthesis is not linear, so
+this is its gain around the latents of the pictures given, averaged over positions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..codecs import FloatCodec
+from ..errors import CalibrationError
+from ..pixels import pad_to, to_tensor
+
+
+def latent_gains(codec: FloatCodec, pictures: list[np.ndarray], probes: int = 4, seed: int = 0) -> np.ndarray:
+    """``(M,)`` float64, from ``pictures: (H, W, 3)`` uint8. Raises `CalibrationError` without pictures."""
+    if not pictures:
+        raise CalibrationError("no pictures to measure the synthesis gain on")
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(codec.M, dtype=torch.float64)
+    for rgb in pictures:
+        x = to_tensor(pad_to(rgb, codec.downsampling)).float() / 255
+        with torch.no_grad():
+            y = codec.g_a(x)
+            means = None
+            if codec.has_hyperprior:
+                centre = codec.entropy_bottleneck.medians()
+                z_hat = torch.round(codec.h_a(codec.hyper_input(y)) - centre) + centre
+                means = codec.gaussian_parameters(z_hat)[1]
+            means = torch.zeros_like(y) if means is None else means
+            y_hat = torch.round(y - means) + means
+        y_hat.requires_grad_(True)
+        out = codec.g_s(y_hat) * 255
+        for k in range(probes):
+            signs = torch.randint(0, 2, out.shape, generator=generator) * 2.0 - 1
+            (g,) = torch.autograd.grad(out, y_hat, signs, retain_graph=k + 1 < probes)
+            total += g.double().square().mean((0, 2, 3)) / (probes * len(pictures))
+    return total.numpy()

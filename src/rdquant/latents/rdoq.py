@@ -1,0 +1,74 @@
+"""RDOQ: each level by its own ``D + lambda * R``, with the rates of the coder's integer tables.
+
+Candidates are the nearest level, two steps towards zero, and zero (as in HEVC's reference encoder). The
+decoder is that of uniform scalar quantization. ``D`` is the error of the picture, not of the latent: a
+squared error of one in channel c is worth ``gains[c]`` (`rdquant.latents.gains`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..entropy import CdfTables
+from ..errors import UsageError
+from . import kernels
+from .rates import SymbolRates
+
+
+def rdoq(residual: np.ndarray, indexes: np.ndarray, weight: np.ndarray, rates: SymbolRates) -> np.ndarray:
+    """Levels, int32 ``(K,)``.
+
+    ``residual: (K,)`` float32, ``(y - means) / step``; ``indexes: (K,)`` tables; ``weight: (K,)``: bits
+    that a squared error of one step is worth.
+    """
+    out = np.empty(len(residual), np.int32)
+    t = rates.tables
+    kernels.rdoq(
+        np.ascontiguousarray(residual, np.float32), t.check_indexes(indexes),
+        np.ascontiguousarray(weight, np.float32), rates.bits, rates.escape, t.starts, t.offsets, out,
+    )  # fmt: skip
+    return out
+
+
+def rdoq_reference(
+    residual: np.ndarray, indexes: np.ndarray, weight: np.ndarray, rates: SymbolRates
+) -> np.ndarray:
+    """The same, plainly."""
+    out = []
+    for r, t, w in zip(residual, indexes, weight, strict=True):
+        nearest = int(np.floor(np.float32(r) + np.float32(0.5)))
+        toward = [nearest - int(np.sign(nearest)) * i for i in range(min(abs(nearest), 2) + 1)]
+        costs = {k: float(w) * (float(r) - k) ** 2 + rates.bits_of(k, int(t)) for k in [*toward, 0]}
+        out.append(min(costs, key=lambda k: costs[k]))
+    return np.array(out, np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Rdoq:
+    """RDOQ of a codec's latent: an encoder's choice, the decoder does not know of it.
+
+    ``gains: (M,)`` by `rdquant.latents.gains`; ``lambda_``: of J, CompressAI's convention.
+    """
+
+    gains: np.ndarray
+    lambda_: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.gains).all() and (self.gains >= 0).all()):
+            raise UsageError("gains must be finite and not negative")
+        if not self.lambda_ > 0:
+            raise UsageError(f"lambda must be positive, got {self.lambda_}")
+
+    def levels(self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float) -> Tensor:
+        """int32 symbols, shaped as ``y: (1, M, H, W)``. ``step``: of ``y`` and ``means``' units.
+
+        J counts ``lambda * 255^2 * MSE`` a pixel; a picture's MSE is over three samples a pixel.
+        """
+        weight = np.repeat(self.lambda_ / 3 * self.gains, y.shape[2] * y.shape[3])
+        residual = (y.float() - means.float()).numpy().reshape(-1) / np.float32(step)
+        found = rdoq(residual, indexes.reshape(-1).numpy(), weight, SymbolRates.of(tables))
+        return torch.from_numpy(found).reshape(y.shape)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rdquant.entropy import CdfTables, gaussian_tables
+from rdquant.latents.rates import SymbolRates
+from rdquant.latents.rdoq import rdoq, rdoq_reference
+from rdquant.latents.trellis import TCQ4, TCQ8, Trellis, cost_of, search, search_reference
+
+LEVELS = gaussian_tables(np.array([0.2, 0.6, 1.5, 6.0, 0.15, 0.4, 1.0, 3.0]))
+RATES = SymbolRates.of(LEVELS)
+
+
+def test_rates_are_the_tables_bits() -> None:
+    for symbol in (*range(-9, 10), 500, -70_000, 2**31 - 1):
+        for table in range(len(LEVELS)):
+            bits = LEVELS.bits(np.array([symbol]), np.array([table]))
+            assert RATES.bits_of(symbol, table) == pytest.approx(bits, rel=1e-5)
+
+
+@st.composite
+def sequences(draw: st.DrawFn, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    count = draw(st.integers(1, longest))
+    number = st.floats(-6, 6, width=32)
+    residual = np.array(draw(st.lists(number, min_size=count, max_size=count)), np.float32)
+    indexes = np.array(draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)), np.int32)
+    weight = np.array(draw(st.lists(st.floats(0.0625, 20, width=32), min_size=count, max_size=count)), np.float32)
+    return residual, indexes, weight
+
+
+def _scalar_cost(levels: np.ndarray, r: np.ndarray, t: np.ndarray, w: np.ndarray) -> np.ndarray:
+    bits = np.array([RATES.bits_of(int(k), int(i)) for k, i in zip(levels, t, strict=True)])
+    return w * (r - levels) ** 2 + bits
+
+
+@settings(deadline=None)
+@given(sequences(40))
+def test_rdoq_equals_its_reference_and_never_loses_to_rounding(s: tuple) -> None:
+    r, t, w = s
+    found = _scalar_cost(rdoq(r, t, w, RATES), r, t, w)
+    assert found == pytest.approx(_scalar_cost(rdoq_reference(r, t, w, RATES), r, t, w), rel=1e-4)
+    assert (found <= _scalar_cost(np.floor(r + 0.5).astype(np.int32), r, t, w) + 1e-3).all()
+
+
+@pytest.mark.parametrize("trellis", [TCQ4, TCQ8])
+@settings(deadline=None, max_examples=40)
+@given(s=sequences(5))
+def test_viterbi_finds_the_cheapest_path(trellis: Trellis, s: tuple) -> None:
+    r, t, w = s
+    levels, cost = search(r, t, w, RATES, trellis)
+    assert cost == pytest.approx(cost_of(levels, r, t, w, RATES, trellis), rel=1e-4)
+    assert cost == pytest.approx(search_reference(r, t, w, RATES, trellis), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("trellis", [TCQ4, TCQ8])
+def test_state_machines_reach_every_state_and_halve_the_paths(trellis: Trellis) -> None:
+    arrivals = [n for row in trellis.nexts for n in row]
+    assert sorted(arrivals) == sorted(2 * list(range(len(trellis.nexts))))
+    assert sorted(trellis.quantizer) == [0] * (len(trellis.quantizer) // 2) + [1] * (len(trellis.quantizer) // 2)
+
+
+def test_long_sequences_stay_exact() -> None:
+    random = np.random.default_rng(0)
+    r = (4 * random.standard_normal(20_000)).astype(np.float32)
+    t, w = random.integers(0, 4, 20_000).astype(np.int32), np.full(20_000, 0.8, np.float32)
+    levels, _ = search(r, t, w, RATES, TCQ8)
+    four, _ = search(r, t, w, RATES, TCQ4)
+    whole = [cost_of(k, r, t, w, RATES, m) for k, m in ((levels, TCQ8), (four, TCQ4))]
+    assert whole[0] < whole[1]  # more states cannot hurt on average
+
+
+def test_tables_are_needed_for_both_quantizers() -> None:
+    assert isinstance(LEVELS, CdfTables) and len(LEVELS) % 2 == 0
