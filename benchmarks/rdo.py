@@ -48,7 +48,9 @@ def calibrate(name: str, width: str, calib: Path, target: Path, extra: list[str]
         "command": "rdquant " + " ".join(["TRAIN" if c == str(calib) else c for c in command]),
         "seconds": time.perf_counter() - start,
         "peak_memory_mb": usage.ru_maxrss / 1024,
-        "trace": [e for e in json.loads(out)["trace"] if e["unit"] in ("float", "start", "grid", "bias", "end")],
+        "trace": [
+            e for e in json.loads(out)["trace"] if e["unit"] in ("float", "start", "grid", "bias", "end")
+        ],
     }
 
 
@@ -99,7 +101,10 @@ def main() -> None:
             curve = Curve(f"{FAMILY}-{width.lower()}{args.tag}", dataset, points, meta)
             curve.save(RESULTS / f"{dataset}-{curve.name}.json")
             for p, q in zip(parents, points, strict=True):
-                print(f"{dataset:8} {q.label:28} {q.bpp:.4f} bpp {q.psnr:.3f} dB (float {p.bpp:.4f} {p.psnr:.3f})")
+                print(
+                    f"{dataset:8} {q.label:28} {q.bpp:.4f} bpp {q.psnr:.3f} dB "
+                    f"(float {p.bpp:.4f} {p.psnr:.3f})"
+                )
             if len(points) > 1:
                 result = bd_rate(parent, curve)
                 summary["bd_rate_psnr"][dataset] = vars(result)

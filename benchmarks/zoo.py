@@ -16,8 +16,8 @@ from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.images import list_images
 from rdquant.files.models import load_float, save_float, save_integer
 from rdquant.files.split import split_files
-from rdquant.load import open_coder
 from rdquant.latents.gains import latent_gains
+from rdquant.load import open_coder
 from rdquant.weights import QuantizeConfig, load_calibration
 from rdquant.weights.rdo import RdoConfig, calibrate
 
@@ -46,7 +46,12 @@ def main() -> None:
         gains = [float(f"{g:.4g}") for g in latent_gains(codec, crops[:8])]
         save_float(codec, folder / f"{name}.safetensors", {"lambda": float(lam), "latent_gains": gains})
         codec = load_float(folder / f"{name}.safetensors")
-        about = {"lambda": float(lam), "parent": name, "calibration_pictures": len(crops), "latent_gains": gains}
+        about = {
+            "lambda": float(lam),
+            "parent": name,
+            "calibration_pictures": len(crops),
+            "latent_gains": gains,
+        }
         integer, trace = calibrate(codec, crops, config, RdoConfig(lambda_=float(lam)), about)
         save_integer(integer, folder / f"{name}-w8a8.safetensors")
         ends = [e for e in trace.entries if "J" in e]

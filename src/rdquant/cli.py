@@ -199,9 +199,7 @@ def quantize(
         if rdo:
             if lam is None:
                 raise UsageError(f"{model} does not say its lambda; pass --lambda (or --no-rdo)")
-            search = RdoConfig(
-                **{"lambda_": lam, "strategy": strategy, "steps": steps, **options[RdoConfig]}
-            )
+            search = RdoConfig(**{"lambda_": lam, "strategy": strategy, "steps": steps, **options[RdoConfig]})
             integer, found = calibrate(codec, pictures, config, search, description, run, update)
             trace = found.entries
         else:
@@ -227,7 +225,9 @@ def _options(items: list[str] | None, kinds: tuple[type, ...]) -> dict[type, dic
             raise UsageError(f"--set takes NAME=VALUE, got {item!r}")
         owners = [kind for kind in kinds if name in names[kind]]
         if not owners:
-            raise UsageError(f"--set: no option {name!r}; there are {', '.join(sorted(set().union(*names.values())))}")
+            raise UsageError(
+                f"--set: no option {name!r}; there are {', '.join(sorted(set().union(*names.values())))}"
+            )
         try:
             parsed = json.loads(value)
         except ValueError:
@@ -245,7 +245,9 @@ def allocate(
         typer.Option(help="25% (of float32), 5x (smaller), 4.5bits (average), 800kB or bytes; repeatable."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The plan; with several sizes, a folder.")],
-    method: Annotated[str, typer.Option(help="knapsack (exact) or fmpq (the paper's tolerance).")] = "knapsack",
+    method: Annotated[
+        str, typer.Option(help="knapsack (exact) or fmpq (the paper's tolerance).")
+    ] = "knapsack",
     lambda_: Annotated[
         float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
     ] = None,
@@ -276,9 +278,7 @@ def allocate(
     pictures = load_calibration(split_files(calib, split), images, side)
     config = QuantizeConfig(activation_bits=activations)
     with console.progress("sensitivity") as update:
-        plans, sensitivity = run(
-            load_float(path), pictures, config, lam, target_size, method, table, update
-        )
+        plans, sensitivity = run(load_float(path), pictures, config, lam, target_size, method, table, update)
     for text, found in plans.items():
         name = "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
         target = out if len(plans) == 1 else out / f"{name}.json"
@@ -499,7 +499,9 @@ def bdrate(
     console.show_table(f"{t.name} against {a.name}, {t.dataset}", columns, rows)
 
 
-study_app = typer.Typer(help="Declared grids of measurements that store every cell and resume.", no_args_is_help=True)
+study_app = typer.Typer(
+    help="Declared grids of measurements that store every cell and resume.", no_args_is_help=True
+)
 app.add_typer(study_app, name="study")
 
 
@@ -552,15 +554,21 @@ def ablation_command(
         results = study.run(cells, update)
     tables = ablation.tables(results)
     with atomic_write(out / "tables.json") as handle:
-        handle.write(json.dumps({k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}, indent=1).encode())
+        handle.write(
+            json.dumps({k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}, indent=1).encode()
+        )
     if figures:
         for name, (columns, rows) in tables.items():
             with atomic_write(out / f"{name}.png") as handle:
                 handle.write(to_png(ablation_figure(name, columns, rows)))
     if as_json:
-        console.show_json({k: [dict(zip(c, r, strict=True)) for r in rows] for k, (c, rows) in tables.items()})
+        console.show_json(
+            {k: [dict(zip(c, r, strict=True)) for r in rows] for k, (c, rows) in tables.items()}
+        )
         return
-    note = f"% more rate at equal PSNR, one point (lambda {lam}), {len(held_out)} held-out pictures, real files"
+    note = (
+        f"% more rate at equal PSNR, one point (lambda {lam}), {len(held_out)} held-out pictures, real files"
+    )
     for name, (columns, rows) in tables.items():
         console.show_table(f"{name}: {note}", columns, rows)
 

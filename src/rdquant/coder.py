@@ -34,9 +34,7 @@ class LatentQuantizer(Protocol):
 class LatentSearch(Protocol):
     """An encoder's better choice of symbols; see `rdquant.latents.rdoq.Rdoq`."""
 
-    def levels(
-        self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float
-    ) -> Tensor: ...
+    def levels(self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float) -> Tensor: ...
 
 
 class Codec(Protocol):

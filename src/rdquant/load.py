@@ -55,7 +55,9 @@ def latent_search(quantizer: str, description: dict[str, Any], name: str) -> Lat
         raise UsageError(f"quantizer must be uniform or rdoq, got {quantizer!r}")
     gains, lambda_ = description.get("latent_gains"), description.get("lambda")
     if not isinstance(gains, list) or lambda_ is None:
-        raise UsageError(f"{name} does not carry latent gains and lambda; quantize it again with this release")
+        raise UsageError(
+            f"{name} does not carry latent gains and lambda; quantize it again with this release"
+        )
     return Rdoq(np.array(gains, np.float64), float(lambda_))
 
 

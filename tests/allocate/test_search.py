@@ -105,5 +105,5 @@ def test_plans_and_tables_round_trip(tmp_path: Path) -> None:
     for text in ("{", "[]", '{"version": 9}', '{"version": 1, "bits": 3}'):
         (tmp_path / "bad.json").write_text(text)
         for kind in (Plan, SensitivityTable):
-            with pytest.raises(UsageError, match="bad.json"):
+            with pytest.raises(UsageError, match=r"bad\.json"):
                 kind.load(tmp_path / "bad.json")

@@ -82,7 +82,9 @@ def test_searches_that_measure_meet_the_target(scene) -> None:  # type: ignore[n
     twins, x, table = scene
     full = WidthTwins.__new__(WidthTwins)
     full.twins, full.widest = {b: twins.twins[b] for b in BITS}, twins.widest
-    steps = SensitivityTable({n: {b: z for b, z in r.items()} for n, r in table.zeta.items()}, 1.0, table.sizes)
+    steps = SensitivityTable(
+        {n: {b: z for b, z in r.items()} for n, r in table.zeta.items()}, 1.0, table.sizes
+    )
     target = table.sizes.bytes(dict.fromkeys(table.layers, 4))
 
     class Nearest(Judge):

@@ -54,7 +54,9 @@ def test_integer_round_trip(architecture: str, tmp_path: Path, photo: np.ndarray
 
 @pytest.mark.parametrize("number_format", FORMATS)
 @pytest.mark.parametrize("bits", [3, 8, 12])
-def test_every_number_format_round_trips(number_format: str, bits: int, tmp_path: Path, photo: np.ndarray) -> None:
+def test_every_number_format_round_trips(
+    number_format: str, bits: int, tmp_path: Path, photo: np.ndarray
+) -> None:
     if number_format == "codebook" and bits > 8:
         pytest.skip("a codebook of 4,096 levels is the uniform format")
     config = QuantizeConfig(weight_bits=bits, number_format=number_format)  # type: ignore[arg-type]

@@ -27,7 +27,9 @@ def sequences(draw: st.DrawFn, longest: int) -> tuple[np.ndarray, np.ndarray, np
     number = st.floats(-6, 6, width=32)
     residual = np.array(draw(st.lists(number, min_size=count, max_size=count)), np.float32)
     indexes = np.array(draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)), np.int32)
-    weight = np.array(draw(st.lists(st.floats(0.0625, 20, width=32), min_size=count, max_size=count)), np.float32)
+    weight = np.array(
+        draw(st.lists(st.floats(0.0625, 20, width=32), min_size=count, max_size=count)), np.float32
+    )
     return residual, indexes, weight
 
 
@@ -59,7 +61,9 @@ def test_viterbi_finds_the_cheapest_path(trellis: Trellis, s: tuple) -> None:
 def test_state_machines_reach_every_state_and_halve_the_paths(trellis: Trellis) -> None:
     arrivals = [n for row in trellis.nexts for n in row]
     assert sorted(arrivals) == sorted(2 * list(range(len(trellis.nexts))))
-    assert sorted(trellis.quantizer) == [0] * (len(trellis.quantizer) // 2) + [1] * (len(trellis.quantizer) // 2)
+    assert sorted(trellis.quantizer) == [0] * (len(trellis.quantizer) // 2) + [1] * (
+        len(trellis.quantizer) // 2
+    )
 
 
 def test_long_sequences_stay_exact() -> None:

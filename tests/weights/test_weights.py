@@ -87,11 +87,11 @@ def test_histograms_count_every_position_while_the_range_grows() -> None:
 def test_one_outlier_does_not_decide_the_split_between_signs() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 4, 60, 60)
-    x[0, 0, 0, 0] = 40.0
+    x[0, 0, 0, 0] = 12.0
     seen = Observed()
     seen.add(x)
-    assert activation_format(seen, 8, "minmax", "channel").lo > -40
-    assert -160 < activation_format(seen, 8, "mse", "channel").lo < -90
+    assert activation_format(seen, 8, "minmax", "channel").lo > -80
+    assert -160 <= activation_format(seen, 8, "mse", "channel").lo <= -96
 
 
 def test_latent_shift_spares_the_channels_that_matter(photo: np.ndarray) -> None:
@@ -100,7 +100,8 @@ def test_latent_shift_spares_the_channels_that_matter(photo: np.ndarray) -> None
         codec.g_s[0].weight[3] *= 8  # read by large weights, but carries next to nothing
         codec.g_a[-1].weight[3] *= 0.01
     integer = quantize(codec, [crop])
-    assert int(integer.latent_shift[3]) >= 2 and int(integer.latent_shift.sum() - integer.latent_shift[3]) <= 4
+    shift = integer.latent_shift
+    assert int(shift[3]) == int(shift.max()) >= int(shift.median()) + 2
 
 
 def test_activation_formats_cover_and_centre() -> None:
@@ -115,7 +116,7 @@ def test_activation_formats_cover_and_centre() -> None:
 
 def test_silent_activation_is_an_error() -> None:
     seen = Observed()
-    seen.add(torch.zeros(1, 2, 4, 4), 10, torch.Generator())
+    seen.add(torch.zeros(1, 2, 4, 4))
     with pytest.raises(CalibrationError, match="always in"):
         activation_format(seen, 8, "minmax", "tensor")
     with pytest.raises(CalibrationError, match="no calibration pictures"):

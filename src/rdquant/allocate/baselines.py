@@ -49,9 +49,7 @@ class Judge:
         return self._known[key]
 
 
-def greedy(
-    table: SensitivityTable, judge: Judge, target: int, progress: Progress | None = None
-) -> Plan:
+def greedy(table: SensitivityTable, judge: Judge, target: int, progress: Progress | None = None) -> Plan:
     """Narrow one layer by one bit at a time, each time the one with the least J lost per byte saved.
 
     Asks the judge for every layer in every round. Raises `UsageError` for an impossible target.
@@ -157,8 +155,8 @@ def hessian_table(
             for name, s, p in zip(names, signs, products, strict=True):
                 traces[name] += float((s * p).sum()) / probes
     finally:
-        for b in buffers:
-            b.requires_grad_(False)
+        for buffer in buffers:
+            buffer.requires_grad_(False)
     zeta: dict[str, dict[int, float]] = {}
     for name in names:
         reference = widest.stage(name)

@@ -44,7 +44,9 @@ class Plan:
             fields = dict(json.loads(path.read_text()))
             version = fields.pop("version", None)
             if version != PLAN_VERSION:
-                raise UsageError(f"{path} is a plan of version {version!r}, this release reads {PLAN_VERSION}")
+                raise UsageError(
+                    f"{path} is a plan of version {version!r}, this release reads {PLAN_VERSION}"
+                )
             plan = cls(**fields)
             if not all(isinstance(b, int) and 2 <= b <= 16 for b in plan.bits.values()):
                 raise UsageError(f"{path}: bits must be integers of 2..16, got {dict(plan.bits)}")

@@ -32,7 +32,8 @@ def fmpq(table: SensitivityTable, target: int) -> Plan:
 
     def at(beta: float) -> dict[str, int]:
         return {
-            n: min((b for b, z in row.items() if z < beta), default=max(row)) for n, row in smooth.zeta.items()
+            n: min((b for b, z in row.items() if z < beta), default=max(row))
+            for n, row in smooth.zeta.items()
         }
 
     values = sorted({z for row in smooth.zeta.values() for z in row.values()})
@@ -56,7 +57,9 @@ def knapsack(table: SensitivityTable, target: int) -> Plan:
     smooth = table.monotone()
     layers, bits = smooth.layers, smooth.bits
     cost = np.array([[smooth.zeta[n][b] for b in bits] for n in layers])
-    size = np.array([[table.sizes.bytes({**dict.fromkeys(layers, bits[0]), n: b}) for b in bits] for n in layers])
+    size = np.array(
+        [[table.sizes.bytes({**dict.fromkeys(layers, bits[0]), n: b}) for b in bits] for n in layers]
+    )
     size = size - size[:, :1]  # bytes over the smallest width
     room = target - table.sizes.bytes(dict.fromkeys(layers, bits[0]))
     count, widths = cost.shape
@@ -87,9 +90,7 @@ def check_target(table: SensitivityTable, target: int) -> None:
         )
 
 
-def _plan(
-    table: SensitivityTable, bits: Mapping[str, int], method: str, beta: float | None = None
-) -> Plan:
+def _plan(table: SensitivityTable, bits: Mapping[str, int], method: str, beta: float | None = None) -> Plan:
     smooth = table.monotone()
     increase = sum(smooth.zeta[n][b] for n, b in bits.items())
     return Plan(dict(bits), table.sizes.bytes(bits), increase, method, beta)

@@ -72,7 +72,9 @@ def _integer(codec: IntegerCodec, path: Path) -> dict[str, Any]:
             rows.append([s.name, kind, shape, s.conv.bits, *ranges, size])
     for name, tables in (("y tables", codec.y_tables), ("z tables", codec.z_tables)):
         if tables is not None:
-            rows.append([name, "CDF", f"{len(tables)} tables", None, None, None, 2 * (len(tables.cdf) - len(tables))])
+            rows.append(
+                [name, "CDF", f"{len(tables)} tables", None, None, None, 2 * (len(tables.cdf) - len(tables))]
+            )
     return {
         "kind": "integer model",
         "architecture": codec.architecture,

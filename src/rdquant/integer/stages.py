@@ -98,7 +98,6 @@ class IntegerConv:
         if bound >= ACC_LIMIT:
             raise BadModel(f"{name} can accumulate {bound}, over the contract's 2^36")
 
-
     def _check_levels(self, name: str) -> None:
         if self.levels is None:
             limit = 2 ** (self.bits - 1) - 1

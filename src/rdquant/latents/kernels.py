@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+# mypy: disable-error-code="assignment"
+
 
 @njit(cache=True, nogil=True, inline="always")
 def _rate(symbol, table, bits, escape, starts, offsets):  # type: ignore[no-untyped-def]
@@ -97,7 +99,7 @@ def viterbi(  # type: ignore[no-untyped-def]
     s = np.argmin(cost)
     total = cost[s]
     for i in range(count - 1, -1, -1):
-        step = back[i, s]
+        step = np.int64(back[i, s])
         s, p = step >> 1, step & 1
         out[i] = levels[i, 2 * quantizer[s] + p]
     return total

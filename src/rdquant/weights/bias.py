@@ -44,7 +44,7 @@ def correct_biases(twin: Twin, names: list[str], x: Tensor, how: BiasCorrection)
                     taps = (level - weight).sum((2, 3)) / (stage.stride**2 if stage.transposed else 1)
                     mean = q.mean(axes)
                     error = taps.T @ mean if stage.transposed else taps @ mean
-                stage.bias -= error / stage.bias_unit
+                stage.bias.sub_(error / stage.bias_unit)
             q = stage(q, in_log)
         return q
 

@@ -64,9 +64,7 @@ class QuantizeConfig:
         if not self.scope or not set(self.scope) <= set(PARTS):
             raise UsageError(f"scope must name some of {', '.join(PARTS)}, got {list(self.scope)}")
         if self.number_format not in FORMATS:
-            raise UsageError(
-                f"number_format must be one of {', '.join(FORMATS)}, got {self.number_format!r}"
-            )
+            raise UsageError(f"number_format must be one of {', '.join(FORMATS)}, got {self.number_format!r}")
         for name in ("weight_range", "activation_range"):
             if getattr(self, name) not in RANGE_RULES:
                 raise UsageError(

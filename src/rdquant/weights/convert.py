@@ -247,9 +247,9 @@ def to_integer(
 ) -> tuple[IntegerCodec, dict[str, Unrounded]]:
     """The integer codec, checked against the contract, and its weights before rounding, by stage.
 
-    ``seen`` comes from `rdquant.weights.calibration.observe`. ``stretch``: by layer, a factor on the
-    activation scales (or one per channel) that the range rule gives (`rdquant.weights.rdo.grid_search`). Raises `BadModel` or `CalibrationError`,
-    and `UsageError` for bits given to a layer that does not exist.
+    ``seen`` comes from `rdquant.weights.calibration.observe`. ``stretch``: by layer, a factor (or one per
+    channel) on the activation scales that the range rule gives, see `rdquant.weights.rdo`. Raises
+    `BadModel` or `CalibrationError`, and `UsageError` for bits given to a layer that does not exist.
     """
     unrounded: dict[str, Unrounded] = {}
     stretch = stretch or {}

@@ -243,6 +243,8 @@ class Targets:
 class Mismatch(torch.nn.Module):
     """J to second order around the float codec, network by network; see `rdquant.weights.rdo.Judge`."""
 
+    gains: Tensor
+
     def __init__(self, twin: Twin, lambda_: float, gains: Tensor) -> None:
         super().__init__()
         self.twin, self.lambda_ = twin, lambda_
@@ -265,7 +267,7 @@ class Mismatch(torch.nn.Module):
         out = twin.run("h_s", round_ste(z_hat * z_unit)) / unit
         # bits of a Gaussian coded with a slightly wrong mean or scale, widened by the unit bin
         spread = scales.clamp(min=0.11) ** 2 + 1 / 12
-        if twin.integer.has_means:
+        if twin.integer.has_means and means is not None:
             out, shift = out.chunk(2, 1)
             loss = loss + ((shift - means) ** 2 / spread).sum() / (2 * math.log(2) * count)
         error = out.clamp(min=0.11) - scales.clamp(min=0.11)
@@ -350,9 +352,7 @@ class RdoCalibration:
     def _search_scales(self, names: list[str], say: Callable[[str], None]) -> None:
         """The grid, on weights rounded to nearest; then the conversion again, with its factors."""
         nearest = self._convert(dataclasses.replace(self.quantize, rounding="nearest"))
-        self.stretch = grid_search(
-            nearest, names, self.probe, self.rdo.lambda_, lambda n: say(f"grid {n}")
-        )
+        self.stretch = grid_search(nearest, names, self.probe, self.rdo.lambda_, lambda n: say(f"grid {n}"))
         self.twin = self._convert(self.quantize)
 
     def _open(self, folder: Path) -> None:
@@ -503,7 +503,9 @@ class RdoCalibration:
             if self.done % 50 == 0 or self.done == last:
                 count = (self.done - 1) % 50 + 1
                 mean, sums = sums / count, 0.0
-                where = what if rdo.strategy == "joint" else unit[0] if len(unit) == 1 else unit[0].split(".")[0]
+                where = (
+                    what if rdo.strategy == "joint" else unit[0] if len(unit) == 1 else unit[0].split(".")[0]
+                )
                 self.trace.add(step=self.done, unit=where, seconds=clock(), loss=mean)
                 say(f"{where}  {rdo.objective} {mean:.4f}")
             if self.done % SAVE_EVERY == 0:

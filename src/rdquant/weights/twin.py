@@ -1,8 +1,8 @@
 """The differentiable twin of an integer codec: what the RD calibration moves.
 
 The twin computes in the integer codec's own units. Every parameter is a correction that is zero at the
-start, so a fresh twin is the codec it was made from (biases to float32 accuracy), and `export` writes the corrections back into
-integers. What can move, per stage:
+start, so a fresh twin is the codec it was made from (biases to float32 accuracy), and `export` writes the
+corrections back into integers. What can move, per stage:
 
 ==============  ==========================================================================================
 ``out_log``     log of each output channel's activation scale; the next stage's weights follow
@@ -49,7 +49,6 @@ from .convert import Unrounded
 from .formats import Levels, uniform
 
 
-
 def round_ste(x: Tensor) -> Tensor:
     """``floor(x + 1/2)`` whose gradient is one."""
     return x + (torch.floor(x + 0.5) - x).detach()
@@ -68,6 +67,7 @@ class TwinStage(nn.Module):
     """One stage; see the module's text. ``levels``: what its weights may be."""
 
     v: Tensor
+    q0: Tensor
     bias0: Tensor
     factor0: Tensor
     negative0: Tensor
@@ -234,6 +234,10 @@ class Costs:
 
 class Twin(nn.Module):
     """``pixels: (B, 3, H, W)`` holding 0..255 -> `Costs`. Sides are multiples of the downsampling."""
+
+    medians: Tensor
+    latent_gain: Tensor
+    hyper_rounded: Tensor
 
     def __init__(self, integer: IntegerCodec, unrounded: dict[str, Unrounded], codec: FloatCodec) -> None:
         super().__init__()
