@@ -71,10 +71,6 @@ def test_resumes_to_the_same_integers(
     monkeypatch.setattr("rdquant.weights.rdo.SAVE_EVERY", 5)
     whole = _run(photo, steps=15).run()
     interrupted = _run(photo, tmp_path / "run", steps=15)
-
-    def stop(done: int, total: int, note: str) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(interrupted.crops, "batch", _failing(interrupted.crops.batch, 12))
     with pytest.raises(KeyboardInterrupt):
         interrupted.run()
@@ -83,6 +79,22 @@ def test_resumes_to_the_same_integers(
     assert integer_fingerprint(resumed.run()) == integer_fingerprint(whole)
     with pytest.raises(CalibrationError, match="other options"):
         _run(photo, tmp_path / "run", steps=16)
+
+
+def test_resumes_behind_the_scales(
+    photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped when the scales were just adopted: they must not be lost, nor adopted twice."""
+    monkeypatch.setattr("rdquant.weights.rdo.SAVE_EVERY", 5)
+    options = {"steps": 10, "learn": ("scales", "rounding"), "scale_share": 0.5}
+    whole = _run(photo, **options).run()
+    interrupted = _run(photo, tmp_path / "run", **options)
+    monkeypatch.setattr(interrupted.crops, "batch", _failing(interrupted.crops.batch, 7))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run()
+    resumed = _run(photo, tmp_path / "run", **options)
+    assert resumed.done == 5
+    assert integer_fingerprint(resumed.run()) == integer_fingerprint(whole)
 
 
 def _failing(batch, at: int):  # type: ignore[no-untyped-def]

@@ -15,20 +15,16 @@ from .formats import FormatName, Levels, affine, codebook, symmetric_levels
 PERCENTILE = 0.9999
 #: a channel's scale is at least this fraction of the tensor's
 CHANNEL_FLOOR = 1 / 64
-#: fractions of the whole range that the "mse" rule tries: down to 1/40, since tails are heavy
-#: weights that hardly matter may be clipped hard
+#: fractions of the whole range that the "mse" rule tries, for weights
 WEIGHT_CLIP_GRID = torch.linspace(0.1, 1.0, 19, dtype=torch.float64)
+#: and for activations: down to 1/40, since tails are heavy
 CLIP_GRID = torch.logspace(-1.6, 0, 41, dtype=torch.float64)
 
 
-def weight_scales(
-    weight: Tensor, levels: Levels, rule: RangeRule, importance: Tensor | None = None
-) -> Tensor:
+def weight_scales(weight: Tensor, levels: Levels, rule: RangeRule) -> Tensor:
     """Scale per row under which the levels cover the row. ``weight: (O, K)`` -> ``(O,)`` float64.
 
-    ``importance: (K,)``: what a squared error of each column costs, for the "mse" rule. It matters: a
-    latent has channels that hardly carry anything, and their weights may well be the largest. A row of
-    zeros gets scale 1.
+    A row of zeros gets scale 1.
     """
     w = weight.detach().double()
 
@@ -43,10 +39,9 @@ def weight_scales(
         chosen = torch.where(chosen > 0, chosen, full)
     if rule == "mse":
         best, w32 = torch.full_like(full, torch.inf), w.float()
-        cost = torch.ones(w.shape[1]) if importance is None else importance.float()
         for ratio in WEIGHT_CLIP_GRID:
             s = (full * ratio).clamp(min=1e-30).float()[:, None]
-            error = levels.nearest(w32 / s).mul_(s).sub_(w32).square_() @ cost
+            error = levels.nearest(w32 / s).mul_(s).sub_(w32).square_().sum(1)
             better = error < best
             best, chosen = torch.where(better, error, best), torch.where(better, full * ratio, chosen)
     return torch.where(chosen > 0, chosen, 1.0)

@@ -1,10 +1,10 @@
 """RDO-PTQ: an integer codec's scales, roundings and biases, moved by the codec's own J.
 
 The judge is ``J = lambda * D + R_y + R_z`` of calibration pictures, latents truly rounded (Shi, Lu and
-Ma, arXiv 2211.02854). First, per stage in network order and with the later stages in float, a grid of
-activation scales; then gradients through the twin (`rdquant.weights.twin`), which all of a network's
-parameters can follow together. Where we depart from the paper: it moves scales only and stops at the
-grid's kind of search; we let weights choose their rounding by J as well, and everything is integers.
+Ma, arXiv 2211.02854). If wanted, first a grid of activation scales, per stage in network order with the
+later stages in float; then gradients through the twin (`rdquant.weights.twin`). Where we depart from the
+paper: weights choose their rounding too, everything is integers, and by default gradients follow J's
+expansion around the float codec (`Mismatch`) instead of J.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SCALE_GRID = (0.7, 0.8, 0.9, 1.1, 1.25)
 
 @dataclass(frozen=True)
 class RdoConfig:
-    """How the integers are searched. Round-trips through JSON."""
+    """How the integers are searched."""
 
     lambda_: float
     """Of the float parent: weight of ``255^2 * MSE`` against bpp."""
@@ -64,7 +64,7 @@ class RdoConfig:
     steps: int = 800
     """Gradient steps in all, shared by the stages or networks where they go one by one."""
     objective: Literal["reconstruction", "J"] = "reconstruction"
-    """What gradients lower: J itself, or its expansion around the float codec (`mismatch`)."""
+    """What gradients lower: J itself, or its expansion around the float codec (`Mismatch`)."""
     learn: tuple[str, ...] = ("rounding", "bias")
     """What gradients move; nothing of it: grid and bias correction only."""
     bias_correction: BiasCorrection = "none"
@@ -331,7 +331,7 @@ class RdoCalibration:
 
         Raises `CalibrationError` for unusable pictures or a folder of another run.
         """
-        self.quantize, self.rdo, self.folder, self.pictures = quantize, rdo, folder, pictures
+        self.quantize, self.rdo, self.folder = quantize, rdo, folder
         self.trace = Trace([])
         self.done, self.seconds, self.prepared = 0, 0.0, False
         self.codec, self.seen = codec, seen or observe(codec, pictures)
@@ -424,6 +424,7 @@ class RdoCalibration:
                 if phase[3] == "scales" and self.done == self._scale_steps():
                     self._adopt_scales()
                     self.trace.add(step=self.done, unit="scales", seconds=clock(), **self.probe_cost())
+                    self._save()
         self.twin.set_rounding(self.twin.names(), True, True)
         self.trace.add(step=self.done, unit="end", seconds=clock(), **self.probe_cost())
         self._save()
@@ -508,7 +509,7 @@ class RdoCalibration:
                 )
                 self.trace.add(step=self.done, unit=where, seconds=clock(), loss=mean)
                 say(f"{where}  {rdo.objective} {mean:.4f}")
-            if self.done % SAVE_EVERY == 0:
+            if self.done % SAVE_EVERY == 0 and self.done < last:  # what follows the last step is not done yet
                 self._save()
         twin.requires_grad_(False)
         twin.stage(twin.order["g_s"][-1]).soft_end = False
