@@ -19,7 +19,8 @@ from rdquant.files.split import split_files
 from rdquant.latents.gains import latent_gains
 from rdquant.load import open_coder
 from rdquant.weights import QuantizeConfig, load_calibration
-from rdquant.weights.rdo import RdoConfig, calibrate
+from rdquant.weights.rdo import calibrate
+from rdquant.weights.rdo_config import RdoConfig
 
 FAMILY = "mean-scale-s"
 CALIBRATION_PICTURES = 96
@@ -83,7 +84,8 @@ def main() -> None:
     for kind, label in (("float", FAMILY), ("integer", f"{FAMILY}-w8a8")):
         about = {} if kind == "float" else {
             "weight_bits": "8 (h_s: 7), per output channel, symmetric", "activation_bits": 8,
-            "granularity": f"activations per {config.granularity}, static", "latents": "16-bit fixed point",
+            "granularity": f"activations per {config.granularity}, static, mixed behind each GDN",
+            "latents": "16-bit fixed point",
             "scopes": "g_a, g_s, h_a, h_s, GDN, entropy tables", "config": config.to_json(),
         }  # fmt: skip
         ordered = sorted(points[kind], key=lambda p: p.bpp)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,14 @@ def photo() -> np.ndarray:
         y, x = np.mgrid[:512, :512]
         waves = [127 + 60 * np.sin(x / (9 + 7 * c)) + 60 * np.cos(y / (23 - 5 * c)) for c in range(3)]
         return np.stack(waves, 2).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_mixings() -> Iterator[None]:
+    """Mixing matrices that are learned less well, in a fraction of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rdquant.weights.mixing.STEPS", 4)
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -256,7 +257,9 @@ def test_allocate_and_quantize_to_a_size(
 
 
 def test_help_shows_the_defaults_that_are_used() -> None:
-    from rdquant.weights.rdo import RdoConfig
+    from rdquant.weights.rdo_config import RdoConfig
 
-    config = RdoConfig(lambda_=1.0)
-    assert {k: getattr(config, k) for k in cli.RDO} == cli.RDO
+    config, options = RdoConfig(lambda_=1.0), inspect.signature(cli.quantize).parameters
+    assert {k: getattr(config, k) for k in ("strategy", "steps")} == {
+        k: options[k].default for k in ("strategy", "steps")
+    }

@@ -21,8 +21,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-#: defaults of the search, shown by --help without loading torch
-RDO: dict[str, Any] = {"strategy": "joint", "steps": 800}
 #: what the zoo's index says of Kodak
 MEASURED = ("bpp", "psnr", "ms_ssim")
 
@@ -136,12 +134,14 @@ def quantize(
     scope: Annotated[
         str, typer.Option(help="Networks to quantize, e.g. g_s or h_a,h_s; the rest keep 12 bits.")
     ] = "g_a,h_a,h_s,g_s",
-    rdo: Annotated[bool, typer.Option(help="Search scales, roundings and biases by J (minutes).")] = True,
+    rdo: Annotated[bool, typer.Option(help="Refine the integers by gradients of the cost.")] = True,
     lambda_: Annotated[
         float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
     ] = None,
-    strategy: Annotated[str, typer.Option(help="layer, block or joint.")] = RDO["strategy"],
-    steps: Annotated[int, typer.Option(help="Gradient steps of the search.")] = RDO["steps"],
+    strategy: Annotated[str, typer.Option(help="layer, block or joint.")] = "joint",
+    steps: Annotated[
+        int | None, typer.Option(help="Gradient steps; default: 200 below 6 bits, none otherwise.")
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Weight bits by layer, from `rdquant allocate`; over --weights.")
     ] = None,
@@ -159,8 +159,8 @@ def quantize(
 ) -> None:
     """Quantize a float codec to integers: every layer, static ranges, exact on every machine.
 
-    With --rdo (the default) the integers are chosen by the codec's own rate-distortion cost on the
-    calibration pictures; --no-rdo rounds by ranges alone, in seconds.
+    Channels are mixed and weights rounded by what errors do to the decoded picture. With --rdo (the default)
+    gradients of the codec's own rate-distortion cost refine the result where few bits leave room for it.
     """
     from .files.models import load_float, model_description, save_integer
     from .files.split import split_files
@@ -168,7 +168,8 @@ def quantize(
     from .load import model_path
     from .weights import QuantizeConfig, load_calibration
     from .weights import quantize as convert
-    from .weights.rdo import RdoConfig, calibrate
+    from .weights.rdo import calibrate
+    from .weights.rdo_config import RdoConfig
 
     path = model_path(model)
     codec = load_float(path)
@@ -530,7 +531,7 @@ def ablation_command(
     from .study import ablation
     from .study.plots import ablation_figure, to_png
     from .weights import load_calibration
-    from .weights.rdo import RdoConfig
+    from .weights.rdo_config import RdoConfig
 
     parents = model or [n for n, e in zoo.index().items() if e["kind"] == "float"]
     if subject not in parents:

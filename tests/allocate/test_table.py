@@ -10,8 +10,8 @@ from rdquant.allocate.run import allocate
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
 from rdquant.errors import UsageError
 from rdquant.files.models import save_integer
-from rdquant.weights import QuantizeConfig, observe, quantize
-from rdquant.weights.rdo import probe
+from rdquant.weights import QuantizeConfig, prepare, quantize
+from rdquant.weights.crops import probe
 
 LAMBDA = 0.001
 BITS = (2, 4, 8)
@@ -21,7 +21,8 @@ BITS = (2, 4, 8)
 def scene(photo: np.ndarray) -> tuple[WidthTwins, torch.Tensor, SensitivityTable]:
     codec = small_codec("mbt2018-mean")
     pictures = [photo[:128, :128]]
-    twins = WidthTwins(codec, observe(codec, pictures), QuantizeConfig(), BITS)
+    codec, seen = prepare(codec, pictures, QuantizeConfig())
+    twins = WidthTwins(codec, seen, QuantizeConfig(), BITS)
     x = probe(pictures, 128)
     return twins, x, measure_table(twins, x, LAMBDA, sum(p.numel() for p in codec.parameters()))
 
@@ -31,7 +32,7 @@ def test_cells_are_what_a_whole_evaluation_gives(scene) -> None:  # type: ignore
     twins, x, table = scene
     for bits in BITS:
         twin = twins.twins[bits]
-        for name in twin.names():
+        for name in table.layers:
             twin.set_rounding(twin.names(), False, False)
             twin.set_rounding([name], True, False)
             with torch.no_grad():
@@ -72,7 +73,7 @@ def test_a_mixed_twin_takes_each_layer_from_its_width(scene) -> None:  # type: i
     names = table.layers
     for bits in BITS:
         twin = twins.twins[bits]
-        twin.set_rounding(names, True, True)
+        twin.set_rounding(twin.names(), True, True)
         with torch.no_grad():
             whole = float(twin(x).cost(LAMBDA, x.shape[0] * x.shape[2] * x.shape[3]))
         assert twins.cost(dict.fromkeys(names, bits), x, LAMBDA) == pytest.approx(whole, rel=1e-5)

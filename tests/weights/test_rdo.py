@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,19 @@ from rdquant.errors import CalibrationError, UsageError
 from rdquant.files.models import integer_fingerprint
 from rdquant.weights import QuantizeConfig
 from rdquant.weights.bias import correct_biases
-from rdquant.weights.rdo import STRATEGIES, RdoCalibration, RdoConfig, calibrate, grid_search, units
+from rdquant.weights.rdo import RdoCalibration, calibrate, grid_search, units
+from rdquant.weights.rdo_config import STRATEGIES, RdoConfig
 
 QUICK = {"lambda_": 0.01, "batch": 1, "crop": 64, "bf16": False, "compile": False}
 FOUR = QuantizeConfig(weight_bits=4, rounding="nearest")
+PLAIN = dataclasses.replace(FOUR, mixing="none")
 
 
-def _run(photo: np.ndarray, folder: Path | None = None, **options: object) -> RdoCalibration:
+def _run(
+    photo: np.ndarray, folder: Path | None = None, config: QuantizeConfig = FOUR, **options: object
+) -> RdoCalibration:
     rdo = RdoConfig(**{**QUICK, **options})  # type: ignore[arg-type]
-    return RdoCalibration(small_codec("mbt2018-mean"), [photo[:128, :128]], FOUR, rdo, folder)
+    return RdoCalibration(small_codec("mbt2018-mean"), [photo[:128, :128]], config, rdo, folder)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -38,7 +43,7 @@ def test_reconstruction_comes_closer_to_the_float_codec(photo: np.ndarray) -> No
 
 
 def test_scales_move_first_and_weights_are_rounded_for_them(photo: np.ndarray) -> None:
-    run = _run(photo, steps=20, learn=("scales", "rounding"), scale_share=0.5)
+    run = _run(photo, config=PLAIN, steps=20, learn=("scales", "rounding"), scale_share=0.5)
     run.run()
     assert [e["unit"] for e in run.trace.entries] == ["float", "start", "scales", "scales", "weights", "end"]
     factors = run.stretch["g_s.0"]
@@ -50,7 +55,7 @@ def test_scales_move_first_and_weights_are_rounded_for_them(photo: np.ndarray) -
 
 def test_grid_lowers_j_of_the_stage_it_searches(photo: np.ndarray) -> None:
     """With all stages quantized, the last activation's factor is no worse than none."""
-    run = _run(photo, steps=0, grid=False)
+    run = _run(photo, config=PLAIN, steps=0, grid=False)
     twin, last = run.twin, run.twin.order["g_s"][-2]
     before = run.probe_cost()["J"]
     factors = grid_search(twin, [last], run.probe, 0.01)
@@ -58,10 +63,10 @@ def test_grid_lowers_j_of_the_stage_it_searches(photo: np.ndarray) -> None:
 
 
 def test_grids_factors_reach_the_conversion(photo: np.ndarray) -> None:
-    run = _run(photo, steps=0, grid=True)
+    run = _run(photo, config=PLAIN, steps=0, grid=True)
     scales = run.run()
     assert run.stretch.keys() >= {"hyper_input", "g_a.0", "g_s.4"} and "g_a.6" not in run.stretch
-    plain = _run(photo, steps=0, grid=False).run()
+    plain = _run(photo, config=PLAIN, steps=0, grid=False).run()
     assert run.stretch["g_a.0"] == 1.0 or integer_fingerprint(scales) != integer_fingerprint(plain)
 
 

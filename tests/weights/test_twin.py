@@ -7,7 +7,7 @@ import torch
 from conftest import small_codec
 from rdquant.codecs import ARCHITECTURES
 from rdquant.pixels import to_tensor
-from rdquant.weights import QuantizeConfig, observe, to_integer
+from rdquant.weights import QuantizeConfig, prepare, to_integer
 from rdquant.weights.formats import FORMATS
 from rdquant.weights.twin import Twin
 
@@ -15,7 +15,8 @@ from rdquant.weights.twin import Twin
 def _twin(architecture: str, crop: np.ndarray, **options: object) -> Twin:
     codec = small_codec(architecture)
     config = QuantizeConfig(**options)  # type: ignore[arg-type]
-    integer, unrounded = to_integer(codec, observe(codec, [crop]), config)
+    codec, seen = prepare(codec, [crop], config)
+    integer, unrounded = to_integer(codec, seen, config)
     return Twin(integer, unrounded, codec)
 
 
@@ -62,7 +63,9 @@ def test_exact_twin_equals_the_exported_integers(
 
 def test_without_rounding_the_twin_is_the_float_codec(photo: np.ndarray) -> None:
     codec, crop = small_codec("mbt2018-mean"), photo[:128, 64:192]
-    integer, unrounded = to_integer(codec, observe(codec, [crop]), QuantizeConfig(weight_bits=4))
+    config = QuantizeConfig(weight_bits=4)
+    codec, seen = prepare(codec, [crop], config)
+    integer, unrounded = to_integer(codec, seen, config)
     twin = Twin(integer, unrounded, codec)
     twin.set_rounding(twin.names(), False, False)
     with torch.no_grad():

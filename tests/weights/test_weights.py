@@ -9,7 +9,7 @@ from conftest import small_codec
 from rdquant.codecs import ARCHITECTURES
 from rdquant.errors import CalibrationError, UsageError
 from rdquant.pixels import to_tensor
-from rdquant.weights import QuantizeConfig, observe, quantize, to_integer
+from rdquant.weights import QuantizeConfig, observe, prepare, quantize, to_integer
 from rdquant.weights.calibration import Observed
 from rdquant.weights.formats import uniform
 from rdquant.weights.ranges import activation_format, quantize_weight, weight_scales
@@ -99,7 +99,7 @@ def test_latent_shift_spares_the_channels_that_matter(photo: np.ndarray) -> None
     with torch.no_grad():
         codec.g_s[0].weight[3] *= 8  # read by large weights, but carries next to nothing
         codec.g_a[-1].weight[3] *= 0.01
-    integer = quantize(codec, [crop])
+    integer = quantize(codec, [crop], QuantizeConfig(mixing="none"))
     shift = integer.latent_shift
     assert int(shift[3]) == int(shift.max()) >= int(shift.median()) + 2
 
@@ -151,6 +151,76 @@ def test_compensated_rounding_beats_nearest_on_correlated_inputs() -> None:
     assert error[1] < 0.3 * error[0]
 
 
+def _gptq(w: torch.Tensor, h: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """The slow obvious form: after each entry, the best real values of all entries still to come."""
+    o, k = w.shape
+    metric = torch.kron(across, h)
+    values, order = w.flatten().clone(), [r * k + c for c in range(k) for r in range(o)]
+    q = torch.zeros_like(values)
+    for n, i in enumerate(order):
+        q[i] = torch.floor(values[i] + 0.5)
+        rest = order[n + 1 :]
+        if rest:
+            inverse = torch.linalg.inv(metric[rest][:, rest])
+            values[rest] -= inverse @ metric[rest, i] * (q[i] - values[i])
+        values[i] = q[i]
+    return q.reshape(o, k)
+
+
+def test_two_sided_rounding_answers_each_error_with_all_entries_to_come() -> None:
+    g = torch.Generator().manual_seed(0)
+    o, k = 4, 6
+    w = 5 * torch.randn(o, k, generator=g, dtype=torch.float64)
+    h, s = (a @ a.T + 0.1 * torch.eye(len(a)) for a in (
+        torch.randn(n, n, generator=g, dtype=torch.float64) for n in (k, o)
+    ))  # fmt: skip
+    # with falling diagonals columns and rows keep their order
+    h, s = (m * torch.outer(d, d) for m, d in ((h, torch.logspace(0, -1, k)), (s, torch.logspace(0, -1, o))))
+    rows, columns = s.diagonal().argsort(descending=True), h.diagonal().argsort(descending=True)
+    h, s = h[columns][:, columns], s[rows][:, rows]
+    mine = compensated_round(w, torch.ones(o), h, uniform(8), s).double()
+    from rdquant.weights import rounding
+
+    h = h + rounding.DAMPING * float(h.diagonal().mean()) * torch.eye(k)
+    s = s + rounding.OUTPUT_DAMPING * float(s.diagonal().mean()) * torch.eye(o)
+    assert torch.equal(mine, _gptq(w, h, s))
+
+
+def test_two_sided_rounding_beats_one_sided() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 10, generator=g) @ torch.randn(10, 60, generator=g)
+    x = (x + 0.1 * torch.randn(4000, 60, generator=g)).double()
+    w = torch.randn(16, 60, generator=g, dtype=torch.float64)
+    a = torch.randn(16, 4, generator=g, dtype=torch.float64)
+    cost = a @ a.T + 0.01 * torch.eye(16)
+    s, levels = weight_scales(w, uniform(4), "minmax"), uniform(4)
+    found = []
+    for sensitivity in (None, cost):
+        q = compensated_round(w, s, x.T @ x, levels, sensitivity).double()
+        error = (q * s[:, None] - w) @ x.T
+        found.append(float((error * (cost @ error)).sum()))
+    assert found[1] < 0.6 * found[0]
+
+
+def test_descent_only_lowers_the_cost_and_stops_where_no_move_helps() -> None:
+    from rdquant.weights.rounding import _Problem
+
+    g = torch.Generator().manual_seed(0)
+    w = torch.randn(5, 7, generator=g, dtype=torch.float64)
+    x, a = (torch.randn(n, n, generator=g, dtype=torch.float64) for n in (7, 5))
+    problem, levels = _Problem(w, x @ x.T, a @ a.T), uniform(3)
+    scales = torch.full((5,), 0.4, dtype=torch.float64)
+    nearest = quantize_weight(w, scales, levels)
+    found = problem.descend(nearest, scales, levels)
+    assert problem.cost(found, scales) < 0.7 * problem.cost(nearest, scales)
+    for i in range(found.numel()):
+        for step in (-1, 1):
+            other = found.clone().flatten()
+            other[i] += step
+            if abs(int(other[i])) <= 3:
+                assert problem.cost(other.reshape(5, 7), scales) >= problem.cost(found, scales) * (1 - 1e-9)
+
+
 def test_config_round_trips_and_refuses() -> None:
     config = QuantizeConfig(weight_bits=6, activation_range="minmax")
     assert QuantizeConfig.from_json(config.to_json()) == config
@@ -166,6 +236,7 @@ def test_conversion_is_a_function_of_its_inputs(photo: np.ndarray) -> None:
 
     codec, crop = small_codec("bmshj2018-hyperprior"), photo[:128, :128]
     fingerprints = {
-        integer_fingerprint(to_integer(codec, observe(codec, [crop]), QuantizeConfig())[0]) for _ in "ab"
+        integer_fingerprint(to_integer(*prepare(codec, [crop], QuantizeConfig()), QuantizeConfig())[0])
+        for _ in "ab"
     }
     assert len(fingerprints) == 1

@@ -140,8 +140,8 @@ def hessian_table(
     if probes < 1:
         raise UsageError(f"probes must be at least 1, got {probes}")
     widest = twins.twins[max(twins.twins)]
-    names = widest.names()
-    widest.set_rounding(names, False, False)
+    names = table.layers
+    widest.set_rounding(widest.names(), False, False)
     buffers = [widest.stage(n).v.requires_grad_(True) for n in names]
     generator = torch.Generator().manual_seed(seed)
     traces = dict.fromkeys(names, 0.0)

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..codecs import FloatCodec
 from ..errors import UsageError
-from ..weights.calibration import observe
 from ..weights.config import QuantizeConfig
-from ..weights.rdo import probe
+from ..weights.crops import probe
+from ..weights.prepare import prepare
 from .plan import Plan
 from .search import fmpq, knapsack
 from .table import SensitivityTable, WidthTwins, measure_table
@@ -38,8 +38,8 @@ def allocate(
         raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     table = SensitivityTable.load(store) if store is not None and store.exists() else None
     if table is None or set(table.layers) != set(table.sizes.counts):
-        seen = observe(codec, pictures)
         parameters = sum(p.numel() for p in codec.parameters())
+        codec, seen = prepare(codec, pictures, config)
         x = probe(pictures, most=len(pictures))
         twins = WidthTwins(codec, seen, config)
         table = measure_table(twins, x, lambda_, parameters, store, progress)

@@ -10,6 +10,7 @@ from ..errors import UsageError
 from ..files.bits import packed_size
 from ..files.models import integer_file_bytes
 from ..integer import IntegerCodec
+from ..weights.config import is_mixing
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class LayerSizes:
     def of(cls, integer: IntegerCodec, parameters: int) -> LayerSizes:
         """Taken from a quantized codec, whose file is written in memory. ``parameters``: of the parent."""
         stages = [s for network in integer.networks.values() for s in network.stages]
+        stages = [s for s in stages if not is_mixing(s.name)]
         counts = {s.name: s.conv.weight.numel() for s in stages}
         packed = sum(packed_size(counts[s.name], s.conv.bits) for s in stages)
         return cls(counts, integer_file_bytes(integer) - packed, 4 * parameters)

@@ -23,7 +23,7 @@ from ..codecs import FloatCodec
 from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
 from ..weights.calibration import Calibration
-from ..weights.config import QuantizeConfig
+from ..weights.config import QuantizeConfig, is_mixing
 from ..weights.convert import to_integer
 from ..weights.suffix import SuffixCost
 from ..weights.twin import Twin
@@ -107,7 +107,7 @@ class WidthTwins:
         twin.stages = torch.nn.ModuleDict()
         for name in base.names():
             key = name.replace(".", "_")
-            twin.stages[key] = self.twins[plan[name]].stages[key]
+            twin.stages[key] = (base if is_mixing(name) else self.twins[plan[name]]).stages[key]
         twin.set_rounding(twin.names(), True, outputs)
         return twin
 
@@ -133,14 +133,15 @@ def measure_table(
 
     start = time.perf_counter()
     widths = sorted(twins.twins)
-    names = twins.twins[widths[0]].names()
+    stages = twins.twins[widths[0]].names()
+    names = [n for n in stages if not is_mixing(n)]  # mixings keep their bits
     rows: dict[str, dict[int, float]] = {}
     stored = store is not None and store.exists()
     if stored and store is not None:
         old = SensitivityTable.load(store)
         rows = {n: dict(r) for n, r in old.zeta.items() if sorted(r) == widths}
     for twin in twins.twins.values():
-        twin.set_rounding(names, False, False)
+        twin.set_rounding(stages, False, False)
     base = twins.twins[widths[-1]]
     suffix = SuffixCost(base, x, lambda_)
     suffix.advance(names[0])

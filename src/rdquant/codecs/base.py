@@ -27,6 +27,19 @@ class Forward:
         return sum((-torch.log2(p).sum() for p in self.likelihoods.values()), torch.zeros(()))
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """What a codec computes of pictures, latents truly rounded. z and scales: hyperpriors only."""
+
+    y: Tensor  #: (B, M, H/16, W/16), before rounding
+    z: Tensor | None  #: (B, N, H/64, W/64), before rounding
+    z_hat: Tensor | None
+    scales: Tensor | None
+    means: Tensor  #: of y; zeros or medians where the architecture has none
+    y_hat: Tensor
+    x_hat: Tensor  #: (B, 3, H, W), nominally in [0, 1], not clamped
+
+
 def ste_round(x: Tensor) -> Tensor:
     """Rounding whose gradient is one."""
     return x + (torch.round(x) - x).detach()
@@ -76,6 +89,20 @@ class FloatCodec(nn.Module):
     def gaussian_parameters(self, z_hat: Tensor) -> tuple[Tensor, Tensor | None]:
         """``z_hat: (B, N, H/64, W/64)`` -> ``(scales, means)``, each ``(B, M, H/16, W/16)``."""
         raise NotImplementedError
+
+    def rounded(self, x: Tensor) -> Rounded:
+        """Everything between ``x: (B, 3, H, W)`` in [0, 1] and its reconstruction, latents truly rounded."""
+        y, centre = self.g_a(x), self.entropy_bottleneck.medians()
+        z = z_hat = scales = means = None
+        if self.has_hyperprior:
+            z = self.h_a(self.hyper_input(y))
+            z_hat = torch.round(z - centre) + centre
+            scales, means = self.gaussian_parameters(z_hat)
+        else:
+            means = centre.expand_as(y)
+        means = torch.zeros_like(y) if means is None else means
+        y_hat = torch.round(y - means) + means
+        return Rounded(y, z, z_hat, scales, means, y_hat, self.g_s(y_hat))
 
     def forward(self, x: Tensor, mode: LatentMode = "noise") -> Forward:
         y = self.g_a(x)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..codecs import FloatCodec
 from ..errors import UnknownModel
-from ..integer import DivisiveNormalization, IntegerCodec
+from ..integer import Compensate, DivisiveNormalization, IntegerCodec
 from .bits import packed_size
 from .container import MAGIC, describe
 from .models import float_fingerprint, integer_fingerprint, load_float, load_integer, model_kind
@@ -63,12 +63,15 @@ def _integer(codec: IntegerCodec, path: Path) -> dict[str, Any]:
             if isinstance(e, DivisiveNormalization):
                 kind += " + " + ("IGDN" if e.inverse else "GDN")
                 size += packed_size(e.gamma.numel(), e.bits)
+            elif isinstance(e, Compensate):
+                kind += " + compensated rounding"
+                size += e.feedback.numel() - len(e.feedback)
             elif e.negative is not None:
                 kind += " + leaky ReLU"
             elif e.lo == 0 and e.hi != 255:
                 kind += " + ReLU"
             shape = "x".join(map(str, s.conv.weight.shape))
-            ranges = f"[{s.conv.lo}, {s.conv.hi}]", f"[{e.lo}, {e.hi}]"
+            ranges = str([s.conv.lo, s.conv.hi]), str(list(e.reach()))
             rows.append([s.name, kind, shape, s.conv.bits, *ranges, size])
     for name, tables in (("y tables", codec.y_tables), ("z tables", codec.z_tables)):
         if tables is not None:

@@ -26,6 +26,7 @@ from ..codecs import ARCHITECTURES, FloatCodec, build
 from ..entropy import CdfTables
 from ..errors import BadModel, RdquantError, UnknownModel
 from ..integer import (
+    Compensate,
     DivisiveNormalization,
     IntegerCodec,
     IntegerConv,
@@ -38,7 +39,7 @@ from .atomic import atomic_write
 from .bits import pack, unpack
 
 FLOAT_VERSION = 1
-INTEGER_VERSION = 2
+INTEGER_VERSION = 3
 VERSIONS = {"float": FLOAT_VERSION, "integer": INTEGER_VERSION}
 #: a model file larger than this is refused before it is read
 SIZE_LIMIT = 2**30
@@ -186,6 +187,9 @@ def _pack(codec: IntegerCodec) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 entry["gdn"] = {"inverse": e.inverse, "bits": e.bits}
                 multiplier(f"{s.name}.widen", e.widen)
                 tensors[f"{s.name}.gamma"], tensors[f"{s.name}.beta"] = e.gamma, e.beta
+            elif isinstance(e, Compensate):
+                entry["compensate"] = True
+                tensors[f"{s.name}.offset"], tensors[f"{s.name}.feedback"] = e.offset, e.feedback
             else:
                 entry["leaky"] = e.negative is not None
                 multiplier(f"{s.name}.negative", e.negative)
@@ -221,6 +225,10 @@ def _levels(tensors: dict[str, Tensor], entry: dict[str, Any]) -> np.ndarray:
     return np.arange(-top, top + 1)
 
 
+def _above_diagonal(channels: int) -> Tensor:
+    return torch.ones(channels, channels, dtype=torch.bool).triu(1)
+
+
 def _compress(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a file holds: weights and gammas packed at their bits, CDFs as frequencies, the rest narrow."""
     stored = dict(tensors)
@@ -231,6 +239,9 @@ def _compress(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
         if "gdn" in entry:
             name = f"{entry['name']}.gamma"
             stored[name] = torch.from_numpy(pack(tensors[name].numpy(), entry["gdn"]["bits"]))
+        if "compensate" in entry:
+            feedback = tensors[f"{entry['name']}.feedback"]
+            stored[f"{entry['name']}.feedback"] = feedback[_above_diagonal(len(feedback))]
     for name in ("y_tables", "z_tables"):
         if f"{name}.cdf" in stored:
             cdf, starts = (stored[f"{name}.{part}"].numpy() for part in ("cdf", "starts"))
@@ -257,6 +268,10 @@ def _expand(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
             name, channels = f"{entry['name']}.gamma", shape[1 if entry["transposed"] else 0]
             gamma = unpack(tensors[name].numpy(), int(entry["gdn"]["bits"]), channels**2)
             out[name] = torch.from_numpy(gamma.astype(np.int64)).reshape(channels, channels)
+        if "compensate" in entry:
+            feedback = torch.zeros(shape[0], shape[0], dtype=torch.int64)
+            feedback[_above_diagonal(shape[0])] = tensors[f"{entry['name']}.feedback"].to(torch.int64)
+            out[f"{entry['name']}.feedback"] = feedback
     for name in ("y_tables", "z_tables"):
         if f"{name}.frequencies" in tensors:
             frequencies = tensors[f"{name}.frequencies"].to(torch.int64).numpy()
@@ -341,6 +356,10 @@ def _unpack(s: dict[str, Any], tensors: dict[str, Tensor], description: dict[str
                 get(f"{name}.gamma", torch.int16), get(f"{name}.beta", torch.int64),
                 multiplier(f"{name}.factor"), int(out_lo), int(out_hi), int(entry["gdn"]["bits"]),
             ))  # fmt: skip
+        if entry.get("compensate"):
+            offset, feedback = get(f"{name}.offset", torch.int32), get(f"{name}.feedback", torch.int16)
+            factor = multiplier(f"{name}.factor")
+            return Stage(name, conv, Compensate(factor, int(out_lo), int(out_hi), offset, feedback))
         negative = multiplier(f"{name}.negative") if entry["leaky"] else None
         return Stage(name, conv, Requantize(multiplier(f"{name}.factor"), negative, int(out_lo), int(out_hi)))
 

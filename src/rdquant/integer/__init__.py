@@ -2,11 +2,12 @@
 
 from .codec import LATENT_SHIFT_LIMIT, Z_FRACTION_BITS, IntegerCodec, scale_thresholds
 from .network import Engine, IntegerNetwork, default_engine
-from .stages import DivisiveNormalization, IntegerConv, Requantize, Stage
+from .stages import Compensate, DivisiveNormalization, IntegerConv, Requantize, Stage
 
 __all__ = [
     "LATENT_SHIFT_LIMIT",
     "Z_FRACTION_BITS",
+    "Compensate",
     "DivisiveNormalization",
     "Engine",
     "IntegerCodec",

@@ -26,6 +26,13 @@ GDN_BITS = 16
 SQUARE_SHIFT = 14
 #: the integer square root works on the norm times 2^(2 * ROOT_SHIFT)
 ROOT_SHIFT = 5
+#: fraction bits of the errors that compensated rounding passes on, and of their factors
+ERROR_BITS = 8
+FEEDBACK_BITS = 8
+#: an error passed on is at most 8 activation steps, values before rounding at most 2^15 steps
+ERROR_LIMIT = 2**11
+V_LIMIT = 2**23
+FEEDBACK_SUM_LIMIT = 2**40
 NORM_LIMIT = 2**32
 ACC_LIMIT = 2**36
 SHIFT_LIMIT = 46
@@ -80,7 +87,11 @@ def _per_channel(t: Tensor, like: Tensor) -> Tensor:
 
 
 def requantize(
-    acc: Tensor, factor: Multiplier, lo: int, hi: int, negative: Multiplier | None = None
+    acc: Tensor,
+    factor: Multiplier,
+    lo: int,
+    hi: int,
+    negative: Multiplier | None = None,
 ) -> Tensor:
     """``clip(floor(acc * m / 2^shift + 1/2), lo, hi)`` per channel; ``acc: (B, C, H, W)`` float64.
 
@@ -90,6 +101,26 @@ def requantize(
     if negative is not None:
         scaled = torch.where(acc < 0, acc * _per_channel(negative.as_float(), acc), scaled)
     return torch.floor(scaled + 0.5).clamp_(lo, hi)
+
+
+def compensate(v: Tensor, lo: int, hi: int, offset: Tensor, feedback: Tensor) -> Tensor:
+    """Round channel after channel, each error passed on to the channels not yet rounded.
+
+    ``v: (B, C, H, W)`` float64 holding integers, in units of ``2^-ERROR_BITS`` of an activation;
+    ``feedback: (C, C)``, in units of ``2^-FEEDBACK_BITS``: what an error of one in channel i adds to channel
+    j > i. Exact: a channel's sum stays below 2^40 (`rdquant.integer.stages.Compensate.check`).
+    """
+    u = v.clamp(-V_LIMIT, V_LIMIT) * 2.0**FEEDBACK_BITS
+    k = feedback.to(v.device, torch.float64)
+    out = torch.empty_like(u)
+    for i in range(u.shape[1]):
+        low, high = lo + int(offset[i]), hi + int(offset[i])
+        q = torch.floor(u[:, i] * 2.0 ** -(ERROR_BITS + FEEDBACK_BITS) + 0.5).clamp_(low, high)
+        error = torch.floor(u[:, i] * 2.0**-FEEDBACK_BITS + 0.5) - q * 2.0**ERROR_BITS
+        error.clamp_(-ERROR_LIMIT, ERROR_LIMIT)
+        out[:, i] = q
+        u[:, i + 1 :] += error[:, None] * k[i, i + 1 :].reshape(1, -1, 1, 1)
+    return out
 
 
 def squares(x: Tensor) -> Tensor:

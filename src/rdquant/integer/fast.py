@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
-from .stages import DivisiveNormalization, IntegerConv, Stage
+from .arithmetic import V_LIMIT
+from .stages import Compensate, DivisiveNormalization, IntegerConv, Stage
 
 EXACT = 2**24
 #: positions handled at a time by the GDN epilogue, so that its planes stay in cache
@@ -37,7 +38,7 @@ def _float_conv(q: Tensor, weight: Tensor, conv: IntegerConv) -> Tensor:
 def _planes(q: Tensor, conv: IntegerConv) -> list[tuple[Tensor, int, int]]:
     """``q`` as ``sum(plane * factor)``; each entry is (plane, factor, largest magnitude of the plane)."""
     top = max(-conv.lo, conv.hi)
-    if top <= 255:
+    if top <= 255 or conv.accumulator_bound() < EXACT:
         return [(q, 1, top)]
     high = torch.floor(q * 2.0**-8)
     return [(high, 256, (top + 255) // 256), (q - 256 * high, 1, 255)]
@@ -92,6 +93,19 @@ def _rows(t: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
     )
 
 
+def _compensate(v: np.ndarray, e: Compensate, out: np.ndarray) -> None:
+    low, high = (end.numpy() for end in e.ends())
+    kernels.compensate(v, low, high, e.feedback.double().numpy(), out)
+
+
+def compensate(v: Tensor, e: Compensate) -> Tensor:
+    """`rdquant.integer.arithmetic.compensate` for float32 ``v: (B, C, H, W)`` that holds integers."""
+    rows, (b, h, w) = _rows(v)
+    out = np.empty(rows.shape, np.float32)
+    _compensate(rows, e, out)
+    return torch.from_numpy(out).reshape(b, h, w, -1).permute(0, 3, 1, 2)
+
+
 def run_stage(stage: Stage, q: Tensor) -> Tensor:
     """One stage: ``(B, I, H, W)`` float32 -> ``(B, O, H', W')`` float32, channels last."""
     acc, (b, h, w) = _rows(accumulate(q, stage.conv))
@@ -106,6 +120,10 @@ def run_stage(stage: Stage, q: Tensor) -> Tensor:
             x, v = kernels.widen(acc[rows], bias, e.widen.m.numpy(), e.widen.shift.numpy())
             norm = (torch.from_numpy(v) @ gamma).numpy()  # float64: exact, sums stay below 2^53
             kernels.normalize(x, norm, *args, out[rows])
+    elif isinstance(e, Compensate):
+        factor = e.factor.m.numpy(), e.factor.shift.numpy()
+        kernels.requantize(acc, bias, *factor, *factor, -V_LIMIT, V_LIMIT, out)
+        _compensate(out, e, out)
     else:
         negative = e.negative or e.factor
         kernels.requantize(

@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .arithmetic import ROOT_SHIFT, SQUARE_SHIFT
+from .arithmetic import ERROR_BITS, ERROR_LIMIT, FEEDBACK_BITS, ROOT_SHIFT, SQUARE_SHIFT, V_LIMIT
 from .stages import X_HI, X_LO
 
 _ROOT_FACTOR = float(4**ROOT_SHIFT)
+_ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
+_ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
 _SQUARE_HALF = 1 << (SQUARE_SHIFT - 1)
 
 
@@ -32,6 +34,26 @@ def requantize(acc, bias, m, shift, negative_m, negative_shift, lo, hi, out):  #
             negative = (a * np.int64(negative_m[c]) + negative_half[c]) >> np.int64(negative_shift[c])
             q = positive if a >= 0 else negative
             out[p, c] = np.float32(min(max(q, lo), hi))
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def compensate(v, lo, hi, feedback, out):  # type: ignore[no-untyped-def]
+    """``v: (P, C)`` in units of ``2^-ERROR_BITS`` steps -> ``out: (P, C)`` float32.
+
+    ``lo, hi: (C,)`` float64; ``feedback: (C, C)`` float64, upper triangle used.
+    """
+    rows, channels = v.shape
+    for p in prange(rows):
+        u = np.empty(channels, np.float64)
+        for c in range(channels):
+            u[c] = min(max(np.float64(v[p, c]), -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
+        for i in range(channels):
+            q = min(max(np.floor(u[i] / (_ERROR_ONE * _FEEDBACK_ONE) + 0.5), lo[i]), hi[i])
+            error = np.floor(u[i] / _FEEDBACK_ONE + 0.5) - q * _ERROR_ONE
+            error = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
+            out[p, i] = np.float32(q)
+            for j in range(i + 1, channels):
+                u[j] += error * feedback[i, j]
 
 
 @njit(cache=True, parallel=True, nogil=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import BadModel, UsageError
 from . import fast
-from .arithmetic import gdn, requantize, squares
-from .stages import X_HI, X_LO, DivisiveNormalization, IntegerConv, Stage
+from .arithmetic import V_LIMIT, compensate, gdn, requantize, squares
+from .stages import X_HI, X_LO, Compensate, DivisiveNormalization, IntegerConv, Stage
 
 #: "reference": float64 on any device. "fast": float32 convolutions proven exact, numba epilogues, CPU.
 Engine = Literal["reference", "fast"]
@@ -46,6 +46,8 @@ def convolve(q: Tensor, conv: IntegerConv) -> Tensor:
 def run_reference(stage: Stage, q: Tensor) -> Tensor:
     """One stage in float64: ``(B, I, H, W)`` -> ``(B, O, H', W')``."""
     acc, e = convolve(q, stage.conv), stage.epilogue
+    if isinstance(e, Compensate):
+        return compensate(requantize(acc, e.factor, -V_LIMIT, V_LIMIT), e.lo, e.hi, e.offset, e.feedback)
     if not isinstance(e, DivisiveNormalization):
         return requantize(acc, e.factor, e.lo, e.hi, e.negative)
     x = requantize(acc, e.widen, X_LO, X_HI)
@@ -71,10 +73,10 @@ class IntegerNetwork:
                 raise BadModel(
                     f"{a.name} gives {a.conv.out_channels} channels, {b.name} takes {b.conv.in_channels}"
                 )
-            if a.epilogue.lo < b.conv.lo or a.epilogue.hi > b.conv.hi:
+            least, most = a.epilogue.reach()
+            if least < b.conv.lo or most > b.conv.hi:
                 raise BadModel(
-                    f"{a.name} gives [{a.epilogue.lo}, {a.epilogue.hi}], "
-                    f"{b.name} was proven for [{b.conv.lo}, {b.conv.hi}]"
+                    f"{a.name} gives [{least}, {most}], {b.name} was proven for [{b.conv.lo}, {b.conv.hi}]"
                 )
 
     def run(self, q: Tensor, engine: Engine) -> Tensor:

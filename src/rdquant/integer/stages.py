@@ -5,6 +5,7 @@ A stage is ``IntegerConv`` followed by one epilogue:
 * `Requantize`: to activations in [lo, hi], with an optional second factor for negative values (leaky
   rectifier). A plain rectifier is ``lo = 0``.
 * `DivisiveNormalization`: GDN or inverse GDN, then to activations in [lo, hi].
+* `Compensate`: to activations in a range of each channel's own, rounded one channel after another.
 
 An activation is an integer q in [lo, hi] with ``lo <= 0 <= hi``; its real value is ``q * scale``.
 There is no zero point in the arithmetic: storing ``q - lo`` as unsigned bytes is an engine's affair.
@@ -19,7 +20,17 @@ import torch
 from torch import Tensor
 
 from ..errors import BadModel
-from .arithmetic import ACC_LIMIT, GDN_BITS, GDN_SHIFT_LIMIT, NORM_LIMIT, Multiplier
+from .arithmetic import (
+    ACC_LIMIT,
+    ERROR_LIMIT,
+    FEEDBACK_BITS,
+    FEEDBACK_SUM_LIMIT,
+    GDN_BITS,
+    GDN_SHIFT_LIMIT,
+    NORM_LIMIT,
+    V_LIMIT,
+    Multiplier,
+)
 
 LATENT_LIMIT = 2**15
 
@@ -127,11 +138,54 @@ class Requantize:
     lo: int
     hi: int
 
+    def reach(self) -> tuple[int, int]:
+        """The least and the largest integer that can come out."""
+        return self.lo, self.hi
+
     def check(self, name: str, channels: int) -> None:
         _check_range(name, self.lo, self.hi)
         self.factor.check(f"{name}.factor", channels)
         if self.negative is not None:
             self.negative.check(f"{name}.negative", channels)
+
+
+@dataclass(frozen=True)
+class Compensate:
+    """Accumulators to activations, rounding errors passed on from channel to channel.
+
+    See `rdquant.integer.arithmetic.compensate`; ``factor`` leads to units of ``2^-ERROR_BITS`` activations.
+    """
+
+    factor: Multiplier
+    lo: int
+    hi: int
+    offset: Tensor
+    """int32 ``(C,)``: the range of channel c is ``[lo + offset[c], hi + offset[c]]``, and holds 0."""
+    feedback: Tensor
+    """int16 ``(C, C)``, zero on the diagonal and below."""
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Each channel's least and largest activation, two ``(C,)`` float64."""
+        return self.lo + self.offset.double(), self.hi + self.offset.double()
+
+    def reach(self) -> tuple[int, int]:
+        """The least and the largest integer of any channel."""
+        return self.lo + int(self.offset.min()), self.hi + int(self.offset.max())
+
+    def check(self, name: str, channels: int) -> None:
+        _check_range(name, self.lo, self.hi)
+        _check_tensor(f"{name}.offset", self.offset, torch.int32, (channels,))
+        least, most = int(self.offset.min()), int(self.offset.max())
+        if self.lo + most > 0 or self.hi + least < 0:
+            raise BadModel(f"{name}.offset in {least}..{most} leaves a range [lo, hi] without 0")
+        _check_range(f"{name} with its offsets", *self.reach())
+        self.factor.check(f"{name}.factor", channels)
+        _check_tensor(f"{name}.feedback", self.feedback, torch.int16, (channels, channels))
+        if bool(torch.tril(self.feedback.to(torch.int32)).any()):
+            raise BadModel(f"{name}.feedback must be zero on the diagonal and below")
+        reached = int(self.feedback.to(torch.int64).abs().sum(0).max()) * ERROR_LIMIT
+        if reached + V_LIMIT * 2**FEEDBACK_BITS >= FEEDBACK_SUM_LIMIT:
+            raise BadModel(f"{name}.feedback can pass on {reached}, over the contract's 2^40")
 
 
 @dataclass(frozen=True)
@@ -150,6 +204,10 @@ class DivisiveNormalization:
     lo: int
     hi: int
     bits: int
+
+    def reach(self) -> tuple[int, int]:
+        """The least and the largest integer that can come out."""
+        return self.lo, self.hi
 
     def norm_bound(self) -> int:
         """Largest norm that 16-bit squares can reach."""
@@ -183,7 +241,7 @@ class Stage:
 
     name: str
     conv: IntegerConv
-    epilogue: Requantize | DivisiveNormalization
+    epilogue: Requantize | DivisiveNormalization | Compensate
 
     def check(self) -> None:
         self.conv.check(self.name)

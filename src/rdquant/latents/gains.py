@@ -25,14 +25,7 @@ def latent_gains(codec: FloatCodec, pictures: list[np.ndarray], probes: int = 4,
     for rgb in pictures:
         x = to_tensor(pad_to(rgb, codec.downsampling)).float() / 255
         with torch.no_grad():
-            y = codec.g_a(x)
-            means = None
-            if codec.has_hyperprior:
-                centre = codec.entropy_bottleneck.medians()
-                z_hat = torch.round(codec.h_a(codec.hyper_input(y)) - centre) + centre
-                means = codec.gaussian_parameters(z_hat)[1]
-            means = torch.zeros_like(y) if means is None else means
-            y_hat = torch.round(y - means) + means
+            y_hat = codec.rounded(x).y_hat
         y_hat.requires_grad_(True)
         out = codec.g_s(y_hat) * 255
         for k in range(probes):

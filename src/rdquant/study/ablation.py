@@ -30,11 +30,12 @@ from ..files.atomic import atomic_write
 from ..files.container import Profile
 from ..files.models import float_fingerprint, integer_fingerprint
 from ..floatcodec import CodingFloatCodec
-from ..weights import QuantizeConfig
-from ..weights.calibration import Calibration, observe
-from ..weights.config import PARTS, WIDE_BITS
+from ..weights import QuantizeConfig, prepare
+from ..weights.calibration import Calibration
+from ..weights.config import MIXES, PARTS, ROUNDINGS, WIDE_BITS
 from ..weights.formats import FORMATS
-from ..weights.rdo import STRATEGIES, RdoCalibration, RdoConfig
+from ..weights.rdo import RdoCalibration
+from ..weights.rdo_config import STRATEGIES, RdoConfig
 
 WIDTHS = ((8, 8), (6, 8), (4, 8))
 IMAGE_COUNTS = (1, 2, 5, 10, 20, 50)
@@ -65,7 +66,7 @@ def _width(weights: int, activations: int) -> dict[str, Any]:
 
 
 def _rule(rule: str) -> dict[str, Any]:
-    return {"weight_range": rule, "activation_range": rule, "rounding": "nearest"}
+    return {"weight_range": rule, "activation_range": rule, "rounding": "nearest", "mixing": "none"}
 
 
 def grid() -> list[Cell]:
@@ -82,7 +83,12 @@ def grid() -> list[Cell]:
             cells.append(Cell("range", rule, column, {**width, **_rule(rule)}, none))
         scales = {"learn": ("scales",), "grid": True}
         cells.append(Cell("range", "rd scales", column, {**width, **_rule("mse")}, scales))
-        cells.append(Cell("range", "rd rounding and biases", column, width))
+        cells.append(Cell("range", "mixing, two-sided rounding", column, width, none))
+        cells.append(Cell("range", "default", column, width))
+    for w, a in ((8, 8), (6, 8), (4, 8), (8, 6), (8, 4)):
+        column, width = f"W{w}A{a}", _width(w, a)
+        cells += [Cell("mixing", m, column, {**width, "mixing": m}, none) for m in MIXES]
+        cells += [Cell("rounding", r, column, {**width, "rounding": r}, none) for r in ROUNDINGS]
     for w, a in ((8, 8), (4, 8)):
         column, width = f"W{w}A{a}", {**_width(w, a), "rounding": "nearest"}
         for how in ("none", "empirical", "analytic"):
@@ -175,7 +181,7 @@ class Study:
         self.pool, self.held_out, self.folder = pool, held_out, folder
         self.rdo = rdo or {}
         self._parents = parents
-        self._seen: dict[tuple[int, str], Calibration] = {}
+        self._prepared: tuple[Any, tuple[FloatCodec, Calibration]] | None = None  # of the last cell
         self._curve: list[Measured] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -214,10 +220,11 @@ class Study:
         quantize = QuantizeConfig(**cell.quantize)
         rdo = RdoConfig(**{"lambda_": self.lambda_, **self.rdo, **cell.rdo})
         start = time.perf_counter()
-        seen = self._seen.get((cell.images, cell.choice))
-        if seen is None:
-            seen = self._seen[cell.images, cell.choice] = observe(self.codec, pictures)
-        run = RdoCalibration(self.codec, pictures, quantize, rdo, seen=seen)
+        key = (cell.images, cell.choice, quantize.mixing, quantize.activation_bits, quantize.scope)
+        if self._prepared is None or self._prepared[0] != key:
+            self._prepared = key, prepare(self.codec, pictures, quantize)
+        codec, seen = self._prepared[1]
+        run = RdoCalibration(codec, pictures, quantize, rdo, seen=seen)
         integer = run.run()
         seconds = time.perf_counter() - start
         found = measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), self.held_out)

@@ -12,6 +12,7 @@ from ..integer import IntegerCodec
 from .calibration import load_calibration, observe
 from .config import RANGE_RULES, QuantizeConfig, RangeRule
 from .convert import to_integer
+from .prepare import prepare
 
 __all__ = [
     "RANGE_RULES",
@@ -19,6 +20,7 @@ __all__ = [
     "RangeRule",
     "load_calibration",
     "observe",
+    "prepare",
     "quantize",
     "to_integer",
 ]
@@ -35,5 +37,6 @@ def quantize(
 
     Raises `CalibrationError` for unusable pictures, `BadModel` for layers without an integer form.
     """
-    seen = observe(codec, pictures, progress)
-    return to_integer(codec, seen, config or QuantizeConfig(), description)[0]
+    config = config or QuantizeConfig()
+    codec, seen = prepare(codec, pictures, config, progress)
+    return to_integer(codec, seen, config, description)[0]

@@ -100,6 +100,8 @@ class Calibration:
     tensors: dict[str, Observed] = field(default_factory=dict)
     #: by convolution: Gram matrix of its inputs, per output phase (`rdquant.weights.rounding`)
     grams: dict[str, list[Tensor]] = field(default_factory=dict)
+    #: by convolution before a GDN: what errors of its outputs cost, see `rdquant.weights.mixing`
+    sensitivities: dict[str, Tensor] = field(default_factory=dict)
 
 
 def observe(
@@ -127,10 +129,10 @@ def observe(
         return hook
 
     handles = [
-        module.register_forward_hook(watch(f"{part}.{i}"))
+        module.register_forward_hook(watch(f"{part}.{name}"))
         for part in ("g_a", "g_s", "h_a", "h_s")
         if hasattr(codec, part)
-        for i, module in enumerate(getattr(codec, part))
+        for name, module in getattr(codec, part).named_children()
     ]
     try:
         with torch.no_grad():
@@ -163,7 +165,7 @@ def _note(
             new = [weight * g for g in gram_matrices(module, taken, pictures, generator)]
             old = seen.grams.get(name)
             seen.grams[name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
-    y = flows[f"g_a.{len(codec.g_a) - 1}"][2]
+    y = flows[f"g_a.{list(codec.g_a.named_children())[-1][0]}"][2]
     seen.tensors.setdefault("y", Observed()).add(y, weight)
     seen.tensors.setdefault("hyper_input", Observed()).add(codec.hyper_input(y), weight)
 

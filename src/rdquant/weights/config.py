@@ -15,15 +15,32 @@ from .formats import FORMATS, FormatName
 RangeRule = Literal["minmax", "percentile", "mse"]
 RANGE_RULES: tuple[RangeRule, ...] = get_args(RangeRule)
 
-#: "nearest", or "compensated": each rounding error spread over the weights not yet rounded (GPTQ).
-Rounding = Literal["nearest", "compensated"]
+#: "nearest"; "compensated": each rounding error spread over the weights not yet rounded (GPTQ);
+#: "two_sided": and over the output channels, see `rdquant.weights.rounding`.
+Rounding = Literal["nearest", "compensated", "two_sided"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 #: of activations. "channel" costs nothing at run time: a channel's scale is folded into the weights
 #: that read it, and into the requantization that writes it.
 Granularity = Literal["tensor", "channel"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
+#: "plain": rounded after an invertible 1x1 convolution. "compensated": and each rounding error passed on to
+#: the channels not yet rounded.
+Mix = Literal["none", "plain", "compensated"]
+MIXES: tuple[Mix, ...] = get_args(Mix)
+
 CONFIG_VERSION = 1
+
+
+def mixing_name(layer: str) -> str:
+    """The stage that mixes what layer ``g_s.0`` puts out: ``g_s.0m``."""
+    return layer + "m"
+
+
+def is_mixing(name: str) -> bool:
+    return name.endswith("m")
+
+
 #: the networks of a codec, in the order in which data meets them
 PARTS = ("g_a", "h_a", "h_s", "g_s")
 #: of weights and activations outside the scope
@@ -40,7 +57,7 @@ class QuantizeConfig:
     """Activations between layers: static, per tensor, one side as wide as observed (no waste on signs)."""
     weight_range: RangeRule = "mse"
     activation_range: RangeRule = "mse"
-    rounding: Rounding = "compensated"
+    rounding: Rounding = "two_sided"
     granularity: Granularity = "channel"
     """Static scales of activations: one per tensor, or one per channel."""
     number_format: FormatName = "uniform"
@@ -53,6 +70,9 @@ class QuantizeConfig:
     """Networks that get these widths. The others keep `WIDE_BITS`, which is as good as float."""
     channel_exponent: float = 0.75
     """Per channel: 1 gives each channel its own whole range, 0 none; between, weights share the burden."""
+
+    mixing: Mix = "compensated"
+    """Of the channels behind each GDN, before they are rounded: see `rdquant.weights.mixing`."""
 
     def __post_init__(self) -> None:
         for where, bits in (("weight bits", self.weight_bits), *self.layer_bits.items()):
@@ -73,7 +93,9 @@ class QuantizeConfig:
         if self.granularity not in GRANULARITIES:
             raise UsageError(f"granularity must be tensor or channel, got {self.granularity!r}")
         if self.rounding not in ROUNDINGS:
-            raise UsageError(f"rounding must be nearest or compensated, got {self.rounding!r}")
+            raise UsageError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {self.rounding!r}")
+        if self.mixing not in MIXES:
+            raise UsageError(f"mixing must be one of {', '.join(MIXES)}, got {self.mixing!r}")
         if not 0 <= self.channel_exponent <= 1:
             raise UsageError(f"channel_exponent must be in 0..1, got {self.channel_exponent}")
 
@@ -86,7 +108,8 @@ class QuantizeConfig:
         return self.layer_bits.get(layer, self.weight_bits if self.in_scope(layer) else WIDE_BITS)
 
     def activation_bits_of(self, layer: str) -> int:
-        """Bits of what a layer puts out."""
+        """Bits of what a layer puts out, mixed or not."""
+        layer = layer.removesuffix("m")
         default = self.activation_bits if self.in_scope(layer) else WIDE_BITS
         return self.layer_activation_bits.get(layer, default)
 

@@ -23,6 +23,7 @@ from ..errors import BadModel, UsageError
 from ..integer import (
     LATENT_SHIFT_LIMIT,
     Z_FRACTION_BITS,
+    Compensate,
     DivisiveNormalization,
     IntegerCodec,
     IntegerConv,
@@ -31,37 +32,66 @@ from ..integer import (
     Stage,
     scale_thresholds,
 )
-from ..integer.arithmetic import MULTIPLIER_BITS, ROOT_SHIFT, SQUARE_SHIFT, Multiplier
+from ..integer.arithmetic import (
+    ERROR_BITS,
+    FEEDBACK_BITS,
+    MULTIPLIER_BITS,
+    ROOT_SHIFT,
+    SQUARE_SHIFT,
+    Multiplier,
+)
 from ..integer.stages import X_HI
 from ..latents import FIXED_HI, FIXED_LO
 from .calibration import Calibration, Observed
-from .config import QuantizeConfig
-from .ranges import ActivationFormat, activation_format, fit_levels, quantize_weight, weight_scales
+from .config import QuantizeConfig, is_mixing
+from .mixing import LATENT, Mixing
+from .ranges import (
+    ActivationFormat,
+    activation_format,
+    fit_levels,
+    full_range_format,
+    quantize_weight,
+    weight_scales,
+)
 from .rounding import phases, round_kernel
 
 #: room above the largest value seen, for 16-bit tensors that must not clip on other pictures
 HEADROOM = 1.5
+#: least magnitude of a channel inside GDN that gets a scale of its own, of the largest channel's
+QUIETEST = 1e-3
+#: room above the largest mixed value seen: all channels of a position clip at once
+MIXED_HEADROOM = 1.5
 ENTROPY_PATH_BITS = 7
+#: factors on the weight scales of a layer that compensated rounding tries below 8 bits
+NARROW_CLIPS = (0.7, 0.8, 0.9, 1.0, 1.12, 1.25)
 #: least width of GDN's gammas: 1.5 % of the parameters, and much depends on them
 GAMMA_BITS = 8
 #: and the most: norms must stay below 2^32
 MOST_GAMMA_BITS = 10
 
 
-def _pairs(network: nn.Sequential) -> list[tuple[int, nn.Conv2d | nn.ConvTranspose2d, nn.Module | None]]:
-    """``(index of the convolution, convolution, nonlinearity after it or None)`` in order."""
-    modules = list(network)
-    pairs, i = [], 0
-    while i < len(modules):
-        after = modules[i + 1] if i + 1 < len(modules) else None
-        module = modules[i]
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution and the nonlinearity after it, if any, with their names in the network."""
+
+    name: str
+    conv: nn.Conv2d | nn.ConvTranspose2d
+    after_name: str
+    after: nn.Module | None
+
+
+def _layers(network: nn.Sequential) -> list[_Layer]:
+    modules: list[tuple[str, nn.Module | None]] = [*network.named_children(), ("", None)]
+    layers, i = [], 0
+    while i < len(modules) - 1:
+        (name, module), (after_name, after) = modules[i], modules[i + 1]
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             raise BadModel(f"cannot quantize {type(module).__name__} where a convolution is expected")
-        if after is not None and isinstance(after, nn.Conv2d | nn.ConvTranspose2d):
-            after = None
-        pairs.append((i, module, after))
+        if isinstance(after, nn.Conv2d | nn.ConvTranspose2d):
+            after_name, after = "", None
+        layers.append(_Layer(name, module, after_name, after))
         i += 1 if after is None else 2
-    return pairs
+    return layers
 
 
 @dataclass(frozen=True)
@@ -75,10 +105,13 @@ class Unrounded:
 def _format(
     seen: Observed, config: QuantizeConfig, layer: str, stretch: Mapping[str, Any]
 ) -> ActivationFormat:
-    found = activation_format(
-        seen, config.activation_bits_of(layer), config.activation_range, config.granularity,
-        config.channel_exponent,
-    )  # fmt: skip
+    bits = config.activation_bits_of(layer)
+    if is_mixing(layer):
+        found = full_range_format(seen, bits, MIXED_HEADROOM)
+    else:
+        found = activation_format(
+            seen, bits, config.activation_range, config.granularity, config.channel_exponent
+        )
     return dataclasses.replace(found, scale=found.scale * stretch.get(layer, 1.0))
 
 
@@ -87,6 +120,7 @@ def _integer_conv(
     module: nn.Conv2d | nn.ConvTranspose2d,
     source: ActivationFormat,
     grams: list[Tensor],
+    sensitivity: Tensor | None,
     config: QuantizeConfig,
 ) -> tuple[IntegerConv, Tensor, Tensor]:
     """The convolution, the real value of one unit of its accumulators ``(O,)``, the unrounded kernel."""
@@ -103,8 +137,10 @@ def _integer_conv(
     importance = _importance(module, source, grams)
     levels = fit_levels(flat, bits, config.number_format, importance)
     scales = weight_scales(flat, levels, config.weight_range)
-    if config.rounding == "compensated":
-        q = round_kernel(module, weight, scales, source.scale, grams, levels)
+    if config.rounding != "nearest":
+        cost = sensitivity if config.rounding == "two_sided" else None
+        clips = NARROW_CLIPS if levels.symmetric_range and bits < 8 else (1.0,)
+        q, scales = round_kernel(module, weight, scales, source.scale, grams, levels, cost, clips)
     else:
         q = quantize_weight(flat, scales, levels).reshape(weight.shape)
     unrounded = (flat / scales[:, None]).reshape(weight.shape)
@@ -113,10 +149,35 @@ def _integer_conv(
     bias = torch.zeros(module.out_channels) if module.bias is None else module.bias.detach()
     integer_bias = torch.round(bias.double() / scales).to(torch.int64)
     conv = IntegerConv(
-        q.contiguous(), integer_bias, module.stride[0], transposed, source.lo, source.hi, bits,
+        q.contiguous(), integer_bias, module.stride[0], transposed, *source.reach(), bits,
         None if levels.symmetric_range else levels.values,
     )  # fmt: skip
     return conv, scales, unrounded.contiguous()
+
+
+def _integer_mixing(mixing: Mixing, source: ActivationFormat) -> tuple[IntegerConv, Tensor, Tensor]:
+    """As `_integer_conv`, and exact."""
+    levels = mixing.levels[:, :, None, None].contiguous()
+    bias = torch.zeros(len(levels), dtype=torch.int64)
+    conv = IntegerConv(levels, bias, 1, False, source.lo, source.hi, mixing.bits)
+    # exact if the scales that T was made for are these or all in one proportion to them
+    return conv, mixing.unit * (source.scale / mixing.input_scale)[0], levels.double()
+
+
+def _mixed_latent(seen: Observed) -> ActivationFormat:
+    """16 bits for each channel, like the latent itself."""
+    assert seen.low is not None and seen.high is not None
+    top = torch.maximum(-seen.low, seen.high).double()
+    top = top.clamp(min=max(QUIETEST * float(top.max()), 1e-6))
+    return ActivationFormat(HEADROOM * top / FIXED_HI, FIXED_LO, FIXED_HI)
+
+
+def _compensate(mixing: Mixing, unit: Tensor, out: ActivationFormat) -> Compensate:
+    assert out.offset is not None
+    factor = Multiplier.from_float(unit / out.scale * 2.0**ERROR_BITS)
+    feedback = torch.round(mixing.feedback(out.scale) * 2.0**FEEDBACK_BITS)
+    feedback = feedback.clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    return Compensate(factor, out.lo, out.hi, out.offset, feedback)
 
 
 def _importance(
@@ -135,17 +196,19 @@ def _integer_gdn(
 ) -> tuple[DivisiveNormalization, Tensor]:
     """The normalization, and gamma before rounding."""
     beta, gamma = (t.detach().double() for t in gdn.effective())
-    x_scale = HEADROOM * max(seen_x.largest, 1e-6) / X_HI
-    v_scale = x_scale**2 * 2.0**SQUARE_SHIFT
+    assert seen_x.low is not None and seen_x.high is not None
+    # a scale for each channel: quiet ones keep their digits, and a row of gammas spans less
+    top = torch.maximum(-seen_x.low, seen_x.high).double()
+    x_scale = HEADROOM * top.clamp(min=max(QUIETEST * float(top.max()), 1e-6)) / X_HI
+    weighted = gamma * x_scale**2 * 2.0**SQUARE_SHIFT
     # a row of tiny gammas must not blow up its beta: norms stay below 2^32
-    gamma_scale = torch.maximum(gamma.amax(1) / (2**bits - 1), beta / v_scale * 2.0**-30)
+    norm_unit = torch.maximum(weighted.amax(1) / (2**bits - 1), beta * 2.0**-30)
     if not gdn.inverse:  # and the factor to the output representable, with a bit to spare
         finest = x_scale * 2.0**ROOT_SHIFT / (2.0 ** (MULTIPLIER_BITS - 1) * out.scale)
-        gamma_scale = gamma_scale.clamp(min=finest**2 / v_scale)
-    norm_unit = gamma_scale * v_scale
+        norm_unit = torch.maximum(norm_unit, finest**2)
     root_unit = torch.sqrt(norm_unit) * 2.0**-ROOT_SHIFT
     factor = x_scale * root_unit / out.scale if gdn.inverse else x_scale / (root_unit * out.scale)
-    unrounded = gamma / gamma_scale[:, None]
+    unrounded = weighted / norm_unit[:, None]
     stage = DivisiveNormalization(
         inverse=gdn.inverse,
         widen=Multiplier.from_float(unit / x_scale),
@@ -171,17 +234,27 @@ def _network(
 ) -> IntegerNetwork:
     """One of g_a, g_s, h_a, h_s; ``source`` and ``end`` are the formats at its two ends."""
     stages = []
-    pairs = _pairs(network)
-    for index, module, after in pairs:
-        name = f"{part}.{index}"
-        conv, unit, kernel = _integer_conv(name, module, source, seen.grams[name], config)
+    layers = _layers(network)
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+        name, after = f"{part}.{layer.name}", layer.after
+        if isinstance(layer.conv, Mixing):
+            conv, unit, kernel = _integer_mixing(layer.conv, source)
+        else:
+            conv, unit, kernel = _integer_conv(
+                name, layer.conv, source, seen.grams[name], seen.sensitivities.get(name), config
+            )
         gamma = None
         out = end
-        if index != pairs[-1][0]:
-            observed = seen.tensors[name if after is None else f"{part}.{index + 1}"]
-            out = _format(observed, config, name, stretch)
-        epilogue: Requantize | DivisiveNormalization
-        if isinstance(after, GDN):
+        if following is not None and isinstance(following.conv, Mixing):
+            top = following.conv.input_top
+            out = ActivationFormat(following.conv.input_scale, -top, top)
+        elif following is not None:
+            observed = seen.tensors[name if after is None else f"{part}.{layer.after_name}"]
+            out = _mixed_latent(observed) if name == LATENT else _format(observed, config, name, stretch)
+        epilogue: Requantize | DivisiveNormalization | Compensate
+        if isinstance(layer.conv, Mixing) and name != LATENT:
+            epilogue = _compensate(layer.conv, unit, out)
+        elif isinstance(after, GDN):
             bits = min(max(config.bits_of(name), GAMMA_BITS), MOST_GAMMA_BITS)
             epilogue, gamma = _integer_gdn(after, unit, seen.tensors[name], out, bits)
         elif isinstance(after, nn.LeakyReLU):
@@ -191,7 +264,7 @@ def _network(
             lo = 0 if after is not None else out.lo
             epilogue = Requantize(Multiplier.from_float(unit / out.scale), None, lo, out.hi)
         else:
-            raise BadModel(f"{part}.{index + 1}: no integer form of {type(after).__name__}")
+            raise BadModel(f"{part}.{layer.after_name}: no integer form of {type(after).__name__}")
         stages.append(Stage(name, conv, epilogue))
         unrounded[name] = Unrounded(kernel, gamma)
         source = out
@@ -208,6 +281,8 @@ def _latent_shift(codec: FloatCodec, seen: Calibration, fraction_bits: int) -> T
     """
     first = codec.g_s[0]
     y = seen.tensors["y"]
+    if isinstance(first, Mixing):
+        return torch.zeros(codec.M, dtype=torch.int32)
     assert isinstance(first, nn.Conv2d | nn.ConvTranspose2d)
     assert y.low is not None and y.high is not None
     top = first.weight.detach().double().abs()
@@ -247,13 +322,13 @@ def to_integer(
 ) -> tuple[IntegerCodec, dict[str, Unrounded]]:
     """The integer codec, checked against the contract, and its weights before rounding, by stage.
 
-    ``seen`` comes from `rdquant.weights.calibration.observe`. ``stretch``: by layer, a factor (or one per
+    ``codec`` and ``seen`` come from `rdquant.weights.prepare`. ``stretch``: by layer, a factor (or one per
     channel) on the activation scales that the range rule gives, see `rdquant.weights.rdo`. Raises
     `BadModel` or `CalibrationError`, and `UsageError` for bits given to a layer that does not exist.
     """
     unrounded: dict[str, Unrounded] = {}
     stretch = stretch or {}
-    layers = {n for n in seen.grams} | {"hyper_input"}
+    layers = {n for n in seen.grams if not is_mixing(n)} | {"hyper_input"}
     if unknown := sorted({*config.layer_bits, *config.layer_activation_bits} - layers):
         raise UsageError(f"no layer {', '.join(unknown)}; the codec has {', '.join(sorted(layers))}")
     hyper = codec.has_hyperprior

@@ -76,6 +76,13 @@ class ActivationFormat:
     scale: Tensor  #: (C,) float64
     lo: int
     hi: int
+    offset: Tensor | None = None  #: int32 (C,), added to lo and hi of each channel
+
+    def reach(self) -> tuple[int, int]:
+        """The least and the largest integer of any channel."""
+        if self.offset is None:
+            return self.lo, self.hi
+        return self.lo + int(self.offset.min()), self.hi + int(self.offset.max())
 
     @classmethod
     def uniform(cls, scale: float, lo: int, hi: int, channels: int) -> ActivationFormat:
@@ -114,6 +121,20 @@ def activation_format(
     splits = [(lo, hi), *((-round(steps * k / 8), steps - round(steps * k / 8)) for k in range(1, 8))]
     formats = [with_split(a, b, scale) for a, b in splits]
     return min(formats, key=lambda f: float(seen.error(f.scale, f.lo, f.hi).sum()))
+
+
+def full_range_format(seen: Observed, bits: int, headroom: float) -> ActivationFormat:
+    """Each channel's own range, as it was seen, times ``headroom``; 0 stays in it."""
+    assert seen.low is not None and seen.high is not None
+    low, high = seen.low.double().clamp(max=0), seen.high.double().clamp(min=0)
+    steps = 2**bits - 1
+    span = (high - low).clamp(min=CHANNEL_FLOOR * float((high - low).max()))
+    if not 0 < float(span.max()) < float("inf"):
+        raise CalibrationError("an activation was always 0; use other calibration pictures")
+    scale = headroom * span / steps
+    lo = -(2 ** (bits - 1))
+    start = torch.round((low + high) / (2 * scale) - steps / 2).clamp(-steps, 0)
+    return ActivationFormat(scale, lo, lo + steps, (start - lo).to(torch.int32))
 
 
 def _channel_tops(seen: Observed, lo: int, hi: int, rule: RangeRule) -> Tensor:

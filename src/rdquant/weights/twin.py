@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -35,18 +36,31 @@ from ..codecs.layers import lower_bound
 from ..errors import CalibrationError
 from ..integer import (
     Z_FRACTION_BITS,
+    Compensate,
     DivisiveNormalization,
     IntegerCodec,
     IntegerNetwork,
     Requantize,
     Stage,
 )
-from ..integer.arithmetic import GDN_SHIFT_LIMIT, ROOT_SHIFT, SQUARE_SHIFT, Multiplier, gdn
+from ..integer.arithmetic import (
+    ERROR_BITS,
+    GDN_SHIFT_LIMIT,
+    ROOT_SHIFT,
+    SQUARE_SHIFT,
+    V_LIMIT,
+    Multiplier,
+    gdn,
+)
+from ..integer.fast import compensate as compensate_fast
 from ..integer.stages import X_HI, X_LO
 from ..latents import FIXED_HI, FIXED_LO
-from .config import PARTS
+from .config import PARTS, is_mixing
 from .convert import Unrounded
 from .formats import Levels, uniform
+
+#: how far from its level a weight may be when gradients begin
+ROOM = 0.25
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -87,6 +101,7 @@ class TwinStage(nn.Module):
         self.stride, self.transposed = conv.stride, conv.transposed
         self.padding = conv.weight.shape[2] // 2
         self.lo, self.hi = e.lo, e.hi
+        self.compensated = self.compensating = isinstance(e, Compensate)
         self.lowest, self.highest = float(self.levels.low), float(self.levels.high)
         self.plain = self.levels.plain
         # buffers and not attributes, so that switching them does not compile the twin again
@@ -99,7 +114,8 @@ class TwinStage(nn.Module):
         channels = conv.out_channels
         self.out_log, self.unit_log = (nn.Parameter(torch.zeros(channels)) for _ in range(2))
         self.bias = nn.Parameter(torch.zeros(channels))
-        start = torch.minimum(torch.maximum(unrounded.weight, self.q0 - 0.45), self.q0 + 0.45)
+        # where compensation went against the nearest level, gradients need some room before they go back
+        start = torch.minimum(torch.maximum(unrounded.weight, self.q0 - ROOM), self.q0 + ROOM)
         if not self.plain:
             start = self.q0.clone()
         self.weight = nn.Parameter((start - unrounded.weight).float())
@@ -114,9 +130,10 @@ class TwinStage(nn.Module):
             self.beta_log = nn.Parameter(torch.zeros(channels))
             self.register_buffer("bias_unit", 50 / self.widen0.clamp(min=1e-12))
         else:
-            self.leaky = e.negative is not None
-            if e.negative is not None:
-                self.register_buffer("negative0", e.negative.as_float())
+            negative = e.negative if isinstance(e, Requantize) else None
+            self.leaky = negative is not None
+            if negative is not None:
+                self.register_buffer("negative0", negative.as_float())
             self.register_buffer("bias_unit", 1 / self.factor0.clamp(min=1e-12))
 
     def scaled_weight(self, in_log: Tensor | None) -> Tensor:
@@ -170,6 +187,8 @@ class TwinStage(nn.Module):
         factor = self.factors()
         if exact:
             acc, factor = torch.round(acc), _snap(factor)
+        if self.compensated:
+            return self._compensate(acc * _channels(factor))
         if not self.gdn:
             if self.leaky:
                 negative = self.negative0 * torch.exp(self.unit_log - self.out_log)
@@ -180,14 +199,26 @@ class TwinStage(nn.Module):
         gamma, beta = self.gammas()
         widen = self.widen0 * torch.exp(self.unit_log)
         if exact:
+            e = self.stage.epilogue
             x = torch.floor(acc * _channels(_snap(widen)) + 0.5).clamp(X_LO, X_HI)
             v = torch.floor(x * x * 2.0**-SQUARE_SHIFT + 0.5).clamp(max=65535)
             norm = torch.round(F.conv2d(v, gamma[:, :, None, None])) + _channels(beta)
-            return gdn(x, norm, self.inverse, Multiplier.from_float(factor.detach()), self.lo, self.hi)
+            return gdn(x, norm, self.inverse, Multiplier.from_float(factor.detach()), e.lo, e.hi)
         x = acc * _channels(widen)
         norm = F.conv2d(x * x * 2.0**-SQUARE_SHIFT, gamma[:, :, None, None], beta)
         scale = _channels(factor * 2.0**ROOT_SHIFT) if self.inverse else _channels(factor * 2.0**-ROOT_SHIFT)
         return self._finish(x * scale * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm)))
+
+    def _compensate(self, v: Tensor) -> Tensor:
+        """``v`` in the units that errors are passed on in -> activations; gradients pass straight through."""
+        plain = v * 2.0**-ERROR_BITS
+        if not self.compensating:
+            return plain
+        e = self.stage.epilogue
+        assert isinstance(e, Compensate)
+        with torch.no_grad():
+            q = compensate_fast(torch.floor(v + 0.5).clamp(-V_LIMIT, V_LIMIT).float(), e)
+        return plain + (q.to(plain) - plain).detach()
 
     def export(self, in_log: Tensor | None) -> Stage:
         """The stage with all corrections rounded into integers."""
@@ -199,6 +230,8 @@ class TwinStage(nn.Module):
             bias=torch.floor(self.bias0 / gain + self.bias * self.bias_unit + 0.5).to(torch.int64),
         )
         factor = Multiplier.from_float(self.factors())
+        if isinstance(e, Compensate):
+            return dataclasses.replace(self.stage, conv=conv, epilogue=dataclasses.replace(e, factor=factor))
         if isinstance(e, Requantize):
             negative = None
             if e.negative is not None:
@@ -279,8 +312,11 @@ class Twin(nn.Module):
         return self.hyper_log if part == "h_a" else None
 
     def ends(self) -> list[str]:
-        """Stages whose output scale is part of the contract (latents, parameters, pixels)."""
-        return [names[-1] for names in self.order.values()]
+        """Stages whose output scale is not to be searched: it is part of the contract (latents, parameters,
+        pixels), or a mixing was made for it.
+        """
+        before = [a for n in self.order.values() for a, b in itertools.pairwise(n) if is_mixing(b)]
+        return [names[-1] for names in self.order.values()] + before
 
     def run(self, part: str, q: Tensor, exact: bool = False, first: int = 0) -> Tensor:
         """A whole network, or its stages from ``first`` on."""
@@ -353,8 +389,14 @@ class Twin(nn.Module):
         for name in names:
             self.stage(name).weights_rounded.fill_(weights)
             self.stage(name).outputs_rounded.fill_(outputs)
+            self.stage(name).compensating = outputs
             if name == self.order.get("h_a", [""])[0]:
                 self.hyper_rounded.fill_(outputs)
+
+    def leave_compensated(self) -> None:
+        """Let what compensated stages put out be float: hardly different, much faster, and compilable."""
+        for name in self.names():
+            self.stage(name).compensating = False
 
     @torch.no_grad()
     def export(self) -> IntegerCodec:
