@@ -81,6 +81,8 @@ def widths() -> str:
 
 def growth() -> str:
     """Time and memory of a calibration."""
+    if not (RESULTS / "calibration-growth.json").exists():
+        return "Growth with the number of pictures: not measured yet (`benchmarks/growth.py`)."
     r = json.loads((RESULTS / "calibration-growth.json").read_text())
     rows = ["| calibration pictures | seconds | peak memory |", "|---|---|---|"]
     rows += [f"| {c['pictures']} | {c['seconds']:.0f} | {c['peak_memory_mb']:.0f} MB |" for c in r["rows"]]

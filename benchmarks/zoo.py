@@ -51,7 +51,6 @@ def main() -> None:
             "lambda": float(lam),
             "parent": name,
             "calibration_pictures": len(crops),
-            "latent_gains": gains,
         }
         integer, trace = calibrate(codec, crops, config, RdoConfig(lambda_=float(lam)), about)
         save_integer(integer, folder / f"{name}-w8a8.safetensors")

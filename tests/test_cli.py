@@ -220,7 +220,7 @@ def test_quantize_by_rate_and_distortion(
     model, calib = small_model
     target = tmp_path / "q.safetensors"
     common = ("quantize", model, "--calib", calib, "-o", target, "--steps", 4, *QUICK)
-    invoke(*common, "--weights", 5, "--format", "additive_power", "--json")
+    invoke(*common, "--lambda", 1e-4, "--weights", 5, "--format", "additive_power", "--json")
     trace = json.loads(capsys.readouterr().out)["trace"]
     assert [e["unit"] for e in trace] == ["float", "start", "weights", "end"]
     sizes = []

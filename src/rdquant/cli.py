@@ -164,7 +164,6 @@ def quantize(
     """
     from .files.models import load_float, model_description, save_integer
     from .files.split import split_files
-    from .latents.gains import latent_gains
     from .load import model_path
     from .weights import QuantizeConfig, load_calibration
     from .weights import quantize as convert
@@ -193,7 +192,6 @@ def quantize(
         "parent": model if zoo.find(model) else Path(model).name,
         "calibration_pictures": len(pictures),
         "lambda": lam,
-        "latent_gains": [float(f"{g:.4g}") for g in latent_gains(codec, pictures[:8])],
     }
     trace: list[dict[str, Any]] = []
     with console.progress("calibrate") as update:

@@ -39,7 +39,7 @@ def allocate(
     table = SensitivityTable.load(store) if store is not None and store.exists() else None
     if table is None or set(table.layers) != set(table.sizes.counts):
         parameters = sum(p.numel() for p in codec.parameters())
-        codec, seen = prepare(codec, pictures, config)
+        codec, seen = prepare(codec, pictures, config, progress)
         x = probe(pictures, most=len(pictures))
         twins = WidthTwins(codec, seen, config)
         table = measure_table(twins, x, lambda_, parameters, store, progress)

@@ -15,6 +15,8 @@ from .stages import X_HI, X_LO
 _ROOT_FACTOR = float(4**ROOT_SHIFT)
 _ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
 _ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
+#: positions that compensated rounding takes at a time
+_BLOCK = 32
 _SQUARE_HALF = 1 << (SQUARE_SHIFT - 1)
 
 
@@ -38,22 +40,34 @@ def requantize(acc, bias, m, shift, negative_m, negative_shift, lo, hi, out):  #
 
 @njit(cache=True, parallel=True, nogil=True)
 def compensate(v, lo, hi, feedback, out):  # type: ignore[no-untyped-def]
-    """``v: (P, C)`` in units of ``2^-ERROR_BITS`` steps -> ``out: (P, C)`` float32.
+    """``v: (P, C)`` in units of ``2^-ERROR_BITS`` steps -> ``out: (P, C)`` float32; may be the same array.
 
-    ``lo, hi: (C,)`` float64; ``feedback: (C, C)`` float64, upper triangle used.
+    ``lo, hi: (C,)`` float64; ``feedback: (C, C)`` float64, upper triangle used. Channels go one after
+    another, so that vectors run over a block of positions.
     """
     rows, channels = v.shape
-    for p in prange(rows):
-        u = np.empty(channels, np.float64)
-        for c in range(channels):
-            u[c] = min(max(np.float64(v[p, c]), -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
+    for b in prange((rows + _BLOCK - 1) // _BLOCK):
+        start = b * _BLOCK
+        count = min(_BLOCK, rows - start)
+        u = np.zeros((channels, _BLOCK), np.float64)
+        errors = np.empty(_BLOCK, np.float64)
+        for p in range(count):
+            for c in range(channels):
+                u[c, p] = min(max(np.float64(v[start + p, c]), -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
         for i in range(channels):
-            q = min(max(np.floor(u[i] / (_ERROR_ONE * _FEEDBACK_ONE) + 0.5), lo[i]), hi[i])
-            error = np.floor(u[i] / _FEEDBACK_ONE + 0.5) - q * _ERROR_ONE
-            error = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
-            out[p, i] = np.float32(q)
+            low, high = lo[i], hi[i]
+            for p in range(_BLOCK):
+                q = min(max(np.floor(u[i, p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5), low), high)
+                error = np.floor(u[i, p] * (1 / _FEEDBACK_ONE) + 0.5) - q * _ERROR_ONE
+                errors[p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
+                u[i, p] = q
             for j in range(i + 1, channels):
-                u[j] += error * feedback[i, j]
+                factor = feedback[i, j]
+                for p in range(_BLOCK):
+                    u[j, p] += errors[p] * factor
+        for p in range(count):
+            for c in range(channels):
+                out[start + p, c] = np.float32(u[c, p])
 
 
 @njit(cache=True, parallel=True, nogil=True)

@@ -31,7 +31,7 @@ def quantize(
     pictures: list[np.ndarray],
     config: QuantizeConfig | None = None,
     description: dict[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> IntegerCodec:
     """Calibrate on ``pictures`` (``(H, W, 3)`` uint8 each) and convert.
 

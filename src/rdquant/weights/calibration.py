@@ -102,6 +102,8 @@ class Calibration:
     grams: dict[str, list[Tensor]] = field(default_factory=dict)
     #: by convolution before a GDN: what errors of its outputs cost, see `rdquant.weights.mixing`
     sensitivities: dict[str, Tensor] = field(default_factory=dict)
+    #: synthesis gain of each latent channel, (M,) float64, see `rdquant.latents.gains`
+    gains: Tensor | None = None
 
 
 def observe(

@@ -364,10 +364,11 @@ def to_integer(
     factorized_bits = Z_FRACTION_BITS if hyper else fraction_bits
     medians = torch.round(codec.entropy_bottleneck.medians().detach().flatten() * 2.0**factorized_bits)
     medians = medians.clamp(FIXED_LO, FIXED_HI).to(torch.int32)
+    gains = {} if seen.gains is None else {"latent_gains": [float(f"{g:.4g}") for g in seen.gains]}
     integer = IntegerCodec(
         codec.architecture, codec.N, codec.M, networks, y_tables, z_tables, thresholds, hyper_input,
         medians, fraction_bits, codec.has_means, shift,
-        {"quantize": config.to_json(), **(description or {})},
+        {"quantize": config.to_json(), **gains, **(description or {})},
     )  # fmt: skip
     integer.check()
     return integer, unrounded

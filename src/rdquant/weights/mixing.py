@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,6 @@ from ..codecs import FloatCodec
 from ..codecs.layers import GDN
 from ..errors import CalibrationError
 from ..latents import FIXED_HI
-from ..latents.gains import latent_gains
 from ..pixels import pad_to, to_tensor
 from .config import QuantizeConfig, mixing_name
 
@@ -65,6 +65,9 @@ WEIGHT_SHARE = 0.3
 NORM = 12.0
 #: gradient steps of a round; after each, the positions that now reach furthest join the search
 STEPS, ROUNDS, FURTHEST, RATE = 150, 5, 24, 1e-2
+
+#: called with (done, of how many, of what)
+Progress = Callable[[int, int, str], None]
 
 
 class Mixing(nn.Conv2d):
@@ -139,13 +142,21 @@ class _Collected:
     latent_energy: Tensor  #: second moments of y_hat, (M, M) float64
 
 
-def _collect(codec: FloatCodec, pictures: list[np.ndarray], parts: list[str]) -> _Collected:
+def _collect(
+    codec: FloatCodec,
+    pictures: list[np.ndarray],
+    parts: list[str],
+    gains: Tensor,
+    progress: Progress | None,
+) -> _Collected:
     sensitivities: dict[str, Tensor] = {}
     latent_energy = torch.zeros(codec.M, codec.M, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    gains = torch.from_numpy(latent_gains(codec, pictures[:8])).float().sqrt().reshape(1, -1, 1, 1)
+    amplitudes = gains.float().sqrt().reshape(1, -1, 1, 1)
     flows: dict[str, _Flow] = {}
-    for pixels in pictures:
+    for i, pixels in enumerate(pictures):
+        if progress:
+            progress(i, len(pictures), "sensitivities")
         x = to_tensor(pad_to(pixels, codec.downsampling)).float() / 255
         with torch.no_grad():
             passed = codec.rounded(x)
@@ -162,7 +173,7 @@ def _collect(codec: FloatCodec, pictures: list[np.ndarray], parts: list[str]) ->
                 if isinstance(module, GDN):
                     outputs[f"{part}.{name}"] = h
             signs = torch.randint(0, 2, h.shape, generator=generator) * 2.0 - 1
-            signs = signs * gains if part == "g_a" else signs
+            signs = signs * amplitudes if part == "g_a" else signs
             gradients = torch.autograd.grad(h, list(outputs.values()), signs)
             for (name, out), gradient in zip(outputs.items(), gradients, strict=True):
                 f, g = out.detach()[0].flatten(1), gradient[0].flatten(1).double()
@@ -230,23 +241,27 @@ def learn_matrix(
 
 
 def find_mixings(
-    codec: FloatCodec, pictures: list[np.ndarray], config: QuantizeConfig
+    codec: FloatCodec,
+    pictures: list[np.ndarray],
+    config: QuantizeConfig,
+    gains: Tensor,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Mixing], dict[str, Tensor]]:
     """A `Mixing` for each GDN of the networks in scope, by its name (``g_s.1``), if they are wanted; and
     the sensitivities of the convolutions before them, ``(C, C)`` float64 by name.
 
-    ``pictures``: ``(H, W, 3)`` uint8. Raises `CalibrationError`.
+    ``pictures``: ``(H, W, 3)`` uint8; ``gains: (M,)``: the synthesis gain. Raises `CalibrationError`.
     """
-    if not pictures:
-        raise CalibrationError("no calibration pictures")
     parts = [p for p in config.scope if p in ("g_a", "g_s")]
     if not parts:
         return {}, {}
-    found = _collect(codec, pictures, parts)
+    found = _collect(codec, pictures, parts, gains, progress)
     sensitivities = found.sensitivities
     compensated = config.mixing == "compensated"
     mixings: dict[str, Mixing] = {}
-    for gdn, flow in found.flows.items() if config.mixing != "none" else ():
+    for i, (gdn, flow) in enumerate(found.flows.items() if config.mixing != "none" else ()):
+        if progress:
+            progress(i, len(found.flows), f"mixing {gdn}")
         bits = config.activation_bits_of(conv_before(codec, gdn))
         top = 2 ** (min(bits + GUARD_BITS, MOST_INPUT_BITS) - 1) - 1
         largest = flow.largest.double().clamp(min=1e-3 * float(flow.largest.max()))

@@ -26,7 +26,6 @@ from ..codecs import FloatCodec
 from ..errors import CalibrationError
 from ..files.atomic import atomic_write
 from ..integer import IntegerCodec
-from ..latents.gains import latent_gains
 from .bias import correct_biases
 from .calibration import Calibration
 from .config import QuantizeConfig, is_mixing
@@ -92,10 +91,10 @@ def grid_search(
 
 def units(twin: Twin, strategy: Strategy, scope: tuple[str, ...]) -> list[list[str]]:
     """The stages whose parameters move together, in network order."""
-    parts = {part: names for part, names in twin.order.items() if part in scope}
+    parts = [[n for n in names if not is_mixing(n)] for part, names in twin.order.items() if part in scope]
     if strategy == "block":
-        return list(parts.values())
-    names = [name for part in parts.values() for name in part if not is_mixing(name)]
+        return parts
+    names = [name for part in parts for name in part]
     return [names] if strategy == "joint" else [[name] for name in names]
 
 
@@ -132,6 +131,7 @@ class RdoCalibration:
         rdo: RdoConfig,
         folder: Path | None = None,
         seen: Calibration | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """``pictures``: ``(H, W, 3)`` uint8. ``folder``: where the state is kept to resume from.
         ``seen``: with ``codec``, what `prepare` made of the same pictures, if that was done before.
@@ -146,13 +146,14 @@ class RdoCalibration:
             self._claim(folder)
         if seen is None:
             store = folder / "mixings.pt" if folder is not None else None
-            codec, seen = prepare(codec, pictures, quantize, store=store)
+            codec, seen = prepare(codec, pictures, quantize, progress, store)
         self.codec, self.seen = codec, seen
         self.stretch: dict[str, Any] = {}  # by layer, a factor or one per channel
         self.twin = self._convert(quantize)
         self.crops = Crops(pictures, rdo.crop, rdo.seed)
         self.probe = probe(pictures)
-        self.gains = torch.from_numpy(latent_gains(codec, pictures[:8])).float()
+        assert seen.gains is not None
+        self.gains = seen.gains.float()
         self.optimizer: torch.optim.Adam | None = None
         self._saved: dict[str, Any] | None = None
         if folder is not None:
@@ -346,7 +347,7 @@ def calibrate(
 
     ``pictures``: ``(H, W, 3)`` uint8. Raises `CalibrationError` and `BadModel`.
     """
-    run = RdoCalibration(codec, pictures, quantize, rdo, folder)
+    run = RdoCalibration(codec, pictures, quantize, rdo, folder, progress=progress)
     integer = run.run(progress)
-    about = {"quantize": quantize.to_json(), "rdo": rdo.to_json(), **(description or {})}
+    about = {**integer.description, "rdo": rdo.to_json(), **(description or {})}
     return dataclasses.replace(integer, description=about), run.trace
