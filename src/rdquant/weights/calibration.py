@@ -106,6 +106,14 @@ class Calibration:
     gains: Tensor | None = None
 
 
+def picture_weight(x_hat: Tensor, x: Tensor) -> float:
+    """What a picture counts: what an error does to its PSNR depends on the error it has anyway.
+
+    Both ``(1, 3, H, W)`` in [0, 1].
+    """
+    return 1 / max(float(torch.mean((x_hat.clamp(0, 1) - x) ** 2)) * 255**2, LEAST_MSE)
+
+
 def observe(
     codec: FloatCodec,
     pictures: list[np.ndarray],
@@ -140,10 +148,8 @@ def observe(
         with torch.no_grad():
             for i, pixels in enumerate(pictures):
                 x = to_tensor(pad_to(pixels, codec.downsampling)).float() / 255
-                x_hat = codec(x, "round").x_hat.clamp(0, 1)
-                # what an error does to a picture's PSNR depends on the error it has anyway
-                weight = 1 / max(float(torch.mean((x_hat - x) ** 2)) * 255**2, LEAST_MSE)
-                _note(codec, flows, seen, weight, len(pictures), generator)
+                x_hat = codec(x, "round").x_hat
+                _note(codec, flows, seen, picture_weight(x_hat, x), len(pictures), generator)
                 if progress:
                     progress(i + 1, len(pictures))
     finally:

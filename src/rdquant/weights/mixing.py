@@ -17,9 +17,8 @@ gradient for what rounding then costs,
 with ``r_i`` the range of channel i of ``T f`` (a p-norm over positions, nearly the maximum), and ``d_i``
 what an error of channel i costs after the later ones have answered: the pivots of ``T^-T W T^-1``. W is the
 sensitivity ``E[J^T J]`` of the picture (for the synthesis) or of the latent times its synthesis gain (for
-the analysis) to an error in f, from gradients of random signs. The second
-term, the diagonal, stands for the rounding of the weights that read t. Without compensation ("plain"), d is
-the diagonal too.
+the analysis) to an error in f, from gradients of random signs. The second term, the diagonal, stands for
+the rounding of the weights that read t. Without compensation ("plain"), the diagonal alone is the price.
 
 The latent is mixed as well, exactly (in 16 bits), for the sake of the weights that read it: a latent's
 channels are hardly correlated, so the error of one weight cannot be answered by another's. Mixed, it can.
@@ -44,7 +43,9 @@ from ..codecs.layers import GDN
 from ..errors import CalibrationError
 from ..latents import FIXED_HI
 from ..pixels import pad_to, to_tensor
+from .calibration import picture_weight
 from .config import QuantizeConfig, mixing_name
+from .rounding import followers
 
 #: of T's integers: with 13-bit inputs of 64 channels, sums stay below 2^24, where float32 is exact
 MIXING_BITS = 7
@@ -57,9 +58,10 @@ LATENT, LATENT_MIXING_BITS, LATENT_BITS = "g_s.m", 10, 8
 INPUT_HEADROOM = 1.5
 #: positions kept of each picture, those of most energy; and how many of them the search begins with
 KEPT, FIRST = 4096, 60
+#: added to the diagonal of W, as a fraction of its mean
 DAMPING = 1e-3
-#: the weights that read a channel are rounded as well, and their errors are not compensated: what they
-#: cost relative to the activation's own, uncompensated, at equal bits
+#: what the rounding of the weights that read a channel costs, relative to that of the activation if it were
+#: not compensated, at equal bits; chosen on the val split
 WEIGHT_SHARE = 0.3
 #: of the p-norm that stands for a range: gradients reach all large values, not one
 NORM = 12.0
@@ -107,8 +109,7 @@ class Mixing(nn.Conv2d):
             return torch.zeros(len(scale), len(scale), dtype=torch.float64)
         inverse = torch.linalg.inv(self.matrix()) * scale[None, :]
         cost = inverse.T @ damped(self.sensitivity) @ inverse
-        upper = torch.linalg.cholesky(torch.linalg.inv(cost), upper=True)
-        return -torch.triu(upper / upper.diagonal()[:, None], 1)
+        return -torch.triu(followers(cost), 1)
 
     @classmethod
     def of(
@@ -160,7 +161,7 @@ def _collect(
         x = to_tensor(pad_to(pixels, codec.downsampling)).float() / 255
         with torch.no_grad():
             passed = codec.rounded(x)
-            weight = 1 / max(float(torch.mean((passed.x_hat.clamp(0, 1) - x) ** 2)) * 255**2, 4.0)
+            weight = picture_weight(passed.x_hat, x)
         y_hat = passed.y_hat[0].flatten(1).double()
         latent_energy += weight * (y_hat @ y_hat.T) / y_hat.shape[1]
         for part in parts:

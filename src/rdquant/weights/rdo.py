@@ -32,13 +32,11 @@ from .config import QuantizeConfig, is_mixing
 from .convert import to_integer
 from .crops import Crops, probe
 from .judges import Judge
+from .mixing import Progress
 from .prepare import prepare
 from .rdo_config import GROUPS, RdoConfig, Strategy
 from .suffix import SuffixCost
 from .twin import Twin
-
-#: called with (steps done, steps in all, note)
-Progress = Callable[[int, int, str], None]
 
 SAVE_EVERY = 250
 #: activation scales that the grid tries, as factors
@@ -109,9 +107,7 @@ def _parameters(twin: Twin, unit: list[str], config: RdoConfig, what: str) -> li
             found = [
                 getattr(twin.stage(name), attribute)
                 for name in unit
-                if not is_mixing(name)
-                and hasattr(twin.stage(name), attribute)
-                and not (attribute == "out_log" and name in ends)
+                if hasattr(twin.stage(name), attribute) and not (attribute == "out_log" and name in ends)
             ]
             if attribute == "hyper_log" and twin.hyper_log is not None and twin.order["h_a"][0] in unit:
                 found = [twin.hyper_log]

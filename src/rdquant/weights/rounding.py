@@ -33,7 +33,7 @@ PASSES, LEAST_MOVES = 4, 0.002
 POSITIONS = 24_000
 
 
-def _followers(metric: Tensor) -> Tensor:
+def followers(metric: Tensor) -> Tensor:
     """Upper triangular, ones on the diagonal: entry (i, j) is how much of i's error j takes on."""
     upper = torch.linalg.cholesky(torch.linalg.inv(metric), upper=True)
     return upper / upper.diagonal()[:, None]
@@ -100,7 +100,7 @@ class _Problem:
         self.h, self.s = h, sensitivity
         # heaviest inputs first: their errors can still be compensated by the others
         self.columns = torch.argsort(h.diagonal(), descending=True)
-        self.along = _followers(h[self.columns][:, self.columns])
+        self.along = followers(h[self.columns][:, self.columns])
 
     def round(self, scales: Tensor, levels: Levels) -> Tensor:
         """Levels, int16 ``(O, K)``, for ``scales: (O,)``."""
@@ -110,7 +110,7 @@ class _Problem:
             s = self.s.double() * scales[:, None] * scales[None, :]
             s.diagonal().add_(OUTPUT_DAMPING * float(s.diagonal().mean()))
             rows = torch.argsort(s.diagonal(), descending=True)
-            across = _followers(s[rows][:, rows])
+            across = followers(s[rows][:, rows])
         values = levels.values.double().numpy()
         work = w[rows][:, self.columns].T.contiguous().numpy()
         found = np.empty_like(work)
