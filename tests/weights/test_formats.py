@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rdquant.errors import UsageError
 from rdquant.weights.formats import (
+    CODEBOOK_LIMIT,
     Levels,
     additive_power,
     affine,
@@ -56,7 +57,7 @@ def test_codebook_beats_uniform_on_a_bell() -> None:
     v /= v.abs().max()
     book = codebook(4, v, torch.ones_like(v))
     errors = [float(((levels.nearest(v * top) / top - v) ** 2).mean()) for levels, top in
-              ((book, 4096), (uniform(4), 7))]  # fmt: skip
+              ((book, CODEBOOK_LIMIT), (uniform(4), 7))]  # fmt: skip
     assert errors[0] < 0.6 * errors[1]
 
 

@@ -35,12 +35,14 @@ from ..weights.calibration import Calibration
 from ..weights.config import MIXES, PARTS, ROUNDINGS, WIDE_BITS
 from ..weights.formats import FORMATS
 from ..weights.rdo import RdoCalibration
-from ..weights.rdo_config import STRATEGIES, RdoConfig
+from ..weights.rdo_config import FEW_BITS, STRATEGIES, RdoConfig
 
 WIDTHS = ((8, 8), (6, 8), (4, 8))
 IMAGE_COUNTS = (1, 2, 5, 10, 20, 50)
 #: calibration pictures of a cell that is not about their number
 IMAGES = 20
+#: gradients of a cell that has them: fewer and smaller than those of `rdquant quantize`
+GRADIENTS: dict[str, Any] = {"steps": 40, "crop": 128, "compile": False}
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,27 @@ def _rule(rule: str) -> dict[str, Any]:
     return {"weight_range": rule, "activation_range": rule, "rounding": "nearest", "mixing": "none"}
 
 
+def _searched(bits: int) -> dict[str, Any]:
+    """The default search of a width, its gradients reduced to `GRADIENTS`."""
+    return GRADIENTS if bits < FEW_BITS else {}
+
+
 def grid() -> list[Cell]:
     """Every cell of the study, table by table."""
     none: dict[str, Any] = {"steps": 0, "grid": False}
     cells = []
     for w, a in WIDTHS:
         column, width = f"W{w}A{a}", _width(w, a)
-        cells += [Cell("strategy", s, column, width, {"strategy": s}) for s in STRATEGIES]
-        cells += [Cell("format", f, column, {**width, "number_format": f}) for f in FORMATS]
+        cells += [Cell("strategy", s, column, width, {**GRADIENTS, "strategy": s}) for s in STRATEGIES]
+        cells += [Cell("format", f, column, {**width, "number_format": f}, _searched(w)) for f in FORMATS]
     for w, a in ((10, 10), *WIDTHS, (6, 6)):
         column, width = f"W{w}A{a}", _width(w, a)
         for rule in ("minmax", "percentile", "mse"):
             cells.append(Cell("range", rule, column, {**width, **_rule(rule)}, none))
-        scales = {"learn": ("scales",), "grid": True}
+        scales = {**GRADIENTS, "learn": ("scales",), "grid": True}
         cells.append(Cell("range", "rd scales", column, {**width, **_rule("mse")}, scales))
         cells.append(Cell("range", "mixing, two-sided rounding", column, width, none))
-        cells.append(Cell("range", "default", column, width))
+        cells.append(Cell("range", "default", column, width, _searched(w)))
     for w, a in ((8, 8), (6, 8), (4, 8), (8, 6), (8, 4)):
         column, width = f"W{w}A{a}", _width(w, a)
         cells += [Cell("mixing", m, column, {**width, "mixing": m}, none) for m in MIXES]
@@ -93,7 +100,7 @@ def grid() -> list[Cell]:
         column, width = f"W{w}A{a}", {**_width(w, a), "rounding": "nearest"}
         for how in ("none", "empirical", "analytic"):
             cells.append(Cell("bias", how, column, width, {**none, "bias_correction": how}))
-        cells.append(Cell("bias", "learned", column, width, {"learn": ("bias",), "grid": False}))
+        cells.append(Cell("bias", "learned", column, width, {**GRADIENTS, "learn": ("bias",)}))
     for count in IMAGE_COUNTS:
         for choice in ("random", "entropy"):
             cells.append(Cell("images", choice, str(count), _width(6, 8), {}, count, choice))
@@ -111,16 +118,24 @@ def grid() -> list[Cell]:
     parts: tuple[tuple[str, dict[str, Any]], ...] = (
         ("conversion alone", none),
         ("grid of scales", {"steps": 0, "grid": True}),
-        ("scales", {"learn": ("scales",)}),
-        ("rounding", {"learn": ("rounding",)}),
-        ("rounding, biases", {}),
-        ("scales, rounding, biases", {"learn": everything}),
-        ("rounding, biases, by J itself", {"objective": "J"}),
+        ("scales", {**GRADIENTS, "learn": ("scales",)}),
+        ("rounding", {**GRADIENTS, "learn": ("rounding",)}),
+        ("rounding, biases", GRADIENTS),
+        ("scales, rounding, biases", {**GRADIENTS, "learn": everything}),
+        ("rounding, biases, by J itself", {**GRADIENTS, "objective": "J"}),
     )
     for row, rdo in parts:
         for w, a in WIDTHS:
             cells.append(Cell("parts", row, f"W{w}A{a}", _width(w, a), rdo))
     return cells
+
+
+def _preparation(cell: Cell) -> tuple[Any, ...]:
+    """What `prepare` of a cell depends on."""
+    quantize = QuantizeConfig(**cell.quantize)
+    mixing = quantize.mixing
+    weights = None if mixing == "none" else (quantize.weight_bits, tuple(quantize.layer_bits.items()))
+    return cell.images, cell.choice, mixing, weights, quantize.activation_bits, quantize.scope
 
 
 @dataclass(frozen=True)
@@ -220,7 +235,7 @@ class Study:
         quantize = QuantizeConfig(**cell.quantize)
         rdo = RdoConfig(**{"lambda_": self.lambda_, **self.rdo, **cell.rdo})
         start = time.perf_counter()
-        key = (cell.images, cell.choice, quantize.mixing, quantize.activation_bits, quantize.scope)
+        key = _preparation(cell)
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = key, prepare(self.codec, pictures, quantize)
         codec, seen = self._prepared[1]
@@ -245,12 +260,13 @@ class Study:
         self, cells: list[Cell], progress: Callable[[int, int, str], None] | None = None
     ) -> list[tuple[Cell, dict[str, Any]]]:
         """All cells, stored ones first read and not run again."""
-        results = []
-        for i, cell in enumerate(cells):
+        results = {}
+        # cells that start from the same preparation after each other
+        for i, cell in enumerate(sorted(cells, key=lambda c: str(_preparation(c)))):
             if progress:
                 progress(i, len(cells), f"{cell.table}: {cell.row} {cell.column}")
-            results.append((cell, self.run_cell(cell)))
-        return results
+            results[id(cell)] = self.run_cell(cell)
+        return [(cell, results[id(cell)]) for cell in cells]
 
 
 def tables(

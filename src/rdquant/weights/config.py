@@ -29,6 +29,10 @@ GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 Mix = Literal["none", "plain", "compensated"]
 MIXES: tuple[Mix, ...] = get_args(Mix)
 
+NUMBER_FORMATS = ("auto", *FORMATS)
+#: the least width of weights that "auto" makes uniform
+UNIFORM_FROM = 8
+
 CONFIG_VERSION = 1
 
 
@@ -54,14 +58,16 @@ class QuantizeConfig:
     weight_bits: int = 8
     """Convolution weights and GDN gammas: symmetric, per output channel. Layers of h_s use at most 7."""
     activation_bits: int = 8
-    """Activations between layers: static, per tensor, one side as wide as observed (no waste on signs)."""
+    """Activations between layers: static, as wide to each side as was observed."""
     weight_range: RangeRule = "mse"
     activation_range: RangeRule = "mse"
     rounding: Rounding = "two_sided"
     granularity: Granularity = "channel"
     """Static scales of activations: one per tensor, or one per channel."""
-    number_format: FormatName = "uniform"
-    """Of convolution weights, see `rdquant.weights.formats`."""
+    number_format: FormatName | Literal["auto"] = "auto"
+    """Of convolution weights, see `rdquant.weights.formats`. "auto": uniform from 8 bits on, which integer
+    kernels like best; below, a codebook, whose error is half as large.
+    """
     layer_bits: Mapping[str, int] = field(default_factory=dict)
     """Weight bits of single layers by name (``g_a.0``), over ``weight_bits``: mixed precision."""
     layer_activation_bits: Mapping[str, int] = field(default_factory=dict)
@@ -83,8 +89,10 @@ class QuantizeConfig:
                 raise UsageError(f"{where} must be 4..15, got {bits}")
         if not self.scope or not set(self.scope) <= set(PARTS):
             raise UsageError(f"scope must name some of {', '.join(PARTS)}, got {list(self.scope)}")
-        if self.number_format not in FORMATS:
-            raise UsageError(f"number_format must be one of {', '.join(FORMATS)}, got {self.number_format!r}")
+        if self.number_format not in NUMBER_FORMATS:
+            raise UsageError(
+                f"number_format must be one of {', '.join(NUMBER_FORMATS)}, got {self.number_format!r}"
+            )
         for name in ("weight_range", "activation_range"):
             if getattr(self, name) not in RANGE_RULES:
                 raise UsageError(
@@ -106,6 +114,12 @@ class QuantizeConfig:
     def bits_of(self, layer: str) -> int:
         """Weight bits of a layer."""
         return self.layer_bits.get(layer, self.weight_bits if self.in_scope(layer) else WIDE_BITS)
+
+    def format_of(self, layer: str) -> FormatName:
+        """Number format of a layer's weights."""
+        if self.number_format != "auto":
+            return self.number_format
+        return "uniform" if self.bits_of(layer) >= UNIFORM_FROM else "codebook"
 
     def activation_bits_of(self, layer: str) -> int:
         """Bits of what a layer puts out, mixed or not."""

@@ -125,7 +125,8 @@ def _integer_conv(
 ) -> tuple[IntegerConv, Tensor, Tensor]:
     """The convolution, the real value of one unit of its accumulators ``(O,)``, the unrounded kernel."""
     bits = config.bits_of(name)
-    if name.startswith("h_s.") and bits <= 8 and config.number_format == "uniform":
+    number_format = config.format_of(name)
+    if name.startswith("h_s.") and bits <= 8 and number_format == "uniform":
         bits = min(bits, ENTROPY_PATH_BITS)
     transposed = isinstance(module, nn.ConvTranspose2d)
     weight = module.weight.detach().double()
@@ -135,7 +136,7 @@ def _integer_conv(
     weight = weight * source.scale[None, :, None, None]
     flat = weight.flatten(1)
     importance = _importance(module, source, grams)
-    levels = fit_levels(flat, bits, config.number_format, importance)
+    levels = fit_levels(flat, bits, number_format, importance)
     scales = weight_scales(flat, levels, config.weight_range)
     if config.rounding != "nearest":
         cost = sensitivity if config.rounding == "two_sided" else None

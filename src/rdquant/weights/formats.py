@@ -27,6 +27,9 @@ FormatName = Literal["uniform", "affine", "power_of_two", "additive_power", "cod
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 #: levels of logarithmic formats and codebooks stay within +- this
 LEVEL_LIMIT = 2**12
+#: and codebooks below 6 bits within this: int8; then twice as far with each bit, so that rounding levels to
+#: integers costs little, and accumulators of 6 bits still are exact in float32
+CODEBOOK_LIMIT = 127
 KMEANS_ROUNDS = 30
 
 
@@ -117,9 +120,10 @@ def codebook(bits: int, v: Tensor, importance: Tensor) -> Levels:
     """k-means levels of a layer's scaled weights.
 
     ``v``: weights divided by their channel's largest magnitude, flat; ``importance``: what an error of
-    each costs. Levels are integers in +-`LEVEL_LIMIT`, always holding 0.
+    each costs. Levels are integers, always holding 0.
     """
-    x = (v.flatten().double() * LEVEL_LIMIT).float()
+    limit = min(LEVEL_LIMIT, max(CODEBOOK_LIMIT, 2 ** (bits + 2) - 1))
+    x = (v.flatten().double() * limit).float()
     w = importance.flatten().float().clamp(min=float(importance.mean()) * 1e-3)
     if len(x) > 100_000:
         pick = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:100_000]
@@ -134,8 +138,8 @@ def codebook(bits: int, v: Tensor, importance: Tensor) -> Levels:
         total = torch.zeros(count).index_add_(0, nearest, w)
         sums = torch.zeros(count).index_add_(0, nearest, w * x)
         centres = torch.where(total > 0, sums / total.clamp(min=1e-30), centres)
-    centres[centres.abs().argmin()] = 0
-    values = torch.unique(torch.round(centres).clamp(-LEVEL_LIMIT, LEVEL_LIMIT)).to(torch.int16)
+        centres[centres.abs().argmin()] = 0
+    values = torch.unique(torch.round(centres).clamp(-limit, limit)).to(torch.int16)
     return Levels(values, bits, "codebook")
 
 

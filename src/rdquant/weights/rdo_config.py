@@ -20,7 +20,7 @@ GROUPS: dict[str, dict[str, float]] = {
     "bias": {"bias": 1.0, "beta_log": 0.05},
 }
 #: gradient steps where nothing else is asked for, and some layer has fewer bits than this
-STEPS, FEW_BITS = 200, 6
+STEPS, FEW_BITS = 250, 6
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class RdoConfig:
     bias_correction: BiasCorrection = "none"
     rate: Literal["noise", "rounded"] = "noise"
     """How the rate's gradient sees latents; distortion, reports and results always see them rounded."""
-    lr: float = 0.006
-    """Adam's rate for weights, in units of a weight's step."""
+    lr: float = 0.012
+    """Adam's rate for weights, in units of the distance of levels."""
     scale_share: float = 0.4
     """Share of the steps that goes to scales, before any weight is rounded."""
     batch: int = 4

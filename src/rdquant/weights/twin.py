@@ -7,7 +7,7 @@ corrections back into integers. What can move, per stage:
 ==============  ==========================================================================================
 ``out_log``     log of each output channel's activation scale; the next stage's weights follow
 ``unit_log``    log of each output channel's weight scale
-``weight``      the unrounded weights, in units of the weight scale (learned rounding)
+``weight``      the unrounded weights, in units of the levels' mean distance (learned rounding)
 ``bias``        biases, in units that make a step of 1 a visible one
 ``gamma``       GDN's gammas before rounding; ``beta_log``: log of its betas
 ==============  ==========================================================================================
@@ -90,6 +90,8 @@ class TwinStage(nn.Module):
     beta0: Tensor
     bias_unit: Tensor
     weights_rounded: Tensor
+    values: Tensor
+    middles: Tensor
     outputs_rounded: Tensor
 
     def __init__(self, stage: Stage, unrounded: Unrounded, last_clip: bool) -> None:
@@ -104,6 +106,10 @@ class TwinStage(nn.Module):
         self.compensated = self.compensating = isinstance(e, Compensate)
         self.lowest, self.highest = float(self.levels.low), float(self.levels.high)
         self.plain = self.levels.plain
+        self.spacing = (self.highest - self.lowest) / (len(self.levels.values) - 1)
+        values = self.levels.values.double()
+        self.register_buffer("values", values)
+        self.register_buffer("middles", (values[1:] + values[:-1]) / 2)
         # buffers and not attributes, so that switching them does not compile the twin again
         for flag in ("weights_rounded", "outputs_rounded"):
             self.register_buffer(flag, torch.tensor(True))
@@ -118,7 +124,7 @@ class TwinStage(nn.Module):
         start = torch.minimum(torch.maximum(unrounded.weight, self.q0 - ROOM), self.q0 + ROOM)
         if not self.plain:
             start = self.q0.clone()
-        self.weight = nn.Parameter((start - unrounded.weight).float())
+        self.weight = nn.Parameter(((start - unrounded.weight) / self.spacing).float())
         self.gdn = isinstance(e, DivisiveNormalization)
         if isinstance(e, DivisiveNormalization):
             assert unrounded.gamma is not None
@@ -144,10 +150,12 @@ class TwinStage(nn.Module):
 
     def level_weight(self, in_log: Tensor | None) -> Tensor:
         """Weights as levels, with straight-through gradients inside their range."""
-        inside = (self.scaled_weight(in_log) + self.weight).clamp(self.lowest, self.highest)
+        moved = self.scaled_weight(in_log) + self.spacing * self.weight
+        inside = moved.clamp(self.lowest, self.highest)
         if self.plain:
             return round_ste(inside)
-        return inside + (self.levels.nearest(inside.detach()) - inside).detach()
+        nearest = self.values[torch.bucketize(inside.detach().contiguous(), self.middles, right=True)]
+        return inside + (nearest - inside).detach()
 
     def gammas(self) -> tuple[Tensor, Tensor]:
         """Gammas ``(C, C)`` and betas ``(C,)`` of GDN, rounded if the stage's weights are."""
@@ -224,9 +232,10 @@ class TwinStage(nn.Module):
         """The stage with all corrections rounded into integers."""
         e = self.stage.epilogue
         gain = torch.exp(self.unit_log)
+        moved = self.scaled_weight(in_log) + self.spacing * self.weight
         conv = dataclasses.replace(
             self.stage.conv,
-            weight=self.levels.nearest(self.scaled_weight(in_log) + self.weight).to(torch.int16),
+            weight=self.levels.nearest(moved).to(torch.int16),
             bias=torch.floor(self.bias0 / gain + self.bias * self.bias_unit + 0.5).to(torch.int64),
         )
         factor = Multiplier.from_float(self.factors())
