@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from PIL import Image
 
 from conftest import small_codec
 from rdquant import cli, zoo
-from rdquant.errors import RdquantError
+from rdquant.errors import Corrupt, RdquantError
+from rdquant.files import container
 from rdquant.files.images import read_image, write_image
+from rdquant.load import open_coder
 
 
 def run(*args: str) -> subprocess.CompletedProcess:
@@ -183,6 +186,53 @@ def test_folders_survive_bad_files_and_resume(picture: Path, tmp_path: Path) -> 
     decoded = run("decode", files, "-o", back)
     assert decoded.returncode == 1 and "1.rdq" in decoded.stderr and "2 done" in decoded.stderr
     assert read_image(back / "2.png").shape[0] == 42 and not (back / "1.png").exists()
+
+
+def test_a_killed_batch_resumes(picture: Path, tmp_path: Path) -> None:
+    photos, files = tmp_path / "photos", tmp_path / "files"
+    photos.mkdir()
+    rgb = read_image(picture)
+    for i in range(12):
+        write_image(photos / f"{i:02}.png", np.tile(rgb, (4, 4, 1))[: 200 + i])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rdquant.cli", "encode", str(photos), "-o", str(files)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and len(list(files.glob("*.rdq"))) < 2:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    left = {p: p.read_bytes() for p in files.glob("*.rdq")}
+    assert 2 <= len(left) < 12
+    again = run("encode", photos, "-o", files)
+    assert again.returncode == 0 and f"{12 - len(left)} done, {len(left)} there already" in again.stderr
+    assert all(p.read_bytes() == data for p, data in left.items())
+    coder = open_coder("mean-scale-s-0130-w8a8")
+    assert [coder.decode(p.read_bytes()).shape[0] for p in sorted(files.glob("*.rdq"))] == [
+        200 + i for i in range(12)
+    ]
+
+
+def test_pixel_checksums_and_approximate_pixels(picture: Path, tmp_path: Path) -> None:
+    file = tmp_path / "p.rdq"
+    invoke("encode", picture, "-o", file, "--pixel-checksum")
+    invoke("decode", file, "-o", tmp_path / "exact.png")
+    invoke("decode", file, "-o", tmp_path / "near.png", "--approximate")
+    exact, near = read_image(tmp_path / "exact.png").astype(int), read_image(tmp_path / "near.png")
+    assert np.abs(exact - near).max() <= 3
+    data = bytearray(file.read_bytes())
+    header, streams = container.read(bytes(data))
+    file.write_bytes(
+        container.write(
+            header.fingerprint, header.profile, header.quantizer, header.width, header.height, streams,
+            (header.pixels or 0) ^ 1,
+        )
+    )  # fmt: skip
+    with pytest.raises(Corrupt, match="not those that the encoder saw"):
+        invoke("decode", file, "-o", tmp_path / "wrong.png")
+    invoke("decode", file, "-o", tmp_path / "near.png", "--approximate", "--overwrite")
+    assert not (tmp_path / "wrong.png").exists()
 
 
 def test_batches_that_cannot_start(picture: Path, tmp_path: Path) -> None:

@@ -129,8 +129,9 @@ def quantize(
     weights: Annotated[int, typer.Option(help="Bits of a weight, 2..16 (h_s: at most 7).")] = 8,
     activations: Annotated[int, typer.Option(help="Bits of an activation, 4..15.")] = 8,
     number_format: Annotated[
-        str, typer.Option("--format", help="uniform, affine, power_of_two, additive_power, codebook.")
-    ] = "uniform",
+        str,
+        typer.Option("--format", help="auto, uniform, affine, power_of_two, additive_power, codebook."),
+    ] = "auto",
     scope: Annotated[
         str, typer.Option(help="Networks to quantize, e.g. g_s or h_a,h_s; the rest keep 12 bits.")
     ] = "g_a,h_a,h_s,g_s",
@@ -140,7 +141,7 @@ def quantize(
     ] = None,
     strategy: Annotated[str, typer.Option(help="layer, block or joint.")] = "joint",
     steps: Annotated[
-        int | None, typer.Option(help="Gradient steps; default: 200 below 6 bits, none otherwise.")
+        int | None, typer.Option(help="Gradient steps; default: 250 below 6 bits, none otherwise.")
     ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Weight bits by layer, from `rdquant allocate`; over --weights.")
@@ -305,6 +306,9 @@ def encode(
         typer.Option("--out", "-o", help="File; for several pictures a folder. Default: beside each."),
     ] = None,
     quantizer: Quantizer = "uniform",
+    pixel_checksum: Annotated[
+        bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="With several: code again what is there.")] = False,
 ) -> None:
     """Compress pictures to .rdq files.
@@ -322,7 +326,7 @@ def encode(
         nonlocal coder
         rgb = read_image(source)
         coder = coder or open_coder(model, quantizer)
-        data = coder.encode(rgb)
+        data = coder.encode(rgb, pixel_checksum)
         with atomic_write(target) as handle:
             handle.write(data)
         return f"{target}: {len(data)} bytes, {8 * len(data) / rgb[..., 0].size:.3f} bpp"
@@ -341,6 +345,13 @@ def decode(
         str | None, typer.Option("--model", "-m", help="Needed unless the zoo has the model.")
     ] = None,
     max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.")] = 2**28,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact/--approximate",
+            help="The same pixels on every machine, or faster ones that are 1 off here and there.",
+        ),
+    ] = True,
     overwrite: Annotated[bool, typer.Option(help="With several: decode again what is there.")] = False,
 ) -> None:
     """Decode .rdq files to pictures.
@@ -365,7 +376,7 @@ def decode(
         key = b"" if model else header.fingerprint
         if key not in coders:
             coders[key] = open_coder(model) if model else coder_for(header.fingerprint)
-        write_image(target, coders[key].decode(data, limits))
+        write_image(target, coders[key].decode(data, limits, exact))
         return f"{target}: {header.width}x{header.height}"
 
     _each(files, {".rdq"}, ".png", work, out, overwrite)
@@ -552,10 +563,15 @@ def ablation_command(
     with console.progress("ablation") as update:
         results = study.run(cells, update)
     tables = ablation.tables(results)
+    note = (
+        f"% more rate at equal PSNR, one point ({subject}, lambda {lam}), {len(held_out)} held-out pictures "
+        f"of 256x256, real files; {ablation.IMAGES} calibration pictures unless the table is about them; "
+        f"gradients reduced to {ablation.GRADIENTS['steps']} steps, "
+        f"mixings to rounds of {ablation.MIXING_STEPS}"
+    )
     with atomic_write(out / "tables.json") as handle:
-        handle.write(
-            json.dumps({k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}, indent=1).encode()
-        )
+        stored = {k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}
+        handle.write(json.dumps({"note": note, "tables": stored}, indent=1).encode())
     if figures:
         for name, (columns, rows) in tables.items():
             with atomic_write(out / f"{name}.png") as handle:
@@ -565,9 +581,6 @@ def ablation_command(
             {k: [dict(zip(c, r, strict=True)) for r in rows] for k, (c, rows) in tables.items()}
         )
         return
-    note = (
-        f"% more rate at equal PSNR, one point (lambda {lam}), {len(held_out)} held-out pictures, real files"
-    )
     for name, (columns, rows) in tables.items():
         console.show_table(f"{name}: {note}", columns, rows)
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from . import entropy
 from .entropy import CdfTables
-from .errors import ImageError, ModelMismatch, UnsupportedVersion
-from .files.container import Header, Limits, Profile, Quantizer, read, write
+from .errors import Corrupt, ImageError, ModelMismatch, UnsupportedVersion, UsageError
+from .files.container import Header, Limits, Profile, Quantizer, checksum, read, write
 from .pixels import pad_to, to_pixels, to_tensor
 
 
@@ -58,7 +59,7 @@ class Codec(Protocol):
     def hyper_analysis(self, y: Tensor) -> Tensor: ...
     def entropy_parameters(self, z_symbols: Tensor) -> tuple[Tensor, Tensor]: ...
     def factorized_means(self, shape: torch.Size) -> Tensor: ...
-    def synthesis(self, y_hat: Tensor) -> Tensor: ...
+    def synthesis(self, y_hat: Tensor, exact: bool = True) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ def channel_indexes(shape: torch.Size) -> Tensor:
 
 def _flat(t: Tensor) -> np.ndarray:
     return t.reshape(-1).to(torch.int32).numpy()
+
+
+def _check_room(name: str, stream: bytes, shape: torch.Size, tables: CdfTables) -> None:
+    """Raise `Corrupt` if even the likeliest symbols would not fit: before anything of that size is made."""
+    least = math.prod(shape) * tables.least_bits
+    if 8 * len(stream) < least:
+        raise Corrupt(
+            f"{len(stream)} bytes cannot hold the {math.prod(shape)} symbols of {name}: "
+            f"they take at least {math.ceil(least / 8)}"
+        )
 
 
 class ImageCoder:
@@ -120,35 +131,53 @@ class ImageCoder:
             symbols = self.search.levels(y, means, y_indexes, c.y_tables, c.quantizer.step)
         return Coded(symbols, y_indexes, means, z, z_indexes)
 
-    def encode(self, rgb: np.ndarray) -> bytes:
-        """A whole ``.rdq`` file."""
-        return self.pack(self.symbols(rgb), rgb.shape[1], rgb.shape[0])
+    def encode(self, rgb: np.ndarray, pixel_checksum: bool = False) -> bytes:
+        """A whole ``.rdq`` file. ``pixel_checksum``: decode too, and let the file say what must come out."""
+        coded = self.symbols(rgb)
+        height, width = rgb.shape[:2]
+        if not pixel_checksum:
+            return self.pack(coded, width, height)
+        pixels, _ = self.reconstruct(coded, width, height)
+        return self.pack(coded, width, height, checksum(pixels.tobytes()))
 
-    def pack(self, coded: Coded, width: int, height: int) -> bytes:
-        """Symbols to file."""
+    def pack(self, coded: Coded, width: int, height: int, pixels: int | None = None) -> bytes:
+        """Symbols to file. ``pixels``: checksum of the decoded picture."""
         c, z_stream = self.codec, b""
         if coded.z is not None and coded.z_indexes is not None and c.z_tables is not None:
             z_stream = entropy.encode(_flat(coded.z), _flat(coded.z_indexes), c.z_tables)
         y_stream = entropy.encode(_flat(coded.y), _flat(coded.y_indexes), c.y_tables)
         streams = (z_stream, y_stream)
-        return write(self.fingerprint, self.profile, Quantizer.UNIFORM, width, height, streams)
+        return write(self.fingerprint, self.profile, Quantizer.UNIFORM, width, height, streams, pixels)
 
-    def decode(self, data: bytes, limits: Limits | None = None) -> np.ndarray:
-        """A file to ``(H, W, 3)`` uint8. Raises an error of the `DecodeError` branch, nothing else."""
+    def decode(self, data: bytes, limits: Limits | None = None, exact: bool = True) -> np.ndarray:
+        """A file to ``(H, W, 3)`` uint8. Raises an error of the `DecodeError` branch, nothing else.
+
+        Not ``exact``: the symbols are, the pixels are about right and come faster (integer models only,
+        else `UsageError`), and a pixel checksum is not looked at.
+        """
+        if not exact and self.profile is not Profile.INTEGER:
+            raise UsageError("only integer models have an approximate synthesis")
         header, (z_stream, y_stream) = read(data, limits or Limits())
         self._check(header)
         c = self.codec
         h, w = (-(-side // c.downsampling) * c.downsampling for side in (header.height, header.width))
         y_shape = torch.Size((1, c.M, h // 16, w // 16))
+        _check_room("y", y_stream, y_shape, c.y_tables)
         if c.has_hyperprior and c.z_tables is not None:
             z_shape = torch.Size((1, len(c.z_tables.offsets), h // 64, w // 64))
+            _check_room("z", z_stream, z_shape, c.z_tables)
             z_indexes = _flat(channel_indexes(z_shape))
             z = torch.from_numpy(entropy.decode(z_stream, z_indexes, c.z_tables)).reshape(z_shape)
             indexes, means = c.entropy_parameters(z)
         else:
+            if z_stream:
+                raise Corrupt(f"{len(z_stream)} bytes of a z stream, and the model has no hyperprior")
             indexes, means = channel_indexes(y_shape), c.factorized_means(y_shape)
         y = torch.from_numpy(entropy.decode(y_stream, _flat(indexes), c.y_tables)).reshape(y_shape)
-        return self._synthesise(y, means, header.height, header.width)
+        pixels = self._synthesise(y, means, header.height, header.width, exact)
+        if exact and header.pixels not in (None, checksum(pixels.tobytes())):
+            raise Corrupt("the decoded pixels are not those that the encoder saw")
+        return pixels
 
     def _check(self, header: Header) -> None:
         if header.fingerprint != self.fingerprint:
@@ -159,17 +188,22 @@ class ImageCoder:
                 f"this coder has {self.profile.name} with {Quantizer.UNIFORM.name}"
             )
 
-    def _synthesise(self, y: Tensor, means: Tensor, height: int, width: int) -> np.ndarray:
+    def _synthesise(
+        self, y: Tensor, means: Tensor, height: int, width: int, exact: bool = True
+    ) -> np.ndarray:
         y_hat = self.codec.quantizer.dequantize(y, means)
-        return to_pixels(self.codec.synthesis(y_hat))[:height, :width]
+        return to_pixels(self.codec.synthesis(y_hat, exact))[:height, :width]
 
     def forward(self, rgb: np.ndarray) -> tuple[np.ndarray, float]:
-        """The codec's own forward pass, without a file: ``(decoded picture, estimated bits)``.
+        """The codec's own forward pass, without a file: ``(decoded picture, estimated bits)``."""
+        return self.reconstruct(self.symbols(rgb), rgb.shape[1], rgb.shape[0])
+
+    def reconstruct(self, coded: Coded, width: int, height: int) -> tuple[np.ndarray, float]:
+        """What a decoder will make of symbols, and the bits that they are estimated to take.
 
         The estimate is the ideal code length under the coding tables, headers and checksums left out.
         """
-        coded = self.symbols(rgb)
         bits = self.codec.y_tables.bits(_flat(coded.y), _flat(coded.y_indexes))
         if coded.z is not None and coded.z_indexes is not None and self.codec.z_tables is not None:
             bits += self.codec.z_tables.bits(_flat(coded.z), _flat(coded.z_indexes))
-        return self._synthesise(coded.y, coded.means, rgb.shape[0], rgb.shape[1]), bits
+        return self._synthesise(coded.y, coded.means, height, width), bits

@@ -66,5 +66,5 @@ class CodingFloatCodec:
         return self.codec.entropy_bottleneck.medians().expand(shape)
 
     @torch.no_grad()
-    def synthesis(self, y_hat: Tensor) -> Tensor:
+    def synthesis(self, y_hat: Tensor, exact: bool = True) -> Tensor:
         return torch.floor(self.codec.g_s(y_hat).clamp_(0, 1) * 255 + 0.5).to(torch.uint8)

@@ -69,7 +69,8 @@ def test_every_number_format_round_trips(
 def test_weights_take_their_bits(tmp_path: Path, photo: np.ndarray) -> None:
     sizes = []
     for bits in (8, 4):
-        codec = quantize(small_codec("mbt2018-mean"), [photo[:64, :64]], QuantizeConfig(weight_bits=bits))
+        config = QuantizeConfig(weight_bits=bits, number_format="uniform")
+        codec = quantize(small_codec("mbt2018-mean"), [photo[:64, :64]], config)
         save_integer(codec, tmp_path / "q")
         sizes.append((tmp_path / "q").stat().st_size)
     count = {
@@ -131,10 +132,30 @@ def _at(index: int, value: int):  # type: ignore[no-untyped-def]
     return change
 
 
+def test_absurd_widths_and_sizes_allocate_nothing(integer_file: Path, tmp_path: Path) -> None:
+    """Found by fuzzing: levels of 2^40 were made before the width was checked."""
+    with safe_open(str(integer_file), "pt") as handle:
+        header = json.loads(handle.metadata()["rdquant"])
+        data = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+    for part, field, value, message in (
+        ("g_a", "bits", 42, "2..16"),
+        ("g_a", "bits", 0, "2..16"),
+        ("g_a", "shape", [10**6, 10**6, 5, 5], "bytes, got"),
+        ("g_s", "compensate", True, "feedback"),
+    ):
+        broken = json.loads(json.dumps(header))
+        broken["structure"]["stages"][part][0][field] = value
+        save_file(data, str(tmp_path / "m"), {"rdquant": json.dumps(broken)})
+        with pytest.raises(BadModel, match=message):
+            load_integer(tmp_path / "m")
+
+
 @pytest.mark.parametrize(
     ("tensors", "structure", "message"),
     [
         ({"g_s.0.weight": None}, {}, r"g_s\.0\.weight"),
+        ({}, {"N": float("inf")}, "bad structure"),
+        ({}, {"M": None}, "bad structure"),
         ({"g_s.0.weight": lambda t: t.float()}, {}, "integers only"),
         ({"g_s.0.weight": lambda t: t[1:]}, {}, "bytes, got"),
         ({"g_s.0.weight": lambda t: t.reshape(2, -1)}, {}, "bytes, got"),

@@ -95,6 +95,12 @@ class CdfTables:
         ]
         return np.ascontiguousarray(np.stack(rows).astype(np.uint16))
 
+    @cached_property
+    def least_bits(self) -> float:
+        """Fewest bits that any symbol can take: of the likeliest symbol of the most certain table."""
+        widest = int(np.diff(self.cdf.astype(np.int64)).max())
+        return float(-np.log2(widest / TOTAL))
+
     def check_indexes(self, indexes: np.ndarray) -> np.ndarray:
         """``indexes`` as contiguous int32. Raises `UsageError` for one outside the tables or no integer."""
         out = as_int32(indexes, "table indexes")

@@ -1,15 +1,16 @@
-"""The ``.rdq`` image container, version 1. Layout and rules: docs/container.md.
+"""The ``.rdq`` image container, version 1. Layout and rules: docs/format.md.
 
 ::
 
     magic        3   "RDQ"
     version      1   1
     fingerprint  8   of the model
-    kind         1   profile in the high nibble, quantizer in the low
+    kind         1   bit 7: with a pixel checksum; bits 4..6: profile; bits 0..3: quantizer
     width        1-5 varint, true size of the picture
     height       1-5 varint
     z length     1-5 varint, bytes of the z stream (0 without a hyperprior)
     y length     1-5 varint
+    pixels       4   CRC32C of the decoded pixels, if bit 7 of kind is set
     checksum     4   CRC32C of everything above, little endian
     z stream, its CRC32C, y stream, its CRC32C
 """
@@ -29,6 +30,8 @@ VERSION = 1
 #: most, and a codec has at most 4,096 channels: 7 * 4096 / 16^2 = 112 for y, 7 * 4096 / 64^2 = 7 for z,
 #: rounded up, which leaves room for the coder's states
 BYTES_PER_PIXEL = 128
+#: bit of the kind byte
+PIXEL_CHECKSUM = 0x80
 
 
 class Profile(IntEnum):
@@ -54,7 +57,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything before the streams. ``lengths``: bytes of the z and y streams."""
+    """Everything before the streams.
+
+    ``lengths``: bytes of the z and y streams. ``pixels``: the decoded picture's `checksum`, if it is there.
+    """
 
     fingerprint: bytes
     profile: Profile
@@ -62,6 +68,12 @@ class Header:
     width: int
     height: int
     lengths: tuple[int, int]
+    pixels: int | None = None
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """CRC32C (Castagnoli); of pixels: of ``height * width * 3`` bytes, rows from the top, R G B."""
+    return int(google_crc32c.value(bytes(data)))
 
 
 def _varint(value: int) -> bytes:
@@ -79,7 +91,7 @@ def _most_bytes(width: int, height: int) -> int:
 
 
 def _crc(data: bytes) -> bytes:
-    return google_crc32c.value(data).to_bytes(4, "little")
+    return checksum(data).to_bytes(4, "little")
 
 
 def write(
@@ -89,8 +101,12 @@ def write(
     width: int,
     height: int,
     streams: tuple[bytes, bytes],
+    pixels: int | None = None,
 ) -> bytes:
-    """A whole file from its parts. Raises `UsageError` for what `read` would refuse."""
+    """A whole file from its parts. Raises `UsageError` for what `read` would refuse.
+
+    ``pixels``: the `checksum` of what the decoder will put out, if the file is to carry it.
+    """
     limits = Limits()
     if not (1 <= width <= limits.side and 1 <= height <= limits.side and width * height <= limits.pixels):
         raise UsageError(f"a picture of {width}x{height} is over the limit of {limits.pixels} pixels a file")
@@ -102,8 +118,11 @@ def write(
             f"{len(z) + len(y)} bytes of streams for a picture of {width}x{height}, "
             f"at most {_most_bytes(width, height)} are possible"
         )
-    head = MAGIC + bytes([VERSION]) + fingerprint + bytes([profile << 4 | quantizer])
+    kind = profile << 4 | quantizer | (0 if pixels is None else PIXEL_CHECKSUM)
+    head = MAGIC + bytes([VERSION]) + fingerprint + bytes([kind])
     head += _varint(width) + _varint(height) + _varint(len(z)) + _varint(len(y))
+    if pixels is not None:
+        head += pixels.to_bytes(4, "little")
     return head + _crc(head) + z + _crc(z) + y + _crc(y)
 
 
@@ -153,12 +172,15 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
     kind = r.take("profile and quantizer", 1)[0]
     width, height = r.varint("width"), r.varint("height")
     lengths = (r.varint("z length"), r.varint("y length"))
+    pixels = None
+    if kind & PIXEL_CHECKSUM:
+        pixels = int.from_bytes(r.take("pixel checksum", 4), "little")
     r.checksum("header", data[: r.at])
     try:
-        profile, quantizer = Profile(kind >> 4), Quantizer(kind & 15)
+        profile, quantizer = Profile(kind >> 4 & 7), Quantizer(kind & 15)
     except ValueError:
         raise UnsupportedVersion(
-            f"the file needs profile {kind >> 4} and quantizer {kind & 15}, unknown to this release"
+            f"the file needs profile {kind >> 4 & 7} and quantizer {kind & 15}, unknown to this release"
         ) from None
     if width == 0 or height == 0:
         raise Corrupt(f"the file says that its picture is {width}x{height}")
@@ -176,7 +198,8 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
         r.checksum(name, streams[-1])
     if r.at != len(data):
         raise Corrupt(f"{len(data) - r.at} byte(s) follow the end of the file's last stream")
-    return r, Header(fingerprint, profile, quantizer, width, height, lengths), (streams[0], streams[1])
+    header = Header(fingerprint, profile, quantizer, width, height, lengths, pixels)
+    return r, header, (streams[0], streams[1])
 
 
 def read(data: bytes, limits: Limits = Limits()) -> tuple[Header, tuple[bytes, bytes]]:
@@ -204,4 +227,4 @@ def describe(data: bytes) -> list[tuple[str, int, int, str]]:
     ]
 
 
-__all__ = ["Header", "Limits", "Profile", "Quantizer", "describe", "read", "write"]
+__all__ = ["Header", "Limits", "Profile", "Quantizer", "checksum", "describe", "read", "write"]

@@ -77,7 +77,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise BadModel(f"{path} is not a safetensors file: {error}") from None
     try:
         header = json.loads(metadata["rdquant"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise BadModel(f"{path} is a safetensors file without a readable rdquant header") from None
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise BadModel(f"{path} has an rdquant header that does not say its kind")
@@ -130,7 +130,7 @@ def load_float(path: Path) -> FloatCodec:
     try:
         s = header["structure"]
         codec = build(str(s["architecture"]), int(s["N"]), int(s["M"]))
-    except (KeyError, TypeError, ValueError, RdquantError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, RdquantError) as error:
         raise BadModel(f"{path}: bad structure: {error}") from None
     expected = codec.state_dict()
     if missing := sorted(set(expected) ^ set(tensors)):
@@ -221,6 +221,8 @@ def _levels(tensors: dict[str, Tensor], entry: dict[str, Any]) -> np.ndarray:
     name, bits = f"{entry['name']}.levels", int(entry["bits"])
     if name in tensors:
         return tensors[name].to(torch.int64).numpy()
+    if not 2 <= bits <= 16:  # before anything of that size is made
+        raise BadModel(f"{entry['name']}.bits must be 2..16, got {bits}")
     top = 2 ** (bits - 1) - 1
     return np.arange(-top, top + 1)
 
@@ -269,8 +271,11 @@ def _expand(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
             gamma = unpack(tensors[name].numpy(), int(entry["gdn"]["bits"]), channels**2)
             out[name] = torch.from_numpy(gamma.astype(np.int64)).reshape(channels, channels)
         if "compensate" in entry:
+            stored, count = tensors[f"{entry['name']}.feedback"], shape[0] * (shape[0] - 1) // 2
+            if stored.shape != (count,):
+                raise BadModel(f"{entry['name']}.feedback must be flat {count}, got {tuple(stored.shape)}")
             feedback = torch.zeros(shape[0], shape[0], dtype=torch.int64)
-            feedback[_above_diagonal(shape[0])] = tensors[f"{entry['name']}.feedback"].to(torch.int64)
+            feedback[_above_diagonal(shape[0])] = stored.to(torch.int64)
             out[f"{entry['name']}.feedback"] = feedback
     for name in ("y_tables", "z_tables"):
         if f"{name}.frequencies" in tensors:
@@ -323,7 +328,7 @@ def load_integer(path: Path) -> IntegerCodec:
         codec.check()
     except KeyError as error:
         raise BadModel(f"{path}: missing {error}") from None
-    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError) as error:
         raise BadModel(f"{path}: bad structure: {error}") from None
     except BadModel as error:
         raise BadModel(f"{path}: {error}") from None

@@ -30,6 +30,7 @@ from ..latents import FIXED_HI, FIXED_LO, FixedPointScalar
 from .arithmetic import requantize
 from .network import Engine, IntegerNetwork, default_engine
 from .stages import Requantize
+from .unrounded import UnroundedNetwork
 
 Z_FRACTION_BITS = 8
 #: bits by which a latent channel may be scaled up before g_s
@@ -167,10 +168,19 @@ class IntegerCodec:
         """Means of a factorized latent: its channels' medians. int32, ``shape``."""
         return self.medians.reshape(1, -1, 1, 1).expand(shape)
 
-    def synthesis(self, y_hat: Tensor) -> Tensor:
-        """y_hat, 16-bit fixed point -> uint8 pixels."""
+    @cached_property
+    def _unrounded(self) -> UnroundedNetwork:
+        return UnroundedNetwork(self.networks["g_s"])
+
+    def synthesis(self, y_hat: Tensor, exact: bool = True) -> Tensor:
+        """y_hat, 16-bit fixed point -> uint8 pixels.
+
+        ``exact``: the same pixels everywhere; otherwise faster, see `rdquant.integer.unrounded`.
+        """
         scale = torch.exp2(self.latent_shift.double()).reshape(1, -1, 1, 1).to(y_hat.device)
         shifted = (y_hat * scale).clamp_(FIXED_LO, FIXED_HI)  # exact: below 2^23
+        if not exact:
+            return self._unrounded.run(shifted).to(torch.uint8)
         return self.networks["g_s"].run(shifted, self.engine).to(torch.uint8)
 
 

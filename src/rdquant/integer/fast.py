@@ -24,6 +24,8 @@ from .stages import Compensate, DivisiveNormalization, IntegerConv, Stage
 EXACT = 2**24
 #: positions handled at a time by the GDN epilogue, so that its planes stay in cache
 CHUNK = 8192
+#: and by compensated rounding, and of its channels
+COMPENSATE_CHUNK, GROUP = 2048, 32
 
 
 def _float_conv(q: Tensor, weight: Tensor, conv: IntegerConv) -> Tensor:
@@ -94,8 +96,30 @@ def _rows(t: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
 
 
 def _compensate(v: np.ndarray, e: Compensate, out: np.ndarray) -> None:
+    """``v: (P, C)`` -> ``out: (P, C)``, which may be v. Errors go from group to group as a matrix product."""
     low, high = (end.numpy() for end in e.ends())
-    kernels.compensate(v, low, high, e.feedback.double().numpy(), out)
+    feedback = e.feedback.double()
+    channels = v.shape[1]
+    for start in range(0, len(v), COMPENSATE_CHUNK):
+        rows = slice(start, start + COMPENSATE_CHUNK)
+        errors = torch.empty(len(v[rows]), channels, dtype=torch.float64)
+        for first in range(0, channels, GROUP):
+            group = slice(first, first + GROUP)
+            # float64: exact, sums stay below 2^40
+            passed = (errors[:, :first] @ feedback[:first, group]).numpy()
+            inside = feedback[group, group].contiguous().numpy()
+            kernels.compensate(
+                v[rows, group], passed, low[group], high[group], inside,
+                errors[:, group].numpy(), out[rows, group],
+            )  # fmt: skip
+
+
+def _products(high: np.ndarray, low: np.ndarray, gamma: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Both planes of the squares times gamma, exact: in float32 where the sums stay below 2^24."""
+    kind = torch.float32 if int(gamma.sum(0).max()) * 255 < EXACT else torch.float64
+    g = gamma.to(kind)
+    a, b = ((torch.from_numpy(part).to(kind) @ g).numpy() for part in (high, low))
+    return a, b
 
 
 def compensate(v: Tensor, e: Compensate) -> Tensor:
@@ -109,27 +133,29 @@ def compensate(v: Tensor, e: Compensate) -> Tensor:
 def run_stage(stage: Stage, q: Tensor) -> Tensor:
     """One stage: ``(B, I, H, W)`` float32 -> ``(B, O, H', W')`` float32, channels last."""
     acc, (b, h, w) = _rows(accumulate(q, stage.conv))
-    bias = stage.conv.bias.numpy()
+    bias = stage.conv.bias.double().numpy()
     e = stage.epilogue
     out = np.empty(acc.shape, np.float32)
+    factor = e.factor.as_float().numpy()
+    lo, hi = float(e.lo), float(e.hi)
     if isinstance(e, DivisiveNormalization):
         gamma = e.gamma.double().T.contiguous()
-        args = (e.beta.numpy(), e.inverse, e.factor.m.numpy(), e.factor.shift.numpy(), e.lo, e.hi)
+        beta, wide = e.beta.double().numpy(), e.widen.as_float().numpy()
+        m, power = e.factor.m.double().numpy(), torch.exp2(e.factor.shift.double()).numpy()
         for start in range(0, len(acc), CHUNK):
             rows = slice(start, start + CHUNK)
-            x, v = kernels.widen(acc[rows], bias, e.widen.m.numpy(), e.widen.shift.numpy())
-            norm = (torch.from_numpy(v) @ gamma).numpy()  # float64: exact, sums stay below 2^53
-            kernels.normalize(x, norm, *args, out[rows])
+            x, high, low = kernels.widen(acc[rows], bias, wide)
+            high, low = _products(high, low, gamma)
+            if e.inverse:
+                kernels.denormalize(x, high, low, beta, factor, lo, hi, out[rows])
+            else:
+                kernels.normalize(x, high, low, beta, m, power, lo, hi, out[rows])
     elif isinstance(e, Compensate):
-        factor = e.factor.m.numpy(), e.factor.shift.numpy()
-        kernels.requantize(acc, bias, *factor, *factor, -V_LIMIT, V_LIMIT, out)
+        kernels.requantize(acc, bias, factor, factor, float(-V_LIMIT), float(V_LIMIT), out)
         _compensate(out, e, out)
     else:
-        negative = e.negative or e.factor
-        kernels.requantize(
-            acc, bias, e.factor.m.numpy(), e.factor.shift.numpy(),
-            negative.m.numpy(), negative.shift.numpy(), e.lo, e.hi, out,
-        )  # fmt: skip
+        negative = factor if e.negative is None else e.negative.as_float().numpy()
+        kernels.requantize(acc, bias, factor, negative, lo, hi, out)
     return torch.from_numpy(out).reshape(b, h, w, -1).permute(0, 3, 1, 2)
 
 
@@ -144,13 +170,18 @@ def run(stages: tuple[Stage, ...], q: Tensor) -> Tensor:
 
 @functools.cache
 def self_test() -> bool:
-    """Whether float32 convolutions of this machine are exact on worst-case integers (cached).
+    """Whether float32 convolutions and products of this machine are exact on worst-case integers (cached).
 
     Sums just below 2^24 with alternating signs and odd values: an algorithm with fractions or a
     shortened mantissa cannot get them right.
     """
     generator = torch.Generator().manual_seed(0)
     ok = True
+    # the same of matrix products: 64 products just below 2^18 each
+    planes = torch.randint(0, 128, (257, 64), generator=generator) * 2.0 + 1
+    gamma = torch.randint(0, 512, (64, 64), generator=generator) * 2.0 + 1
+    for found in _products(planes.numpy(), planes.numpy(), gamma.double()):
+        ok &= torch.equal(torch.from_numpy(found).double(), planes.double() @ gamma.double())
     for channels, k, stride, transposed in ((96, 5, 2, False), (96, 5, 2, True), (64, 3, 1, False)):
         weight = torch.randint(-63, 64, (channels, channels, k, k), generator=generator, dtype=torch.int16)
         weight = weight | 1

@@ -1,7 +1,7 @@
 """numba kernels of the fast engine. Reference: `rdquant.integer.arithmetic`; tested equal.
 
-Rows are positions, columns are channels (channels-last). All arithmetic is int64, or float64 where a
-square root or division is needed: single IEEE operations on integers below 2^53.
+Rows are positions, columns are channels (channels-last). All arithmetic is float64, which vectorizes where
+int64 does not: IEEE operations on integers, or integers times powers of two, of at most 53 bits.
 """
 
 from __future__ import annotations
@@ -17,88 +17,101 @@ _ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
 _ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
 #: positions that compensated rounding takes at a time
 _BLOCK = 32
-_SQUARE_HALF = 1 << (SQUARE_SHIFT - 1)
+_SQUARE_SCALE = 2.0**-SQUARE_SHIFT
+_X_LO, _X_HI = float(X_LO), float(X_HI)
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def requantize(acc, bias, m, shift, negative_m, negative_shift, lo, hi, out):  # type: ignore[no-untyped-def]
-    """``acc: (P, C)`` float -> ``out: (P, C)`` float32; `negative_*` serve accumulators below zero."""
+def requantize(acc, bias, factor, negative, lo, hi, out):  # type: ignore[no-untyped-def]
+    """``acc: (P, C)`` float -> ``out: (P, C)`` float32; ``negative`` serves accumulators below zero.
+
+    ``bias, factor, negative: (C,)`` float64: factors ``m * 2^-shift``. An accumulator has 36 bits and m 16,
+    so that the product is exact, and so is the sum with 1/2 (shift <= 46).
+    """
     rows, channels = acc.shape
-    half = np.empty(channels, np.int64)
-    negative_half = np.empty(channels, np.int64)
-    for c in range(channels):
-        half[c] = (np.int64(1) << np.int64(shift[c])) >> 1
-        negative_half[c] = (np.int64(1) << np.int64(negative_shift[c])) >> 1
     for p in prange(rows):
         for c in range(channels):
-            a = np.int64(acc[p, c]) + bias[c]
-            positive = (a * np.int64(m[c]) + half[c]) >> np.int64(shift[c])
-            negative = (a * np.int64(negative_m[c]) + negative_half[c]) >> np.int64(negative_shift[c])
-            q = positive if a >= 0 else negative
+            a = np.float64(acc[p, c]) + bias[c]
+            q = np.floor(a * (factor[c] if a >= 0 else negative[c]) + 0.5)
             out[p, c] = np.float32(min(max(q, lo), hi))
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def compensate(v, lo, hi, feedback, out):  # type: ignore[no-untyped-def]
-    """``v: (P, C)`` in units of ``2^-ERROR_BITS`` steps -> ``out: (P, C)`` float32; may be the same array.
+def compensate(v, passed, lo, hi, feedback, errors, out):  # type: ignore[no-untyped-def]
+    """A group of channels: ``v: (P, G)`` in units of ``2^-ERROR_BITS`` steps -> ``out: (P, G)`` float32.
 
-    ``lo, hi: (C,)`` float64; ``feedback: (C, C)`` float64, upper triangle used. Channels go one after
-    another, so that vectors run over a block of positions.
+    ``passed: (P, G)`` float64: what earlier groups pass on; ``errors: (P, G)`` float64 is filled, for later
+    ones. ``lo, hi: (G,)``, ``feedback: (G, G)`` float64, upper triangle used. Channels go one after another,
+    so that vectors run over a block of positions. ``out`` may be ``v``.
     """
     rows, channels = v.shape
     for b in prange((rows + _BLOCK - 1) // _BLOCK):
         start = b * _BLOCK
         count = min(_BLOCK, rows - start)
         u = np.zeros((channels, _BLOCK), np.float64)
-        errors = np.empty(_BLOCK, np.float64)
+        e = np.empty((channels, _BLOCK), np.float64)
         for p in range(count):
             for c in range(channels):
-                u[c, p] = min(max(np.float64(v[start + p, c]), -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
+                first = min(max(np.float64(v[start + p, c]), -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
+                u[c, p] = first + passed[start + p, c]
         for i in range(channels):
             low, high = lo[i], hi[i]
             for p in range(_BLOCK):
                 q = min(max(np.floor(u[i, p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5), low), high)
                 error = np.floor(u[i, p] * (1 / _FEEDBACK_ONE) + 0.5) - q * _ERROR_ONE
-                errors[p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
+                e[i, p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
                 u[i, p] = q
             for j in range(i + 1, channels):
                 factor = feedback[i, j]
                 for p in range(_BLOCK):
-                    u[j, p] += errors[p] * factor
+                    u[j, p] += e[i, p] * factor
         for p in range(count):
             for c in range(channels):
                 out[start + p, c] = np.float32(u[c, p])
+                errors[start + p, c] = e[c, p]
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def widen(acc, bias, m, shift):  # type: ignore[no-untyped-def]
-    """Accumulators to 16-bit x and its squares v (float64, for the matrix product)."""
+def widen(acc, bias, factor):  # type: ignore[no-untyped-def]
+    """Accumulators to 16-bit x and its squares, as ``256 high + low``, both float32 ``(P, C)``."""
     rows, channels = acc.shape
     x = np.empty((rows, channels), np.int16)
-    v = np.empty((rows, channels), np.float64)
+    high = np.empty((rows, channels), np.float32)
+    low = np.empty((rows, channels), np.float32)
     for p in prange(rows):
         for c in range(channels):
-            a = np.int64(acc[p, c]) + bias[c]
-            s = np.int64(shift[c])
-            q = (a * np.int64(m[c]) + ((np.int64(1) << s) >> 1)) >> s
-            q = min(max(q, X_LO), X_HI)
-            x[p, c] = q
-            v[p, c] = np.float64(min((q * q + _SQUARE_HALF) >> SQUARE_SHIFT, 65535))
-    return x, v
+            q = np.floor((np.float64(acc[p, c]) + bias[c]) * factor[c] + 0.5)
+            q = min(max(q, _X_LO), _X_HI)
+            x[p, c] = np.int16(q)
+            v = min(np.floor(q * q * _SQUARE_SCALE + 0.5), 65535.0)
+            h = np.floor(v * (1 / 256))
+            high[p, c] = np.float32(h)
+            low[p, c] = np.float32(v - 256.0 * h)
+    return x, high, low
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def normalize(x, norm, beta, inverse, m, shift, lo, hi, out):  # type: ignore[no-untyped-def]
-    """(Inverse) GDN of 16-bit x with ``norm`` still without beta; writes float32 activations."""
+def denormalize(x, high, low, beta, factor, lo, hi, out):  # type: ignore[no-untyped-def]
+    """Inverse GDN of 16-bit x with the norm ``256 high + low + beta``; writes float32 activations.
+
+    ``beta, factor: (C,)`` float64. x has 16 bits, the root 21 and m 16: products are exact.
+    """
     rows, channels = x.shape
     for p in prange(rows):
         for c in range(channels):
-            n = norm[p, c] + np.float64(beta[c])
-            root = np.int64(np.floor(np.sqrt(n * _ROOT_FACTOR)))
-            s = np.int64(shift[c])
-            if inverse:
-                q = (np.int64(x[p, c]) * root * np.int64(m[c]) + ((np.int64(1) << s) >> 1)) >> s
-            else:
-                d = np.float64(root << s)
-                q = np.int64(np.floor((2.0 * np.float64(x[p, c]) * np.float64(m[c]) + d) / (2.0 * d)))
+            norm = 256.0 * np.float64(high[p, c]) + np.float64(low[p, c]) + beta[c]
+            root = np.floor(np.sqrt(norm * _ROOT_FACTOR))
+            q = np.floor(np.float64(x[p, c]) * root * factor[c] + 0.5)
+            out[p, c] = np.float32(min(max(q, lo), hi))
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def normalize(x, high, low, beta, m, power, lo, hi, out):  # type: ignore[no-untyped-def]
+    """GDN of 16-bit x, norms as in `denormalize`; ``m, power: (C,)`` float64, power being 2^shift."""
+    rows, channels = x.shape
+    for p in prange(rows):
+        for c in range(channels):
+            norm = 256.0 * np.float64(high[p, c]) + np.float64(low[p, c]) + beta[c]
+            d = np.floor(np.sqrt(norm * _ROOT_FACTOR)) * power[c]
+            q = np.floor((2.0 * np.float64(x[p, c]) * m[c] + d) / (2.0 * d))
             out[p, c] = np.float32(min(max(q, lo), hi))

@@ -14,6 +14,7 @@ from ..errors import BadModel, UsageError
 from . import fast
 from .arithmetic import V_LIMIT, compensate, gdn, requantize, squares
 from .stages import X_HI, X_LO, Compensate, DivisiveNormalization, IntegerConv, Stage
+from .strips import in_strips
 
 #: "reference": float64 on any device. "fast": float32 convolutions proven exact, numba epilogues, CPU.
 Engine = Literal["reference", "fast"]
@@ -82,12 +83,17 @@ class IntegerNetwork:
     def run(self, q: Tensor, engine: Engine) -> Tensor:
         """``q: (B, I, H, W)`` of any dtype, holding integers -> the last stage's integers.
 
-        Values outside the first stage's range are clipped to it: no bound is ever broken.
+        Values outside the first stage's range are clipped to it: no bound is ever broken. Large inputs go
+        through in strips, which changes nothing but the memory it takes.
         """
         first = self.stages[0].conv
-        if engine == "fast":
-            return fast.run(self.stages, q.clamp(first.lo, first.hi))
-        out = q.double().clamp(first.lo, first.hi)
-        for stage in self.stages:
-            out = run_reference(stage, out)
-        return out
+
+        def run(part: Tensor) -> Tensor:
+            if engine == "fast":
+                return fast.run(self.stages, part.clamp(first.lo, first.hi))
+            out = part.double().clamp(first.lo, first.hi)
+            for stage in self.stages:
+                out = run_reference(stage, out)
+            return out
+
+        return in_strips(self.stages, q, run)

@@ -43,6 +43,8 @@ IMAGE_COUNTS = (1, 2, 5, 10, 20, 50)
 IMAGES = 20
 #: gradients of a cell that has them: fewer and smaller than those of `rdquant quantize`
 GRADIENTS: dict[str, Any] = {"steps": 40, "crop": 128, "compile": False}
+#: and of the rounds in which mixings are learned, of all cells
+MIXING_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def grid() -> list[Cell]:
         column, width = f"W{w}A{a}", _width(w, a)
         cells += [Cell("strategy", s, column, width, {**GRADIENTS, "strategy": s}) for s in STRATEGIES]
         cells += [Cell("format", f, column, {**width, "number_format": f}, _searched(w)) for f in FORMATS]
-    for w, a in ((10, 10), *WIDTHS, (6, 6)):
+    for w, a in ((10, 10), *WIDTHS):
         column, width = f"W{w}A{a}", _width(w, a)
         for rule in ("minmax", "percentile", "mse"):
             cells.append(Cell("range", rule, column, {**width, **_rule(rule)}, none))
@@ -92,7 +94,7 @@ def grid() -> list[Cell]:
         cells.append(Cell("range", "rd scales", column, {**width, **_rule("mse")}, scales))
         cells.append(Cell("range", "mixing, two-sided rounding", column, width, none))
         cells.append(Cell("range", "default", column, width, _searched(w)))
-    for w, a in ((8, 8), (6, 8), (4, 8), (8, 6), (8, 4)):
+    for w, a in ((8, 8), (4, 8), (8, 4)):
         column, width = f"W{w}A{a}", _width(w, a)
         cells += [Cell("mixing", m, column, {**width, "mixing": m}, none) for m in MIXES]
         cells += [Cell("rounding", r, column, {**width, "rounding": r}, none) for r in ROUNDINGS]
@@ -125,7 +127,7 @@ def grid() -> list[Cell]:
         ("rounding, biases, by J itself", {**GRADIENTS, "objective": "J"}),
     )
     for row, rdo in parts:
-        for w, a in WIDTHS:
+        for w, a in ((8, 8), (4, 8)):
             cells.append(Cell("parts", row, f"W{w}A{a}", _width(w, a), rdo))
     return cells
 
@@ -232,7 +234,7 @@ class Study:
             stored: dict[str, Any] = json.loads(path.read_text())
             return stored
         pictures = self.chosen(cell.images, cell.choice)
-        quantize = QuantizeConfig(**cell.quantize)
+        quantize = QuantizeConfig(**{"mixing_steps": MIXING_STEPS, **cell.quantize})
         rdo = RdoConfig(**{"lambda_": self.lambda_, **self.rdo, **cell.rdo})
         start = time.perf_counter()
         key = _preparation(cell)

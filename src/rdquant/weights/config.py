@@ -79,6 +79,8 @@ class QuantizeConfig:
 
     mixing: Mix = "compensated"
     """Of the channels behind each GDN, before they are rounded: see `rdquant.weights.mixing`."""
+    mixing_steps: int | None = None
+    """Gradient steps of each round that learns a mixing; None: `rdquant.weights.mixing.STEPS`."""
 
     def __post_init__(self) -> None:
         for where, bits in (("weight bits", self.weight_bits), *self.layer_bits.items()):
@@ -104,6 +106,8 @@ class QuantizeConfig:
             raise UsageError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {self.rounding!r}")
         if self.mixing not in MIXES:
             raise UsageError(f"mixing must be one of {', '.join(MIXES)}, got {self.mixing!r}")
+        if self.mixing_steps is not None and self.mixing_steps < 1:
+            raise UsageError(f"mixing_steps must be 1 or more, got {self.mixing_steps}")
         if not 0 <= self.channel_exponent <= 1:
             raise UsageError(f"channel_exponent must be in 0..1, got {self.channel_exponent}")
 

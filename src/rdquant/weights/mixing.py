@@ -208,13 +208,18 @@ def rounding_cost(matrix: Tensor, samples: Tensor, sensitivity: Tensor, share: f
 
 
 def learn_matrix(
-    pool: Tensor, first: Tensor, sensitivity: Tensor, share: float | None, seed: int = 0
+    pool: Tensor,
+    first: Tensor,
+    sensitivity: Tensor,
+    share: float | None,
+    seed: int = 0,
+    steps: int | None = None,
 ) -> Tensor:
     """An invertible ``(C, C)`` with a low `rounding_cost`, by Adam from a random rotation.
 
     ``pool: (C, S)``: all that may decide a range; ``first``: indexes into it to begin with.
     """
-    channels = len(pool)
+    channels, steps = len(pool), steps or STEPS
     generator = torch.Generator().manual_seed(seed)
     start = torch.linalg.qr(torch.randn(channels, channels, generator=generator))[0]
     # channels of one energy to begin with, so that the rate of the steps suits all of them
@@ -225,8 +230,8 @@ def learn_matrix(
     chosen = first
     for k in range(ROUNDS):
         samples = pool[:, chosen].float() / energy[:, None]
-        for step in range(STEPS):
-            optimizer.param_groups[0]["lr"] = RATE * (1 - (k + step / STEPS) / ROUNDS)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = RATE * (1 - (k + step / steps) / ROUNDS)
             loss = torch.log(rounding_cost(matrix, samples, sensitivity, share))
             optimizer.zero_grad()
             loss.backward()
@@ -273,15 +278,16 @@ def find_mixings(
         )
         cost = sensitivities[gdn]
         share = WEIGHT_SHARE * 4.0 ** (bits - config.bits_of(_neighbour(codec, gdn, 1)))
-        matrix = learn_matrix(pool, first, cost, share if compensated else None)
+        steps = config.mixing_steps
+        matrix = learn_matrix(pool, first, cost, share if compensated else None, steps=steps)
         scale = INPUT_HEADROOM * largest / top
         mixings[gdn] = Mixing.of(matrix, scale, top, MIXING_BITS, cost if compensated else None)
     if compensated and "g_s" in parts:
-        mixings[LATENT] = _latent_mixing(codec, found.latent_energy)
+        mixings[LATENT] = _latent_mixing(codec, found.latent_energy, config.mixing_steps)
     return mixings, {k: s for k, s in sensitivities.items() if k not in found.flows}
 
 
-def _latent_mixing(codec: FloatCodec, energy: Tensor) -> Mixing:
+def _latent_mixing(codec: FloatCodec, energy: Tensor, steps: int | None) -> Mixing:
     """T of the latent: weights ``w' = T^-T w`` are rounded, and latents ``T y`` weigh their errors.
 
     The same problem with the roles changed: the ranges are those of weights, the price is that of errors
@@ -295,7 +301,7 @@ def _latent_mixing(codec: FloatCodec, energy: Tensor) -> Mixing:
         weight = weight.transpose(0, 1)
     rows = weight / weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     pool = rows.transpose(0, 1).flatten(1)  # (M, O * k * k)
-    matrix = learn_matrix(pool, torch.arange(pool.shape[1]), energy, 0.0)
+    matrix = learn_matrix(pool, torch.arange(pool.shape[1]), energy, 0.0, steps=steps)
     matrix = matrix / (matrix @ pool.double()).abs().amax(1, keepdim=True)
     step = torch.full((codec.M,), 2.0**-LATENT_BITS, dtype=torch.float64)
     return Mixing.of(torch.linalg.inv(matrix).T.contiguous(), step, FIXED_HI, LATENT_MIXING_BITS)

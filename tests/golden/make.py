@@ -1,0 +1,88 @@
+"""Writes the golden files: run by hand, once per format version, never to make a test pass.
+
+    python tests/golden/make.py NAME
+
+Models and pictures here were written by the release that CHANGELOG.md names with them. Every later release
+must decode them to the same pixels; `golden.json` has the SHA-256 of those. Existing files are not replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from skimage.data import astronaut
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+#: model name -> architecture, options of QuantizeConfig
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "factorized-w8": ("bmshj2018-factorized", {}),
+    "hyperprior-w8": ("bmshj2018-hyperprior", {}),
+    "mean-w8": ("mbt2018-mean", {}),
+    "mean-w4": ("mbt2018-mean", {"weight_bits": 4, "layer_bits": {"g_a.0": 9, "h_s.2": 6, "g_s.2": 3}}),
+    "mean-plain-w8": ("mbt2018-mean", {"mixing": "none", "granularity": "tensor"}),
+    # large latents: fewer fraction bits, values that are clipped; and latents that are shifted before g_s
+    "mean-loud-w8": ("mbt2018-mean", {"mixing": "none"}),
+    "mean-shift-w8": ("mbt2018-mean", {"mixing": "none"}),
+    "factorized-loud-w8": ("bmshj2018-factorized", {}),
+}
+#: factor on the last weights of g_a, and so on the latents
+LOUD = 5.0
+#: picture name -> (top, left, height, width) in the astronaut
+PICTURES = {
+    "1x1": (80, 200, 1, 1),
+    "70x45": (60, 190, 70, 45),
+    "96x128": (300, 100, 96, 128),
+    "noise": (0, 0, 64, 80),
+}
+
+
+def picture(name: str) -> np.ndarray:
+    if name == "noise":  # black and white, as calibration has not seen it
+        return np.random.default_rng(0).integers(0, 2, (*PICTURES[name][2:], 3), np.uint8) * np.uint8(255)
+    top, left, height, width = PICTURES[name]
+    return np.ascontiguousarray(astronaut()[top : top + height, left : left + width])
+
+
+def sha256(pixels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def main() -> None:
+    from conftest import small_codec
+    from rdquant.files.models import save_integer
+    from rdquant.load import open_coder
+    from rdquant.weights import QuantizeConfig, quantize
+
+    index = HERE / "golden.json"
+    known: dict[str, str] = json.loads(index.read_text()) if index.exists() else {}
+    photo = astronaut()
+    for model, (architecture, options) in MODELS.items():
+        path = HERE / f"{model}.safetensors"
+        if not path.exists():
+            codec = small_codec(architecture)
+            if "loud" in model:
+                codec.g_a[-1].weight.data *= LOUD
+                codec.g_s[0].weight.data /= LOUD
+            if "shift" in model:
+                codec.g_s[0].weight.data *= torch.logspace(0, -2, codec.M).reshape(-1, 1, 1, 1)
+            calibration = [photo[:128, :128], photo[128:256, 128:256]]
+            save_integer(quantize(codec, calibration, QuantizeConfig(**options)), path)
+        coder = open_coder(str(path))
+        for name in PICTURES:
+            if f"{model}-{name}" not in known:
+                data = coder.encode(picture(name), pixel_checksum=name == "70x45")
+                (HERE / f"{model}-{name}.rdq").write_bytes(data)
+                known[f"{model}-{name}"] = sha256(coder.decode(data))
+    index.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
