@@ -6,6 +6,7 @@ python benchmarks/tables.py           (--check: only say whether they are up to 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -100,9 +101,85 @@ def rans() -> str:
     )
 
 
+def determinism() -> str:
+    """What differs between configurations of one machine."""
+    r = json.loads((RESULTS / "determinism.json").read_text())
+    kinds = list(next(iter(r["differences"].values())))
+    rows = ["| configuration | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for name, row in r["differences"].items():
+        cells = [f"{c['differ']:,}" + (f" (by {c['largest']})" if c["differ"] else "") for c in row.values()]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    counts = ", ".join(f"{k}: {v['of']:,}" for k, v in next(iter(r["differences"].values())).items())
+    gap = r["approximate against exact"]
+    note = (
+        f"Values that differ from those of `{r['against']}`, {r['pictures']} pictures of Kodak and "
+        f"TecNick, {r['model']}; in brackets the largest difference. Of {counts}. Approximate pixels "
+        f"differ from exact ones in {100 * gap['differ'] / gap['of']:.1f} % of samples, by more than 1 in "
+        f"{100 * gap['more than 1'] / gap['of']:.2g} %, by {gap['largest']} at most. {r['machine']['cpu']}, "
+        f"{r['machine']['date']}. (`determinism.json`)"
+    )
+    return "\n".join([*rows, "", note])
+
+
+def damage() -> str:
+    """Damaged files, and fuzzing."""
+    d, f = (json.loads((RESULTS / f"{n}.json").read_text()) for n in ("damage", "fuzz"))
+    pictures = sum(sum(p.values()) for p in d["pictures_from_damage"].values())
+    errors, minutes = d["cases"] - pictures, f["seconds"] / 60
+    return (
+        f"{d['cases']:,} damaged files, made of {len(d['files'])} small ones: {errors:,} errors of the "
+        f"documented tree, {pictures} pictures (all of them lies about a size within the padding, with right "
+        "checksums, in files without a pixel checksum), the slowest answer after "
+        f"{d['slowest_seconds']:.2f} s, at most {d['peak_memory_mb']:.0f} MB for the whole process "
+        f"(`damage.json`). Coverage-guided fuzzing: {f['executions']:,} executions in {minutes:.0f} minutes, "
+        f"{f['findings']} findings, coverage from {f['coverage_points_at_start']} to {f['coverage_points']} "
+        f"points, corpus of {f['corpus']} (`fuzz.json`)."
+    )
+
+
+def decode() -> str:
+    """What exactness costs."""
+    r = json.loads((RESULTS / "decode-time.json").read_text())
+    rows = ["| decoder | seconds | ratio | of these, before the synthesis |", "|---|---|---|---|"]
+    for way, seconds in r["median_seconds"].items():
+        before = r["median_seconds_without_synthesis"][way]
+        rows.append(f"| {way} | {seconds:.3f} | {r['ratio_to_float'][way]:.2f} | {before:.3f} |")
+    note = (
+        f"Medians over {r['pictures']} Kodak pictures, decoders taking turns, {r['model']}, "
+        f"{r['threads']} threads, {r['machine']['cpu']}. (`decode-time.json`)"
+    )
+    return "\n".join([*rows, "", note])
+
+
+def ablation(table: str) -> str:
+    """One table of the ablation."""
+    r = json.loads((RESULTS / "ablation.json").read_text())
+    t = r["tables"][table]
+    rows = ["| " + " | ".join(t["columns"]) + " |", "|---" * len(t["columns"]) + "|"]
+    for name, *values in t["rows"]:
+        rows.append(f"| {name} | " + " | ".join(f"{v:+.2f} %" for v in values) + " |")
+    return "\n".join([*rows, "", f"{r['note']} (`ablation.json`, table `{table}`)"])
+
+
 def updated(text: str) -> str:
     """``text`` with every marked block made anew."""
-    makers = {"zoo": zoo, "bdrate": bdrate, "rans": rans, "widths": widths, "growth": growth}
+    makers = {
+        "zoo": zoo, "bdrate": bdrate, "rans": rans, "widths": widths, "growth": growth,
+        "determinism": determinism, "damage": damage, "decode": decode,
+    }  # fmt: skip
+    for table in (
+        "strategy",
+        "format",
+        "range",
+        "mixing",
+        "rounding",
+        "bias",
+        "images",
+        "what",
+        "scope",
+        "parts",
+    ):
+        makers[f"ablation_{table}"] = functools.partial(ablation, table)
     return MARK.sub(lambda m: f"{m[1]}{makers[m[2]]()}\n{m[3]}", text)
 
 

@@ -1,0 +1,42 @@
+"""The corpus that fuzzing left (benchmarks/fuzz.py), and seconds of fuzzing where atheris is installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fuzz_target
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def test_the_corpus_is_answered() -> None:
+    files = sorted(CORPUS.glob("*"))
+    assert len(files) > 50
+    for path in files:
+        fuzz_target.run(path.read_bytes())
+
+
+def test_seeds_are_answered() -> None:
+    for data in fuzz_target.seeds().values():
+        fuzz_target.run(data)
+
+
+def test_the_target_sees_an_error_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("not in the tree")
+
+    monkeypatch.setattr("rdquant.coder.read", broken)
+    with pytest.raises(IndexError):
+        fuzz_target.run(bytes(2) + b"RDQ")
+
+
+def test_seconds_of_fuzzing(tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
+    script = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
+    command = [sys.executable, str(script), "--seconds", "10", "--corpus", str(tmp_path), "--out", ""]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
