@@ -18,18 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
-from .arithmetic import V_LIMIT
 from .stages import Compensate, DivisiveNormalization, IntegerConv, Stage
 
 EXACT = 2**24
 #: positions handled at a time by the GDN epilogue, so that its planes stay in cache
 CHUNK = 8192
 #: and by compensated rounding, and of its channels
-COMPENSATE_CHUNK, GROUP = 2048, 32
+COMPENSATE_CHUNK, GROUP = 4096, 32
 
 
 def _float_conv(q: Tensor, weight: Tensor, conv: IntegerConv) -> Tensor:
     padding = weight.shape[2] // 2
+    if weight.shape[2] == 1 and conv.stride == 1:  # a matrix, which products do in half the time
+        matrix = weight[:, :, 0, 0] if conv.transposed else weight[:, :, 0, 0].T
+        return (q.permute(0, 2, 3, 1) @ matrix).permute(0, 3, 1, 2)
     if conv.transposed:
         return F.conv_transpose2d(
             q, weight, stride=conv.stride, padding=padding, output_padding=conv.stride - 1
@@ -95,21 +97,27 @@ def _rows(t: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
     )
 
 
-def _compensate(v: np.ndarray, e: Compensate, out: np.ndarray) -> None:
-    """``v: (P, C)`` -> ``out: (P, C)``, which may be v. Errors go from group to group as a matrix product."""
+def _compensate(
+    acc: np.ndarray, bias: np.ndarray, factor: np.ndarray, e: Compensate, out: np.ndarray
+) -> None:
+    """``acc: (P, C)`` -> ``out: (P, C)``, which may be the same array.
+
+    Errors go from one group of channels to the later ones as a matrix product.
+    """
     low, high = (end.numpy() for end in e.ends())
     feedback = e.feedback.double()
-    channels = v.shape[1]
-    for start in range(0, len(v), COMPENSATE_CHUNK):
+    channels = acc.shape[1]
+    room = torch.empty(min(len(acc), COMPENSATE_CHUNK), channels, dtype=torch.float64)
+    for start in range(0, len(acc), COMPENSATE_CHUNK):
         rows = slice(start, start + COMPENSATE_CHUNK)
-        errors = torch.empty(len(v[rows]), channels, dtype=torch.float64)
+        errors = room[: len(acc[rows])]
         for first in range(0, channels, GROUP):
             group = slice(first, first + GROUP)
             # float64: exact, sums stay below 2^40
             passed = (errors[:, :first] @ feedback[:first, group]).numpy()
             inside = feedback[group, group].contiguous().numpy()
             kernels.compensate(
-                v[rows, group], passed, low[group], high[group], inside,
+                acc[rows, group], bias[group], factor[group], passed, low[group], high[group], inside,
                 errors[:, group].numpy(), out[rows, group],
             )  # fmt: skip
 
@@ -125,8 +133,8 @@ def _products(high: np.ndarray, low: np.ndarray, gamma: Tensor) -> tuple[np.ndar
 def compensate(v: Tensor, e: Compensate) -> Tensor:
     """`rdquant.integer.arithmetic.compensate` for float32 ``v: (B, C, H, W)`` that holds integers."""
     rows, (b, h, w) = _rows(v)
-    out = np.empty(rows.shape, np.float32)
-    _compensate(rows, e, out)
+    out, channels = np.empty(rows.shape, np.float32), rows.shape[1]
+    _compensate(rows, np.zeros(channels), np.ones(channels), e, out)
     return torch.from_numpy(out).reshape(b, h, w, -1).permute(0, 3, 1, 2)
 
 
@@ -151,8 +159,7 @@ def run_stage(stage: Stage, q: Tensor) -> Tensor:
             else:
                 kernels.normalize(x, high, low, beta, m, power, lo, hi, out[rows])
     elif isinstance(e, Compensate):
-        kernels.requantize(acc, bias, factor, factor, float(-V_LIMIT), float(V_LIMIT), out)
-        _compensate(out, e, out)
+        _compensate(acc, bias, factor, e, out)
     else:
         negative = factor if e.negative is None else e.negative.as_float().numpy()
         kernels.requantize(acc, bias, factor, negative, lo, hi, out)
@@ -182,7 +189,12 @@ def self_test() -> bool:
     gamma = torch.randint(0, 512, (64, 64), generator=generator) * 2.0 + 1
     for found in _products(planes.numpy(), planes.numpy(), gamma.double()):
         ok &= torch.equal(torch.from_numpy(found).double(), planes.double() @ gamma.double())
-    for channels, k, stride, transposed in ((96, 5, 2, False), (96, 5, 2, True), (64, 3, 1, False)):
+    for channels, k, stride, transposed in (
+        (96, 5, 2, False),
+        (96, 5, 2, True),
+        (64, 3, 1, False),
+        (64, 1, 1, False),
+    ):
         weight = torch.randint(-63, 64, (channels, channels, k, k), generator=generator, dtype=torch.int16)
         weight = weight | 1
         conv = IntegerConv(weight, torch.zeros(channels, dtype=torch.int64), stride, transposed, 0, 255, 7)

@@ -37,14 +37,15 @@ def requantize(acc, bias, factor, negative, lo, hi, out):  # type: ignore[no-unt
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def compensate(v, passed, lo, hi, feedback, errors, out):  # type: ignore[no-untyped-def]
-    """A group of channels: ``v: (P, G)`` in units of ``2^-ERROR_BITS`` steps -> ``out: (P, G)`` float32.
+def compensate(acc, bias, factor, passed, lo, hi, feedback, errors, out):  # type: ignore[no-untyped-def]
+    """A group of channels: ``acc: (P, G)`` -> ``out: (P, G)`` float32.
 
+    ``bias, factor: (G,)`` float64, to units of ``2^-ERROR_BITS`` steps, as in `requantize`.
     ``passed: (P, G)`` float64: what earlier groups pass on; ``errors: (P, G)`` float64 is filled, for later
     ones. ``lo, hi: (G,)``, ``feedback: (G, G)`` float64, upper triangle used. Channels go one after another,
-    so that vectors run over a block of positions. ``out`` may be ``v``.
+    so that vectors run over a block of positions. ``out`` may be ``acc``.
     """
-    rows, channels = v.shape
+    rows, channels = acc.shape
     for b in prange((rows + _BLOCK - 1) // _BLOCK):
         start = b * _BLOCK
         count = min(_BLOCK, rows - start)
@@ -52,8 +53,8 @@ def compensate(v, passed, lo, hi, feedback, errors, out):  # type: ignore[no-unt
         e = np.empty((channels, _BLOCK), np.float64)
         for p in range(count):
             for c in range(channels):
-                first = min(max(np.float64(v[start + p, c]), -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
-                u[c, p] = first + passed[start + p, c]
+                v = np.floor((np.float64(acc[start + p, c]) + bias[c]) * factor[c] + 0.5)
+                u[c, p] = min(max(v, -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE + passed[start + p, c]
         for i in range(channels):
             low, high = lo[i], hi[i]
             for p in range(_BLOCK):
@@ -62,9 +63,9 @@ def compensate(v, passed, lo, hi, feedback, errors, out):  # type: ignore[no-unt
                 e[i, p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
                 u[i, p] = q
             for j in range(i + 1, channels):
-                factor = feedback[i, j]
+                share = feedback[i, j]
                 for p in range(_BLOCK):
-                    u[j, p] += e[i, p] * factor
+                    u[j, p] += e[i, p] * share
         for p in range(count):
             for c in range(channels):
                 out[start + p, c] = np.float32(u[c, p])
