@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz.py --seconds 1800
 
-Needs the `dev` extra. Starts from the corpus in tests/corpus and the golden files, and keeps what reached
+Needs the `dev` extra. Starts from the corpus in tests/corpus.zip and the golden files, and keeps what reached
 new code in the corpus. Writes benchmarks/results/fuzz.json; exits non-zero on a finding, which libFuzzer
 leaves as a file named crash-*.
 """
@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def child(corpus: str, seconds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=1800)
-    parser.add_argument("--corpus", type=Path, default=ROOT / "tests" / "corpus")
+    parser.add_argument("--corpus", type=Path, default=ROOT / "tests" / "corpus.zip")
     results = ROOT / "benchmarks" / "results"
     parser.add_argument("--out", default=str(results / "fuzz.json"), help="'' for none")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -52,14 +54,16 @@ def main() -> None:
     if args.child:
         child(str(args.corpus), args.seconds)
         return
-    args.corpus.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="corpus-"))
+    if args.corpus.exists():
+        shutil.unpack_archive(args.corpus, folder)
     sys.path.insert(0, str(ROOT / "tests"))
     import fuzz_target
 
     for name, data in fuzz_target.seeds().items():
-        (args.corpus / name).write_bytes(data)
+        (folder / name).write_bytes(data)
     command = [sys.executable, __file__, "--child", "--seconds", str(args.seconds)]
-    command += ["--corpus", str(args.corpus)]
+    command += ["--corpus", str(folder)]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     log = done.stderr
@@ -76,6 +80,8 @@ def main() -> None:
         "coverage_points_at_start": int(first[2]), "coverage_points": int(last[2]), "features": int(last[3]),
         "corpus": int(last[4]), "findings": 0,
     }  # fmt: skip
+    shutil.make_archive(str(args.corpus.with_suffix("")), "zip", folder)
+    shutil.rmtree(folder)
     print(json.dumps(result, indent=1))
     if args.out:
         from rdquant.evaluate import machine
