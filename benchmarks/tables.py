@@ -75,7 +75,8 @@ def widths() -> str:
         "BD-rate (PSNR) against the float parents, four points, PCHIP, whole files; every layer of g_a, h_a, "
         "h_s and g_s quantized (weights of h_s: 7 bits where others have 8), static ranges, weights per "
         "output channel, activations per channel and mixed. 96 pictures of the training set's val split "
-        f"calibrate; medians over the four models, {r['machine']['threads']} threads. (`rdo-*.json`)"
+        f"calibrate; medians over the four models, {r['machine']['threads']} threads; W6A8 and W4A8 were "
+        "calibrated beside other work on the same cores. (`rdo-*.json`)"
     )
     return "\n".join([*rows, "", note])
 
