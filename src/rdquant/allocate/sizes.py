@@ -10,7 +10,15 @@ from ..errors import UsageError
 from ..files.bits import packed_size
 from ..files.models import integer_file_bytes
 from ..integer import IntegerCodec
-from ..weights.config import is_mixing
+from ..weights.config import UNIFORM_FROM, is_mixing
+
+#: bytes that a tensor's name, type, shape and place take in a safetensors header, about
+TENSOR_HEADER = 85
+
+
+def _level_bytes(bits: int) -> int:
+    """Of a codebook: int8 up to 5 bits, then int16 (`rdquant.weights.formats.codebook`), and its header."""
+    return 2**bits * (1 if bits <= 5 else 2) + TENSOR_HEADER
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,15 @@ class LayerSizes:
         stages = [s for s in stages if not is_mixing(s.name)]
         counts = {s.name: s.conv.weight.numel() for s in stages}
         packed = sum(packed_size(counts[s.name], s.conv.bits) for s in stages)
+        packed += sum(_level_bytes(s.conv.bits) for s in stages if s.conv.levels is not None)
         return cls(counts, integer_file_bytes(integer) - packed, 4 * parameters)
 
     def bytes(self, bits: Mapping[str, int]) -> int:
         """Predicted file size; biases and alignment make it uncertain by some hundred bytes."""
-        return self.fixed + sum(packed_size(c, bits[n]) for n, c in self.counts.items())
+        return self.fixed + sum(
+            packed_size(c, bits[n]) + (_level_bytes(bits[n]) if bits[n] < UNIFORM_FROM else 0)
+            for n, c in self.counts.items()
+        )
 
     def target(self, text: str) -> int:
         """Bytes that ``25%`` (of the float32 parameters), ``5x`` (smaller), ``4.5bits`` or ``800000`` mean.
