@@ -28,7 +28,7 @@ from rdquant.coder import ImageCoder  # noqa: E402
 from rdquant.errors import DecodeError  # noqa: E402
 from rdquant.evaluate import machine  # noqa: E402
 from rdquant.files.container import Profile  # noqa: E402
-from rdquant.files.models import float_fingerprint  # noqa: E402
+from rdquant.files.float_models import float_fingerprint  # noqa: E402
 from rdquant.floatcodec import CodingFloatCodec  # noqa: E402
 from rdquant.load import open_coder  # noqa: E402
 
@@ -37,7 +37,7 @@ def subjects() -> dict[str, tuple[ImageCoder, bytes]]:
     """Coders and small files of theirs."""
     found = {}
     for name in MODELS:
-        coder = open_coder(str(HERE / f"{name}.safetensors"))
+        coder = open_coder(str(HERE / f"{name}.rdqm"))
         for size in ("1x1", "70x45"):
             found[f"integer {name} {size}"] = coder, (HERE / f"{name}-{size}.rdq").read_bytes()
     for architecture in ARCHITECTURES:

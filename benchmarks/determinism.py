@@ -39,8 +39,8 @@ def child(pictures: list[str], model: str, parent: str, out: Path) -> None:
     import torch
 
     from rdquant.entropy import scale_boundaries, scale_table
+    from rdquant.files.float_models import load_float
     from rdquant.files.images import read_image
-    from rdquant.files.models import load_float
     from rdquant.load import model_path, open_coder
     from rdquant.pixels import pad_to, to_tensor
 

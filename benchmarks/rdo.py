@@ -90,7 +90,7 @@ def main() -> None:
         models = {}
         for lam in args.lambdas:
             label = f"{FAMILY}-{lam}-{width.lower()}{args.tag}"
-            path = args.models / f"{label}.safetensors"
+            path = args.models / f"{label}.rdqm"
             record = path.with_suffix(".json")
             if not record.exists():
                 found = calibrate(f"{FAMILY}-{lam}", width, args.calib, path, args.extra)

@@ -162,11 +162,64 @@ def ablation(table: str) -> str:
     return "\n".join([*rows, "", f"{r['note']} (`ablation.json`, table `{table}`)"])
 
 
+def allocate() -> str:
+    """Mixed precision on the zoo, and uniform widths beside it."""
+    if not (RESULTS / "allocate.json").exists():
+        return "Not measured yet (`benchmarks/allocate.py`)."
+    r = json.loads((RESULTS / "allocate.json").read_text())
+
+    def cell(name: str) -> str:
+        row = r["plans"][name]
+        smaller = sum(row["times_smaller"]) / len(row["times_smaller"])
+        return f"{smaller:.2f} | {row['bd_rate_psnr']['percent']:+.2f} %"
+
+    rows = ["| plan | times smaller | BD-rate |", "|---|---|---|"]
+    rows += [f"| {name} | {cell(name)} |" for name in r["plans"] if name.endswith("x")]
+    rows += [
+        "",
+        "| width | times smaller, uniform | BD-rate | times smaller, mixed | BD-rate |",
+        "|---" * 5 + "|",
+    ]
+    rows += [
+        f"| {name} | {cell(name)} | {cell('as ' + name)} |"
+        for name in r["plans"]
+        if "as " + name in r["plans"]
+    ]
+    note = (
+        "Kodak, four points, PSNR, PCHIP, whole files, against the float parents; sizes are those of the "
+        f"model files (means over the four), against 4 bytes a parameter. Weights {r['weight_format']}, of "
+        f"{r['granularity']}; activations {r['activation_bits']} bits; quantized: {r['scopes']}. "
+        f"{r['calibration_pictures']} pictures calibrate, no gradients. Predicted sizes were off by at most "
+        f"{r['predicted_size_error_percent']:.1f} %. (`allocate.json`)"
+    )
+    return "\n".join([*rows, "", note])
+
+
+def searches() -> str:
+    """What each search of bit-widths finds and costs."""
+    if not (RESULTS / "searches.json").exists():
+        return "Not measured yet (`rdquant study searches`)."
+    r = json.loads((RESULTS / "searches.json").read_text())
+    rows = ["| search | bytes | J | model evaluations | seconds |", "|---" * 5 + "|"]
+    for name, s in r["searches"].items():
+        rows.append(
+            f"| {name} | {s['plan']['size']:,} | {100 * s['increase']:+.2f} % | {s['evaluations']:,} "
+            f"| {s['seconds']:.1f} |"
+        )
+    m = r["machine"]
+    note = (
+        f"`{r['command']}`: {r['judges']} pictures of 256x256 judge, {m['threads']} threads, {m['cpu']}, "
+        f"{m['date']}. Those with a table count its evaluations, most of them partial. (`searches.json`)"
+    )
+    return "\n".join([*rows, "", note])
+
+
 def updated(text: str) -> str:
     """``text`` with every marked block made anew."""
     makers = {
         "zoo": zoo, "bdrate": bdrate, "rans": rans, "widths": widths, "growth": growth,
-        "determinism": determinism, "damage": damage, "decode": decode,
+        "determinism": determinism, "damage": damage, "decode": decode, "allocate": allocate,
+        "searches": searches,
     }  # fmt: skip
     for table in (
         "strategy",

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rdquant import zoo
 from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
+from rdquant.files.float_models import load_float, save_float
 from rdquant.files.images import list_images
-from rdquant.files.models import load_float, save_float, save_integer
+from rdquant.files.integer_models import save_integer
 from rdquant.files.split import split_files
 from rdquant.latents.gains import latent_gains
 from rdquant.load import open_coder
@@ -53,11 +54,11 @@ def main() -> None:
             "calibration_pictures": len(crops),
         }
         integer, trace = calibrate(codec, crops, config, RdoConfig(lambda_=float(lam)), about)
-        save_integer(integer, folder / f"{name}-w8a8.safetensors")
+        save_integer(integer, folder / f"{name}-w8a8.rdqm")
         ends = [e for e in trace.entries if "J" in e]
         print(name, [(e["unit"], round(e["J"], 4), e["seconds"]) for e in ends], flush=True)
         for kind, model in (("float", name), ("integer", f"{name}-w8a8")):
-            file = folder / f"{model}.safetensors"
+            file = folder / f"{model}.{'safetensors' if kind == 'float' else 'rdqm'}"
             coder = open_coder(str(file))
             point = Point(model, coder.describe(), evaluate(coder, files))
             points[kind].append(point)

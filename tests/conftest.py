@@ -7,9 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from rdquant.codecs import FloatCodec, build
 from rdquant.train.loop import initialise
+
+# a busy machine is no failure
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

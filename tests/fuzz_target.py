@@ -6,14 +6,14 @@ Any bytes give a picture or an error of the documented tree; anything else is a 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from golden.make import HERE, MODELS
 from rdquant import entropy
@@ -21,7 +21,8 @@ from rdquant.coder import ImageCoder
 from rdquant.entropy import rans_reference
 from rdquant.errors import BadModel, DecodeError
 from rdquant.files.container import Limits, Profile, Quantizer, checksum, describe, write
-from rdquant.files.models import integer_fingerprint, load_integer
+from rdquant.files.integer_models import integer_fingerprint, load_integer
+from rdquant.files.model_file import read
 from rdquant.load import open_coder
 
 LIMITS = Limits(pixels=4096)
@@ -29,7 +30,7 @@ LIMITS = Limits(pixels=4096)
 
 @functools.cache
 def coders() -> list[ImageCoder]:
-    return [open_coder(str(HERE / f"{name}.safetensors")) for name in MODELS]
+    return [open_coder(str(HERE / f"{name}.rdqm")) for name in MODELS]
 
 
 def _answered(coder: ImageCoder, data: bytes) -> None:
@@ -80,9 +81,8 @@ def entropy_coder(coder: ImageCoder, data: bytes) -> None:
 
 @functools.cache
 def _model_parts() -> tuple[bytes, dict[str, torch.Tensor]]:
-    path = HERE / "factorized-w8.safetensors"
-    with safe_open(str(path), "pt") as handle:
-        return handle.metadata()["rdquant"].encode(), load_file(path)
+    header, tensors = read(HERE / "factorized-w8.rdqm")
+    return json.dumps(header).encode(), tensors
 
 
 def model(coder: ImageCoder, data: bytes) -> None:

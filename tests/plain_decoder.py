@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from bisect import bisect_right
 from itertools import pairwise
 from pathlib import Path
@@ -116,8 +117,13 @@ class Tables:
             used += end - first - 1
             self.cdfs.append(cdf)
 
-    def decode(self, stream: bytes, indexes: np.ndarray, means: np.ndarray, bits: int) -> np.ndarray:
+    def latents(self, stream: bytes, indexes: np.ndarray, means: np.ndarray, bits: int) -> np.ndarray:
         """The latents of a rANS stream with their means and fraction bits, a symbol for each table index."""
+        limit = 1 << 17 - bits
+        return clip16((np.clip(self.decode(stream, indexes), -limit, limit) << bits) + means)
+
+    def decode(self, stream: bytes, indexes: np.ndarray) -> np.ndarray:
+        """The symbols of a rANS stream, one for each table index."""
         need(len(stream) >= 8 and len(stream) % 4 == 0, "bad length of a stream")
         words = iter([int.from_bytes(stream[at : at + 4], "little") for at in range(0, len(stream), 4)])
         state = next(words) | next(words) << 32
@@ -137,7 +143,6 @@ class Tables:
             return value
 
         symbols = []
-        limit = 1 << 17 - bits
         for index in indexes.ravel().tolist():
             cdf = self.cdfs[index]
             low = state & 0xFFFF
@@ -149,9 +154,10 @@ class Tables:
                 need(count <= 9, "an escape has too many nibbles")
                 zigzag = sum(nibble() << 4 * place for place in range(count))
                 value = -(zigzag >> 1) - 1 if zigzag & 1 else value + (zigzag >> 1)
-            symbols.append(max(-limit, min(limit, value + self.offsets[index])))
+            symbols.append(value + self.offsets[index])
+            need(-(1 << 31) <= symbols[-1] < 1 << 31, "a symbol does not fit 32 bits")
         need(state == RANS_L and next(words, None) is None, "a stream does not end in the coder's end state")
-        return clip16((np.array(symbols, np.int64).reshape(indexes.shape) << bits) + means)
+        return np.array(symbols, np.int64).reshape(indexes.shape)
 
 
 # ---- integer arithmetic, on (channels, rows, columns)
@@ -237,12 +243,17 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 def read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     need(path.stat().st_size <= 1 << 30, "the model file is too large")
-    data = path.read_bytes()
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        data = unzip.decompress(path.read_bytes(), 1 << 28)
+    except zlib.error as error:
+        raise ValueError("the model file is damaged") from error
+    need(unzip.eof and not unzip.unused_data, "the model file ends early, late, or holds too much")
     start = 8 + int.from_bytes(data[:8], "little")
     need(8 < start <= len(data), "the model file ends early")
     header = json.loads(data[8:start])
     metadata = json.loads(header.pop("__metadata__")["rdquant"])
-    need(metadata["version"] == 3 and metadata["kind"] == "integer", "not an integer model of version 3")
+    need(metadata["version"] == 4 and metadata["kind"] == "integer", "not an integer model of version 4")
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
@@ -252,14 +263,35 @@ def read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     return metadata["structure"], tensors
 
 
-def unpack_stage(stage: dict, tensors: dict[str, np.ndarray]) -> None:
+def read_tables(kind: str, tensors: dict[str, np.ndarray]) -> Tables:
+    frequencies = np.cumsum(tensors.pop(f"{kind}.frequencies")) % (1 << 16)
+    return Tables(tensors[f"{kind}.starts"], frequencies, tensors[f"{kind}.offsets"])
+
+
+def decode_weights(stage: dict, tensors: dict[str, np.ndarray], tables: Tables) -> np.ndarray:
+    name, (first, second, *taps) = stage["name"], stage["shape"]
+    ins, outs = (first, second) if stage["transposed"] else (second, first)
+    rows, columns, places = (tensors.pop(f"{name}.{axis}") for axis in ("rows", "columns", "taps"))
+    need((len(rows), len(columns), len(places)) == (outs, ins, taps[0] * taps[1]), "spreads do not fit")
+    spread = rows[:, None, None] + columns[None, :, None] + places + 5
+    stream = tensors[f"{name}.weight"].astype(np.uint8).tobytes()
+    weight = tables.decode(stream, np.clip(spread, 0, 19)).reshape(outs, ins, *taps)
+    need(int(abs(weight).max()) < 1 << stage["bits"] - 1, "a weight is too large")
+    return weight.transpose(1, 0, 2, 3) if stage["transposed"] else weight
+
+
+def unpack_stage(stage: dict, tensors: dict[str, np.ndarray], weight_tables: Tables | None) -> None:
     """Replaces the packed tensors of a stage with whole ones."""
     name, shape, bits = stage["name"], stage["shape"], stage["bits"]
-    levels = tensors.get(f"{name}.levels", np.arange(1 - (1 << bits - 1), 1 << bits - 1))
-    indexes = unpack(tensors[f"{name}.weight"], bits, int(np.prod(shape)))
-    need(int(indexes.max()) < len(levels), "a weight has no level")
-    tensors[f"{name}.weight"] = levels[indexes].reshape(shape)
     channels = shape[1 if stage["transposed"] else 0]
+    if f"{name}.rows" in tensors:
+        need(weight_tables is not None, "coded weights without tables")
+        tensors[f"{name}.weight"] = decode_weights(stage, tensors, weight_tables)
+    else:
+        levels = tensors.get(f"{name}.levels", np.arange(1 - (1 << bits - 1), 1 << bits - 1))
+        indexes = unpack(tensors[f"{name}.weight"], bits, int(np.prod(shape)))
+        need(int(indexes.max()) < len(levels), "a weight has no level")
+        tensors[f"{name}.weight"] = levels[indexes].reshape(shape)
     if "gdn" in stage:
         gamma = unpack(tensors[f"{name}.gamma"], stage["gdn"]["bits"], channels**2)
         tensors[f"{name}.gamma"] = gamma.reshape(channels, channels)
@@ -289,13 +321,16 @@ class PlainDecoder:
     def load(self, path: Path) -> None:
         self.structure, self.tensors = read_safetensors(path)
         self.hyperprior = "h_s" in self.structure["stages"]
+        weight_tables = None
+        if "weight_tables.starts" in self.tensors:
+            weight_tables = read_tables("weight_tables", self.tensors)
+            del self.tensors["weight_tables.starts"], self.tensors["weight_tables.offsets"]
         for stages in self.structure["stages"].values():
             for stage in stages:
-                unpack_stage(stage, self.tensors)
+                unpack_stage(stage, self.tensors, weight_tables)
         self.tables = {}
         for kind in ("z_tables", "y_tables") if self.hyperprior else ("y_tables",):
-            parts = [self.tensors[f"{kind}.starts"], self.tensors.pop(f"{kind}.frequencies")]
-            self.tables[kind] = Tables(*parts, self.tensors[f"{kind}.offsets"])
+            self.tables[kind] = read_tables(kind, self.tensors)
             flat = [value for cdf in self.tables[kind].cdfs for value in cdf]
             self.tensors[f"{kind}.cdf"] = np.array(flat, np.int64)
         self.fingerprint = fingerprint_of(self.structure, self.tensors)
@@ -315,16 +350,16 @@ class PlainDecoder:
         each_channel = np.broadcast_to(per_channel(np.arange(len(medians))), (len(medians), rows, columns))
         bits = self.structure["fraction_bits"]
         if self.hyperprior:
-            z_hat = self.tables["z_tables"].decode(file.z_stream, each_channel, medians, 8)
+            z_hat = self.tables["z_tables"].latents(file.z_stream, each_channel, medians, 8)
             scales = self.run("h_s", z_hat)
             means = np.zeros_like(scales)
             if self.structure["has_means"]:
                 scales, means = np.split(scales, 2)
             indexes = np.searchsorted(self.tensors["thresholds"], scales, side="left")
-            y_hat = self.tables["y_tables"].decode(file.y_stream, indexes, means, bits)
+            y_hat = self.tables["y_tables"].latents(file.y_stream, indexes, means, bits)
         else:
             need(not file.z_stream, "a z stream without a hyperprior")
-            y_hat = self.tables["y_tables"].decode(file.y_stream, each_channel, medians, bits)
+            y_hat = self.tables["y_tables"].latents(file.y_stream, each_channel, medians, bits)
         pixels = self.run("g_s", clip16(y_hat << per_channel(self.tensors["latent_shift"])))
         picture = pixels.transpose(1, 2, 0)[: file.height, : file.width].astype(np.uint8)
         if file.pixel_checksum is not None:

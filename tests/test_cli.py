@@ -58,7 +58,7 @@ def test_from_checkpoint_to_file_and_back(
     calib = tmp_path / "calib"
     calib.mkdir()
     write_image(calib / "a.png", read_image(picture))
-    model = tmp_path / "q.safetensors"
+    model = tmp_path / "q.rdqm"
     invoke("quantize", tmp_path / "m.safetensors", "--calib", calib, "-o", model, "--weights", 8, "--no-rdo")
     invoke("encode", picture, "-m", model, "-o", tmp_path / "f.rdq")
     invoke("decode", tmp_path / "f.rdq", "-m", model, "-o", tmp_path / "d.png")
@@ -251,7 +251,7 @@ def test_batches_that_cannot_start(picture: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def small_model(tmp_path: Path, photo: np.ndarray) -> tuple[Path, Path]:
     """A float model that knows its lambda, and a folder of calibration pictures."""
-    from rdquant.files.models import save_float
+    from rdquant.files.float_models import save_float
 
     save_float(small_codec("mbt2018-mean"), tmp_path / "m.safetensors", {"lambda": 0.01})
     calib = tmp_path / "calib"
@@ -268,7 +268,7 @@ def test_quantize_by_rate_and_distortion(
     small_model: tuple[Path, Path], picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     model, calib = small_model
-    target = tmp_path / "q.safetensors"
+    target = tmp_path / "q.rdqm"
     common = ("quantize", model, "--calib", calib, "-o", target, "--steps", 4, *QUICK)
     invoke(*common, "--lambda", 1e-4, "--weights", 5, "--format", "additive_power", "--json")
     trace = json.loads(capsys.readouterr().out)["trace"]
@@ -293,7 +293,7 @@ def test_allocate_and_quantize_to_a_size(
     small_model: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     model, calib = small_model
-    plan, target = tmp_path / "plan.json", tmp_path / "q.safetensors"
+    plan, target = tmp_path / "plan.json", tmp_path / "q.rdqm"
     table = ("--table", tmp_path / "table.json")
     invoke("allocate", model, "--calib", calib, "--target-size", "5bits", "-o", plan, *table, "--json")
     predicted = json.loads(capsys.readouterr().out)["5bits"]["size"]

@@ -11,7 +11,8 @@ from rdquant.codecs import ARCHITECTURES
 from rdquant.coder import ImageCoder
 from rdquant.errors import DecodeError, ImageError, ModelMismatch, UnsupportedVersion
 from rdquant.files.container import Profile
-from rdquant.files.models import float_fingerprint, integer_fingerprint
+from rdquant.files.float_models import float_fingerprint
+from rdquant.files.integer_models import integer_fingerprint
 from rdquant.floatcodec import CodingFloatCodec
 from rdquant.weights import quantize
 

@@ -23,7 +23,7 @@ from rdquant.load import open_coder
 @pytest.fixture(scope="module", params=MODELS)
 def coder(request: pytest.FixtureRequest) -> tuple[ImageCoder, bytes]:
     name = str(request.param)
-    decoder, data = open_coder(str(HERE / f"{name}.safetensors")), (HERE / f"{name}-70x45.rdq").read_bytes()
+    decoder, data = open_coder(str(HERE / f"{name}.rdqm")), (HERE / f"{name}-70x45.rdq").read_bytes()
     decoder.decode(data)  # kernels are compiled and tested at the first
     return decoder, data
 
@@ -60,7 +60,7 @@ def test_only_a_pixel_checksum_holds_a_size_within_the_padding(coder: tuple[Imag
         assert label in ("width", "height")
 
 
-@pytest.mark.parametrize("name", ["golden.json", "mean-w8.safetensors", "make.py"])
+@pytest.mark.parametrize("name", ["golden.json", "mean-w8.rdqm", "make.py"])
 def test_other_files_are_not_ours(coder: tuple[ImageCoder, bytes], name: str) -> None:
     with pytest.raises(NotOurFormat):
         coder[0].decode((HERE / name).read_bytes())
@@ -77,7 +77,7 @@ from damaged import lies
 from golden.make import HERE
 from rdquant.errors import DecodeError
 from rdquant.load import open_coder
-coder = open_coder(str(HERE / "mean-w8.safetensors"))
+coder = open_coder(str(HERE / "mean-w8.rdqm"))
 data = (HERE / "mean-w8-70x45.rdq").read_bytes()
 coder.decode(data)
 before = peak()

@@ -23,7 +23,7 @@ def model(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def coder(model: str) -> ImageCoder:
-    return open_coder(str(HERE / f"{model}.safetensors"))
+    return open_coder(str(HERE / f"{model}.rdqm"))
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])
@@ -38,7 +38,7 @@ def test_pixels_and_bytes_are_as_ever(coder: ImageCoder, model: str, name: str, 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_second_decoder_agrees(model: str, name: str) -> None:
-    decoder = PlainDecoder(HERE / f"{model}.safetensors")
+    decoder = PlainDecoder(HERE / f"{model}.rdqm")
     pixels = decoder.decode((HERE / f"{model}-{name}.rdq").read_bytes())
     assert sha256(pixels) == KNOWN[f"{model}-{name}"]
 

@@ -69,7 +69,7 @@ def import_command(
 ) -> None:
     """Turn a CompressAI checkpoint into a model file. Nothing in it is executed."""
     from .codecs.checkpoint import import_checkpoint
-    from .files.models import save_float
+    from .files.float_models import save_float
 
     codec = import_checkpoint(checkpoint)
     save_float(codec, out, {"imported": checkpoint.name}, half=half)
@@ -130,7 +130,7 @@ def quantize(
     activations: Annotated[int, typer.Option(help="Bits of an activation, 4..15.")] = 8,
     number_format: Annotated[
         str,
-        typer.Option("--format", help="auto, uniform, affine, power_of_two, additive_power, codebook."),
+        typer.Option("--format", help="auto, coded, uniform, affine, codebook, power_of_two, additive_power"),
     ] = "auto",
     scope: Annotated[
         str, typer.Option(help="Networks to quantize, e.g. g_s or h_a,h_s; the rest keep 12 bits.")
@@ -163,7 +163,9 @@ def quantize(
     Channels are mixed and weights rounded by what errors do to the decoded picture. With --rdo (the default)
     gradients of the codec's own rate-distortion cost refine the result where few bits leave room for it.
     """
-    from .files.models import load_float, model_description, save_integer
+    from .files.float_models import load_float
+    from .files.integer_models import save_integer
+    from .files.model_file import model_description
     from .files.split import split_files
     from .load import model_path
     from .weights import QuantizeConfig, load_calibration
@@ -178,7 +180,10 @@ def quantize(
     if plan is not None:
         from .allocate import Plan
 
-        options[QuantizeConfig]["layer_bits"] = dict(Plan.load(plan).bits)
+        chosen = Plan.load(plan)
+        options[QuantizeConfig]["layer_bits"] = dict(chosen.bits)
+        if number_format == "auto":
+            number_format = chosen.number_format
     config = QuantizeConfig(
         **{
             "weight_bits": weights,
@@ -246,8 +251,11 @@ def allocate(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The plan; with several sizes, a folder.")],
     method: Annotated[
-        str, typer.Option(help="knapsack (exact) or fmpq (the paper's tolerance).")
+        str, typer.Option(help="With --rounds 0: knapsack (exact) or fmpq (the paper's tolerance).")
     ] = "knapsack",
+    rounds: Annotated[
+        int, typer.Option(help="Rounds that measure around the plan, half a minute each; 0: the table alone.")
+    ] = 3,
     lambda_: Annotated[
         float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
     ] = None,
@@ -255,7 +263,7 @@ def allocate(
     table: Annotated[
         Path | None, typer.Option(help="Sensitivity table: kept here, and read instead of measured.")
     ] = None,
-    images: Annotated[int, typer.Option(help="How many calibration pictures to use.")] = 16,
+    images: Annotated[int, typer.Option(help="Pictures: three of four calibrate, one judges.")] = 64,
     split: Annotated[str | None, typer.Option(help="Only this split of the folder's CSV, e.g. val.")] = None,
     side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
     as_json: Json = False,
@@ -263,10 +271,12 @@ def allocate(
     """Choose a bit-width for every layer so that the model file has a wanted size.
 
     Measures once what each layer at each width does to J (minutes, resumable), then solves for any size
-    in milliseconds. `rdquant quantize --plan` takes the result.
+    in milliseconds, and measures around that plan whether layers are better otherwise together (--rounds).
+    `rdquant quantize --plan` takes the result.
     """
     from .allocate.run import allocate as run
-    from .files.models import load_float, model_description
+    from .files.float_models import load_float
+    from .files.model_file import model_description
     from .files.split import split_files
     from .load import model_path
     from .weights import QuantizeConfig, load_calibration
@@ -276,9 +286,11 @@ def allocate(
     if lam is None:
         raise UsageError(f"{model} does not say its lambda; pass --lambda")
     pictures = load_calibration(split_files(calib, split), images, side)
-    config = QuantizeConfig(activation_bits=activations)
+    config = QuantizeConfig(activation_bits=activations, number_format="coded")
     with console.progress("sensitivity") as update:
-        plans, sensitivity = run(load_float(path), pictures, config, lam, target_size, method, table, update)
+        plans, sensitivity = run(
+            load_float(path), pictures, config, lam, target_size, method, rounds, table, update
+        )
     for text, found in plans.items():
         name = "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
         target = out if len(plans) == 1 else out / f"{name}.json"
@@ -289,11 +301,12 @@ def allocate(
         return
     counts = sensitivity.sizes.counts
     rows = [
-        [k, p.size, sensitivity.sizes.float_bytes / p.size, p.average_bits(counts), 100 * p.increase,
+        [k, p.size, sensitivity.sizes.float_bytes / p.size, p.average_bits(counts),
+         sensitivity.sizes.coded_bits(p.size), 100 * p.increase,
          " ".join(f"{b}" for b in p.bits.values())]
         for k, p in plans.items()
     ]  # fmt: skip
-    columns = ("target", "bytes", "x smaller", "mean bits", "J +% (sum of zetas)", "bits by layer")
+    columns = ("target", "bytes", "x smaller", "mean bits", "coded", "J +%", "bits by layer")
     console.show_table(f"plans for {model} ({method}); layers: {' '.join(counts)}", columns, rows)
 
 
@@ -515,6 +528,63 @@ study_app = typer.Typer(
 app.add_typer(study_app, name="study")
 
 
+@study_app.command("searches")
+def searches_command(
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    calib: Annotated[Path, typer.Option(help="Folder whose val split calibrates and judges.")],
+    target_size: Annotated[str, typer.Option(help="As for rdquant allocate.")] = "12x",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only these; default: all. Greedy takes long.")
+    ] = None,
+    budget: Annotated[int, typer.Option(help="Model evaluations of the evolutionary search.")] = 1000,
+    images: Annotated[int, typer.Option(help="Pictures that judge; three times as many calibrate.")] = 8,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the searches of bit-widths: what each finds for one size, and what it costs."""
+    from .allocate.table import WidthTwins
+    from .evaluate.results import machine
+    from .files.atomic import atomic_write
+    from .files.float_models import load_float
+    from .files.model_file import model_description
+    from .files.split import split_files
+    from .load import model_path
+    from .study import searches
+    from .weights import QuantizeConfig, load_calibration, prepare
+    from .weights.crops import probe
+
+    lam = model_description(model_path(model)).get("lambda")
+    if lam is None:
+        raise UsageError(f"{model} does not say its lambda")
+    if unknown := set(method or ()) - set(searches.METHODS):
+        raise UsageError(f"no method {', '.join(sorted(unknown))}; there are {', '.join(searches.METHODS)}")
+    codec = load_float(model_path(model))
+    config = QuantizeConfig(number_format="coded")
+    crops = load_calibration(split_files(calib, "val"), 4 * images, 256)
+    judges, fitted = crops[::4], [c for i, c in enumerate(crops) if i % 4]
+    parameters = sum(p.numel() for p in codec.parameters())
+    with console.progress("searches") as update:
+        codec, seen = prepare(codec, fitted or crops, config, update)
+        found, table = searches.compare(
+            WidthTwins(codec, seen, config), probe(judges, most=len(judges)), lam, parameters, target_size,
+            tuple(method or searches.METHODS), budget, progress=update,
+        )  # fmt: skip
+    command = f"rdquant study searches {model} --calib TRAIN --target-size {target_size} --images {images}"
+    result = {
+        "command": command, "machine": machine(), "target": target_size, "judges": len(judges),
+        "float_bytes": table.sizes.float_bytes, "searches": {k: o.to_json() for k, o in found.items()},
+    }  # fmt: skip
+    if out is not None:
+        with atomic_write(out) as handle:
+            handle.write(json.dumps(result, indent=1).encode())
+    if as_json:
+        console.show_json(result)
+        return
+    rows = [[k, o.plan.size, 100 * o.increase, o.evaluations, o.seconds] for k, o in found.items()]
+    columns = ("search", "bytes", "J +%", "model evaluations", "seconds")
+    console.show_table(f"searches for {model}, {target_size}, {len(judges)} judging pictures", columns, rows)
+
+
 @study_app.command("ablation")
 def ablation_command(
     calib: Annotated[Path, typer.Option(help="Folder whose val split calibrates and measures.")],
@@ -533,8 +603,10 @@ def ablation_command(
 
     Of the val split, every third picture is held out for measuring; the others calibrate.
     """
+    from .evaluate.results import machine
     from .files.atomic import atomic_write
-    from .files.models import load_float, model_description
+    from .files.float_models import load_float
+    from .files.model_file import model_description
     from .files.split import split_files
     from .load import model_path
     from .study import ablation
@@ -571,7 +643,9 @@ def ablation_command(
     )
     with atomic_write(out / "tables.json") as handle:
         stored = {k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}
-        handle.write(json.dumps({"note": note, "tables": stored}, indent=1).encode())
+        seconds = sum(r["calibration_seconds"] for _, r in results)
+        about = {"command": "rdquant study ablation --calib TRAIN", "machine": machine(), "note": note}
+        handle.write(json.dumps({**about, "seconds": seconds, "tables": stored}, indent=1).encode())
     if figures:
         for name, (columns, rows) in tables.items():
             with atomic_write(out / f"{name}.png") as handle:

@@ -11,14 +11,9 @@ from . import zoo
 from .coder import ImageCoder, LatentSearch
 from .errors import ModelMismatch, UnknownModel, UsageError
 from .files.container import Profile
-from .files.models import (
-    float_fingerprint,
-    integer_fingerprint,
-    load_float,
-    load_integer,
-    model_description,
-    model_kind,
-)
+from .files.float_models import float_fingerprint, load_float
+from .files.integer_models import integer_fingerprint, load_integer
+from .files.model_file import model_description, model_kind
 from .floatcodec import CodingFloatCodec
 from .latents.rdoq import Rdoq
 

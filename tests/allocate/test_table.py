@@ -1,28 +1,33 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from conftest import small_codec
+from rdquant.allocate import knapsack
 from rdquant.allocate.baselines import Judge, evolutionary, greedy, hessian_table
+from rdquant.allocate.refine import Neighbourhood, best_of, refine
 from rdquant.allocate.run import allocate
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
 from rdquant.errors import UsageError
-from rdquant.files.models import save_integer
+from rdquant.files.integer_models import save_integer
 from rdquant.weights import QuantizeConfig, prepare, quantize
 from rdquant.weights.crops import probe
 
 LAMBDA = 0.001
 BITS = (2, 4, 8)
+CONFIG = QuantizeConfig(number_format="coded")
 
 
 @pytest.fixture(scope="module")
 def scene(photo: np.ndarray) -> tuple[WidthTwins, torch.Tensor, SensitivityTable]:
     codec = small_codec("mbt2018-mean")
     pictures = [photo[:128, :128]]
-    codec, seen = prepare(codec, pictures, QuantizeConfig())
-    twins = WidthTwins(codec, seen, QuantizeConfig(), BITS)
+    codec, seen = prepare(codec, pictures, CONFIG)
+    twins = WidthTwins(codec, seen, CONFIG, BITS)
     x = probe(pictures, 128)
     return twins, x, measure_table(twins, x, LAMBDA, sum(p.numel() for p in codec.parameters()))
 
@@ -58,14 +63,16 @@ def test_interrupted_tables_go_on(scene, tmp_path, monkeypatch) -> None:  # type
 
 def test_predicted_size_is_the_files(photo: np.ndarray, tmp_path) -> None:  # type: ignore[no-untyped-def]
     codec, pictures = small_codec("mbt2018-mean"), [photo[:128, :128]]
-    plans, table = allocate(codec, pictures, QuantizeConfig(), LAMBDA, ["6bits", "4bits"])
-    for plan in plans.values():
-        config = QuantizeConfig(layer_bits=plan.bits)
-        save_integer(quantize(codec, pictures, config), tmp_path / "q")
-        assert (tmp_path / "q").stat().st_size == pytest.approx(plan.size, abs=700)
-    assert all(plan.size <= table.sizes.target(text) for text, plan in plans.items())
+    for rounds in (0, 1):
+        plans, table = allocate(codec, pictures, CONFIG, LAMBDA, ["3bits", "5bits"], rounds=rounds)
+        assert all(plan.size <= table.sizes.target(text) for text, plan in plans.items())
+        assert plans["5bits"].increase <= plans["3bits"].increase
+        for plan in plans.values():
+            config = dataclasses.replace(CONFIG, layer_bits=plan.bits)
+            save_integer(quantize(codec, pictures, config), tmp_path / "q")
+            assert (tmp_path / "q").stat().st_size == pytest.approx(plan.size, rel=0.05)
     with pytest.raises(UsageError, match="magic"):
-        allocate(codec, pictures, QuantizeConfig(), LAMBDA, ["6bits"], "magic")
+        allocate(codec, pictures, CONFIG, LAMBDA, ["5bits"], "magic")
 
 
 def test_a_mixed_twin_takes_each_layer_from_its_width(scene) -> None:  # type: ignore[no-untyped-def]
@@ -81,22 +88,10 @@ def test_a_mixed_twin_takes_each_layer_from_its_width(scene) -> None:  # type: i
 
 def test_searches_that_measure_meet_the_target(scene) -> None:  # type: ignore[no-untyped-def]
     twins, x, table = scene
-    full = WidthTwins.__new__(WidthTwins)
-    full.twins, full.widest = {b: twins.twins[b] for b in BITS}, twins.widest
-    steps = SensitivityTable(
-        {n: {b: z for b, z in r.items()} for n, r in table.zeta.items()}, 1.0, table.sizes
-    )
     target = table.sizes.bytes(dict.fromkeys(table.layers, 4))
-
-    class Nearest(Judge):
-        """Widths between those that were made count as the wider one."""
-
-        def __call__(self, bits):  # type: ignore[no-untyped-def]
-            return super().__call__({n: min(b for b in BITS if b >= v) for n, v in bits.items()})
-
     for search, options in ((greedy, {}), (evolutionary, {"budget": 15, "population": 6})):
-        judge = Nearest(full, x, LAMBDA, table.j_float)
-        plan = search(steps, judge, target, **options)
+        judge = Judge(twins, x, LAMBDA, table.j_float)
+        plan = search(table, judge, target, **options)
         assert plan.size <= target and judge.evaluations > 10
 
 
@@ -105,3 +100,22 @@ def test_hessian_costs_fall_with_bits(scene) -> None:  # type: ignore[no-untyped
     found = hessian_table(table, twins, x[:, :, :64, :64], LAMBDA, probes=2)
     for row in found.zeta.values():
         assert row[2] > row[4] > row[8] >= 0
+
+
+def test_refined_plans_fit_and_are_no_worse(scene) -> None:  # type: ignore[no-untyped-def]
+    twins, x, table = scene
+    near = Neighbourhood(twins, table, x, LAMBDA)
+    for share in (0.3, 0.6):
+        sizes = [table.sizes.bytes(dict.fromkeys(table.layers, b)) for b in (2, 8)]
+        target = int(sizes[0] + share * (sizes[1] - sizes[0]))
+        start = near.measured(knapsack(table, target))
+        found = refine(near, target, 3)
+        assert found.size <= target and found.increase <= start.increase
+        whole = twins.cost(found.bits, x, LAMBDA, outputs=False) / table.j_float - 1
+        assert found.increase == pytest.approx(whole)
+        local = near.around(found.bits)
+        for name, row in local.zeta.items():  # against whole evaluations
+            costs = {b: twins.cost({**found.bits, name: b}, x, LAMBDA, outputs=False) for b in row}
+            expected = {b: (j - costs[max(costs)]) / table.j_float for b, j in costs.items()}
+            assert row == pytest.approx(expected, abs=2e-4)
+    assert best_of(near.archive, 10**9).increase == min(p.increase for p in near.archive)

@@ -57,7 +57,7 @@ def sha256(pixels: np.ndarray) -> str:
 
 def main() -> None:
     from conftest import small_codec
-    from rdquant.files.models import save_integer
+    from rdquant.files.integer_models import save_integer
     from rdquant.load import open_coder
     from rdquant.weights import QuantizeConfig, quantize
 
@@ -65,7 +65,7 @@ def main() -> None:
     known: dict[str, str] = json.loads(index.read_text()) if index.exists() else {}
     photo = astronaut()
     for model, (architecture, options) in MODELS.items():
-        path = HERE / f"{model}.safetensors"
+        path = HERE / f"{model}.rdqm"
         if not path.exists():
             codec = small_codec(architecture)
             if "loud" in model:

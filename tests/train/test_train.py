@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rdquant.errors import TrainingError, UsageError
+from rdquant.files.float_models import load_float
 from rdquant.files.images import write_image
-from rdquant.files.models import load_float
 from rdquant.files.split import split_files
 from rdquant.train import TrainConfig, Trainer
 from rdquant.train.data import CropSource

@@ -9,7 +9,7 @@ import torch
 
 from conftest import small_codec
 from rdquant.errors import CalibrationError, UsageError
-from rdquant.files.models import integer_fingerprint
+from rdquant.files.integer_models import integer_fingerprint
 from rdquant.weights import QuantizeConfig
 from rdquant.weights.bias import correct_biases
 from rdquant.weights.config import is_mixing

@@ -232,7 +232,7 @@ def test_config_round_trips_and_refuses() -> None:
 
 
 def test_conversion_is_a_function_of_its_inputs(photo: np.ndarray) -> None:
-    from rdquant.files.models import integer_fingerprint
+    from rdquant.files.integer_models import integer_fingerprint
 
     codec, crop = small_codec("bmshj2018-hyperprior"), photo[:128, :128]
     fingerprints = {

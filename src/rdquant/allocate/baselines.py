@@ -13,6 +13,7 @@ how often it was asked. FMPQ and the knapsack ask it once, to check; these ask i
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping
 
@@ -50,25 +51,26 @@ class Judge:
 
 
 def greedy(table: SensitivityTable, judge: Judge, target: int, progress: Progress | None = None) -> Plan:
-    """Narrow one layer by one bit at a time, each time the one with the least J lost per byte saved.
+    """Narrow one layer by one width at a time, each time the one with the least J lost per byte saved.
 
     Asks the judge for every layer in every round. Raises `UsageError` for an impossible target.
     """
     check_target(table, target)
     plan = dict.fromkeys(table.layers, max(table.bits))
+    narrower = {b: a for a, b in itertools.pairwise(table.bits)}
     now, start = judge(plan), table.sizes.bytes(plan)
     while (size := table.sizes.bytes(plan)) > target:
         best: tuple[float, str, float] | None = None
         for name in table.layers:
             if plan[name] <= min(table.bits):
                 continue
-            candidate = {**plan, name: plan[name] - 1}
+            candidate = {**plan, name: narrower[plan[name]]}
             j = judge(candidate)
             price = (j - now) / (size - table.sizes.bytes(candidate))
             if best is None or price < best[0]:
                 best = (price, name, j)
         assert best is not None
-        plan[best[1]] -= 1
+        plan[best[1]] = narrower[plan[best[1]]]
         now = best[2]
         if progress:
             progress(start - size, start - target, best[1])
@@ -89,27 +91,27 @@ def evolutionary(
     """
     check_target(table, target)
     random = np.random.default_rng(seed)
-    layers, low, high = table.layers, min(table.bits), max(table.bits)
+    layers, bits = table.layers, table.bits
+
+    def widths(genes: np.ndarray) -> dict[str, int]:
+        return {n: bits[g] for n, g in zip(layers, genes, strict=True)}
 
     def repair(genes: np.ndarray) -> np.ndarray:
-        def size(g: np.ndarray) -> int:
-            return table.sizes.bytes(dict(zip(layers, map(int, g), strict=True)))
-
-        while size(genes) > target:
-            genes[random.choice(np.flatnonzero(genes > low))] -= 1
+        while table.sizes.bytes(widths(genes)) > target:
+            genes[random.choice(np.flatnonzero(genes > 0))] -= 1
         for i in random.permutation(len(genes)):
-            while genes[i] < high:
+            while genes[i] < len(bits) - 1:
                 genes[i] += 1
-                if size(genes) > target:
+                if table.sizes.bytes(widths(genes)) > target:
                     genes[i] -= 1
                     break
         return genes
 
     def cost(genes: np.ndarray) -> float:
-        return judge(dict(zip(layers, map(int, genes), strict=True)))
+        return judge(widths(genes))
 
     start = judge.evaluations
-    people = [repair(random.integers(low, high + 1, len(layers))) for _ in range(population)]
+    people = [repair(random.integers(len(bits), size=len(layers))) for _ in range(population)]
     scores = [cost(p) for p in people]
     tries = 0
     while judge.evaluations - start < budget and tries < 20 * budget:
@@ -117,16 +119,15 @@ def evolutionary(
         a, b = (min(random.choice(population, 3), key=lambda i: scores[i]) for _ in range(2))
         child = np.where(random.random(len(layers)) < 0.5, people[a], people[b])
         mutate = random.random(len(layers)) < 1.5 / len(layers)
-        child = np.clip(child + mutate * random.integers(-2, 3, len(layers)), low, high)
+        child = np.clip(child + mutate * random.integers(-2, 3, len(layers)), 0, len(bits) - 1)
         child = repair(child)
         score, worst = cost(child), int(np.argmax(scores))
         if score < scores[worst]:
             people[worst], scores[worst] = child, score
         if progress:
             progress(judge.evaluations - start, budget, f"best {min(scores):.5f}")
-    best = people[int(np.argmin(scores))]
-    bits = dict(zip(layers, map(int, best), strict=True))
-    return Plan(bits, table.sizes.bytes(bits), min(scores), "evolutionary", about={"budget": budget})
+    best = widths(people[int(np.argmin(scores))])
+    return Plan(best, table.sizes.bytes(best), min(scores), "evolutionary", about={"budget": budget})
 
 
 def hessian_table(

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files.atomic import atomic_write
+from ..weights.formats import FORMATS, FormatName
 
 PLAN_VERSION = 1
 
@@ -21,14 +22,19 @@ class Plan:
 
     bits: Mapping[str, int]
     size: int  #: predicted bytes of the packed model file
-    increase: float  #: predicted relative increase of J: the sum of the layers' zetas
+    increase: float  #: relative increase of J: measured if refined, else the sum of the layers' zetas
     method: str
     beta: float | None = None  #: FMPQ's tolerance
+    number_format: FormatName = "coded"  #: of the weights
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def average_bits(self, counts: Mapping[str, int]) -> float:
         """Mean bits of a weight; ``counts``: weights by layer."""
         return sum(self.bits[n] * c for n, c in counts.items()) / sum(counts.values())
+
+    def counting(self, evaluations: int) -> Plan:
+        """The same, saying how many model evaluations it took."""
+        return dataclasses.replace(self, about={**self.about, "evaluations": evaluations})
 
     def to_json(self) -> dict[str, Any]:
         return {"version": PLAN_VERSION, **dataclasses.asdict(self)}
@@ -50,6 +56,8 @@ class Plan:
             plan = cls(**fields)
             if not all(isinstance(b, int) and 2 <= b <= 16 for b in plan.bits.values()):
                 raise UsageError(f"{path}: bits must be integers of 2..16, got {dict(plan.bits)}")
+            if plan.number_format not in FORMATS:
+                raise UsageError(f"{path}: unknown number format {plan.number_format!r}")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} is no plan: {error}") from None
         return plan

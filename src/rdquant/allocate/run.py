@@ -13,10 +13,13 @@ from ..weights.config import QuantizeConfig
 from ..weights.crops import probe
 from ..weights.prepare import prepare
 from .plan import Plan
+from .refine import Neighbourhood, best_of, refine
 from .search import fmpq, knapsack
 from .table import SensitivityTable, WidthTwins, measure_table
 
 METHODS = {"fmpq": fmpq, "knapsack": knapsack}
+#: one of so many pictures judges, and the others calibrate: no plan is judged by what it was fitted to
+JUDGES = 4
 
 
 def allocate(
@@ -26,21 +29,36 @@ def allocate(
     lambda_: float,
     targets: list[str],
     method: str = "knapsack",
+    rounds: int = 3,
     store: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[dict[str, Plan], SensitivityTable]:
     """A plan per target (see `LayerSizes.target`), and the table they come from.
 
+    ``rounds``: of measuring around each plan (`refine`); 0: what ``method`` makes of the table alone.
     ``store``: a table there that is complete is used as it is, an incomplete one is completed. Raises
     `UsageError` for a bad target or method, before and after anything is measured.
     """
     if method not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if rounds < 0:
+        raise UsageError(f"rounds must be 0 or more, got {rounds}")
     table = SensitivityTable.load(store) if store is not None and store.exists() else None
-    if table is None or set(table.layers) != set(table.sizes.counts):
+    complete = table is not None and set(table.layers) == set(table.sizes.counts)
+    if rounds or not complete or table is None:
+        judges = pictures[::JUDGES]
+        fitted = [p for i, p in enumerate(pictures) if i % JUDGES] or pictures
         parameters = sum(p.numel() for p in codec.parameters())
-        codec, seen = prepare(codec, pictures, config, progress)
-        x = probe(pictures, most=len(pictures))
-        twins = WidthTwins(codec, seen, config)
-        table = measure_table(twins, x, lambda_, parameters, store, progress)
-    return {t: METHODS[method](table, table.sizes.target(t)) for t in targets}, table
+        codec, seen = prepare(codec, fitted, config, progress)
+        twins, x = WidthTwins(codec, seen, config), probe(judges, most=len(judges))
+        if not complete or table is None:
+            table = measure_table(twins, x, lambda_, parameters, store, progress)
+    sizes = {t: table.sizes.target(t) for t in targets}
+    if not rounds:
+        return {t: METHODS[method](table, size) for t, size in sizes.items()}, table
+    near = Neighbourhood(twins, table, x, lambda_)
+    for i, (text, size) in enumerate(sizes.items()):
+        if progress:
+            progress(i, len(sizes), f"around {text}")
+        refine(near, size, rounds)
+    return {t: best_of(near.archive, size) for t, size in sizes.items()}, table

@@ -55,38 +55,34 @@ def knapsack(table: SensitivityTable, target: int) -> Plan:
     """
     check_target(table, target)
     smooth = table.monotone()
-    layers, bits = smooth.layers, smooth.bits
-    cost = np.array([[smooth.zeta[n][b] for b in bits] for n in layers])
-    size = np.array(
-        [[table.sizes.bytes({**dict.fromkeys(layers, bits[0]), n: b}) for b in bits] for n in layers]
-    )
-    size = size - size[:, :1]  # bytes over the smallest width
-    room = target - table.sizes.bytes(dict.fromkeys(layers, bits[0]))
-    count, widths = cost.shape
-    one = np.kron(np.eye(count), np.ones((1, widths)))
+    options = [(n, b) for n, row in smooth.zeta.items() for b in row]
+    cost = np.array([smooth.zeta[n][b] for n, b in options])
+    size = np.array([table.sizes.weights[n][b] for n, b in options])
+    one = np.array([[float(n == layer) for n, _ in options] for layer in smooth.layers])
     # equal costs: the smaller file; a millionth of a byte's worth of J decides nothing else
-    objective = cost.ravel() + 1e-12 * size.ravel()
+    objective = cost + 1e-12 * size
+    room = target - table.sizes.fixed
     found = milp(
         objective / max(float(np.abs(objective).max()), 1e-30),
         constraints=[LinearConstraint(one, 1, 1), LinearConstraint(size.reshape(1, -1), -np.inf, room)],
-        integrality=np.ones(cost.size),
+        integrality=np.ones(len(options)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0.0},
     )
     if found.x is None:
         raise UsageError(f"no plan found for {target} bytes: {found.message}")
-    picks = np.asarray(found.x).reshape(count, widths).argmax(1)
-    return _plan(table, {n: bits[int(k)] for n, k in zip(layers, picks, strict=True)}, "knapsack")
+    picked = [option for option, x in zip(options, found.x, strict=True) if x > 0.5]
+    return _plan(table, dict(picked), "knapsack")
 
 
 def check_target(table: SensitivityTable, target: int) -> None:
     """Raise `UsageError` naming the smallest possible size if ``target`` is below it."""
-    smallest = table.sizes.bytes(dict.fromkeys(table.layers, min(table.bits)))
+    smallest = table.sizes.bytes({n: min(row) for n, row in table.zeta.items()})
     if target < smallest:
         share = 100 * smallest / table.sizes.float_bytes
         raise UsageError(
-            f"{target} bytes is impossible: with every layer at {min(table.bits)} bits the file still "
-            f"takes {smallest} bytes ({share:.1f} % of the float model)"
+            f"{target} bytes is impossible: with every layer at its fewest bits (at least {min(table.bits)}) "
+            f"the file still takes {smallest} bytes ({share:.1f} % of the float model)"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a plan costs in bytes of the packed model file: tables, biases and scales included."""
+"""What a plan costs in bytes of the model file: tables, biases and scales included."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from ..files.bits import packed_size
-from ..files.models import integer_file_bytes
+from ..files.integer_models import file_bytes, weight_bytes
 from ..integer import IntegerCodec
-from ..weights.config import UNIFORM_FROM, is_mixing
-
-#: bytes that a tensor's name, type, shape and place take in a safetensors header, about
-TENSOR_HEADER = 85
-
-
-def _level_bytes(bits: int) -> int:
-    """Of a codebook: int8 up to 5 bits, then int16 (`rdquant.weights.formats.codebook`), and its header."""
-    return 2**bits * (1 if bits <= 5 else 2) + TENSOR_HEADER
+from ..weights.config import is_mixing
 
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """``counts``: weights by layer; ``fixed``: bytes of all else; ``float_bytes``: the float32 model."""
+    """``counts``: weights by layer; ``weights``: bytes that they take in a file, by layer and bits;
+    ``fixed``: bytes of all else; ``float_bytes``: the float32 model.
+    """
 
     counts: Mapping[str, int]
+    weights: Mapping[str, Mapping[int, int]]
     fixed: int
     float_bytes: int
 
     @classmethod
-    def of(cls, integer: IntegerCodec, parameters: int) -> LayerSizes:
-        """Taken from a quantized codec, whose file is written in memory. ``parameters``: of the parent."""
-        stages = [s for network in integer.networks.values() for s in network.stages]
-        stages = [s for s in stages if not is_mixing(s.name)]
-        counts = {s.name: s.conv.weight.numel() for s in stages}
-        packed = sum(packed_size(counts[s.name], s.conv.bits) for s in stages)
-        packed += sum(_level_bytes(s.conv.bits) for s in stages if s.conv.levels is not None)
-        return cls(counts, integer_file_bytes(integer) - packed, 4 * parameters)
+    def of(cls, codecs: Mapping[int, IntegerCodec], parameters: int) -> LayerSizes:
+        """Measured on a quantized codec at each width. ``parameters``: of the float parent."""
+        stages = [s for network in next(iter(codecs.values())).networks.values() for s in network.stages]
+        counts = {s.name: s.conv.weight.numel() for s in stages if not is_mixing(s.name)}
+        measured = {bits: weight_bytes(codec) for bits, codec in codecs.items()}
+        weights = {n: {bits: sizes[n] for bits, sizes in measured.items()} for n in counts}
+        # the largest: tables of coded weights grow with the widths
+        fixed = max(
+            file_bytes(codec) - sum(measured[bits][n] for n in counts) for bits, codec in codecs.items()
+        )
+        return cls(counts, weights, fixed, 4 * parameters)
 
     def bytes(self, bits: Mapping[str, int]) -> int:
-        """Predicted file size; biases and alignment make it uncertain by some hundred bytes."""
-        return self.fixed + sum(
-            packed_size(c, bits[n]) + (_level_bytes(bits[n]) if bits[n] < UNIFORM_FROM else 0)
-            for n, c in self.counts.items()
-        )
+        """Predicted file size. Coded weights share tables, whose mix of layers is a plan's own: hence some
+        tenths of a percent of uncertainty.
+        """
+        return self.fixed + sum(row[bits[n]] for n, row in self.weights.items())
+
+    def coded_bits(self, size: int) -> float:
+        """Bits that a weight takes on average in a file of ``size`` bytes."""
+        return 8 * (size - self.fixed) / sum(self.counts.values())
 
     def target(self, text: str) -> int:
         """Bytes that ``25%`` (of the float32 parameters), ``5x`` (smaller), ``4.5bits`` or ``800000`` mean.

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..codecs import FloatCodec
 from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
+from ..integer import IntegerCodec
 from ..weights.calibration import Calibration
 from ..weights.config import QuantizeConfig, is_mixing
 from ..weights.convert import to_integer
@@ -29,7 +30,7 @@ from ..weights.suffix import SuffixCost
 from ..weights.twin import Twin
 from .sizes import LayerSizes
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
@@ -49,7 +50,8 @@ class SensitivityTable:
 
     @property
     def bits(self) -> list[int]:
-        return sorted(next(iter(self.zeta.values())))
+        """All widths of any layer, rising."""
+        return sorted({b for row in self.zeta.values() for b in row})
 
     def monotone(self) -> SensitivityTable:
         """The same with ``zeta`` non-increasing in bits and not negative: what searches rely on.
@@ -80,7 +82,10 @@ class SensitivityTable:
             if d.pop("version", None) != TABLE_VERSION:
                 raise UsageError(f"{path} is no sensitivity table of version {TABLE_VERSION}")
             d["zeta"] = {n: {int(b): float(z) for b, z in row.items()} for n, row in d["zeta"].items()}
-            d["sizes"] = LayerSizes(**d["sizes"])
+            sizes = dict(d["sizes"])
+            rows = sizes["weights"].items()
+            sizes["weights"] = {n: {int(b): int(size) for b, size in row.items()} for n, row in rows}
+            d["sizes"] = LayerSizes(**sizes)
             return cls(**d)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{path} is no sensitivity table: {error}") from None
@@ -93,11 +98,11 @@ class WidthTwins:
         self, codec: FloatCodec, seen: Calibration, config: QuantizeConfig, bits: tuple[int, ...] = BITS
     ) -> None:
         self.twins: dict[int, Twin] = {}
+        self.codecs: dict[int, IntegerCodec] = {}
         for b in bits:
             uniform = dataclasses.replace(config, weight_bits=b, layer_bits={})
-            integer, unrounded = to_integer(codec, seen, uniform)
-            self.twins[b] = Twin(integer, unrounded, codec)
-            self.widest = integer
+            self.codecs[b], unrounded = to_integer(codec, seen, uniform)
+            self.twins[b] = Twin(self.codecs[b], unrounded, codec)
 
     def mixed(self, plan: Mapping[str, int], outputs: bool = True) -> Twin:
         """The twin whose layers have the plan's widths; ``outputs``: activations quantized as well."""
@@ -147,7 +152,7 @@ def measure_table(
     suffix.advance(names[0])
     j_float = suffix.cost()
     evaluations = 1
-    sizes = LayerSizes.of(twins.widest, parameters)
+    sizes = LayerSizes.of(twins.codecs, parameters)
     for i, name in enumerate(names):
         key = name.replace(".", "_")
         suffix.advance(name)

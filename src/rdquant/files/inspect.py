@@ -10,7 +10,9 @@ from ..errors import UnknownModel
 from ..integer import Compensate, DivisiveNormalization, IntegerCodec
 from .bits import packed_size
 from .container import MAGIC, describe
-from .models import float_fingerprint, integer_fingerprint, load_float, load_integer, model_kind
+from .float_models import float_fingerprint, load_float
+from .integer_models import integer_fingerprint, load_integer
+from .model_file import model_kind
 
 CONTAINER_COLUMNS = ("field", "offset", "bytes", "value")
 MODEL_COLUMNS = ("layer", "kind", "shape", "weight bits", "in", "out", "bytes")

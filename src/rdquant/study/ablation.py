@@ -28,7 +28,8 @@ from ..errors import UsageError
 from ..evaluate.metrics import psnr
 from ..files.atomic import atomic_write
 from ..files.container import Profile
-from ..files.models import float_fingerprint, integer_fingerprint
+from ..files.float_models import float_fingerprint
+from ..files.integer_models import integer_fingerprint
 from ..floatcodec import CodingFloatCodec
 from ..weights import QuantizeConfig, prepare
 from ..weights.calibration import Calibration

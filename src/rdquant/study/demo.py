@@ -15,8 +15,9 @@ from ..coder import ImageCoder
 from ..errors import UsageError
 from ..evaluate import Curve, Point, evaluate_image, machine, psnr, run_anchor
 from ..files.container import Profile
+from ..files.float_models import load_float
 from ..files.images import write_image
-from ..files.models import integer_fingerprint, load_float, load_integer, save_integer
+from ..files.integer_models import integer_fingerprint, load_integer, save_integer
 from ..load import open_coder
 from ..weights import QuantizeConfig, quantize
 from .plots import rd_figure, to_png
@@ -74,7 +75,7 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
         done += 1
 
     step(f"quantize {PARENT}")
-    model = out / f"{PARENT}-w8a8.safetensors"
+    model = out / f"{PARENT}-w8a8.rdqm"
     parent_path = zoo.find(PARENT)
     if parent_path is None:
         raise UsageError(f"the zoo has no {PARENT}")

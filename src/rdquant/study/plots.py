@@ -45,6 +45,42 @@ def ablation_figure(name: str, columns: list[str], rows: list[list[Any]]) -> Any
     return figure
 
 
+def pareto_figure(fronts: dict[str, list[tuple[float, float]]], title: str = "") -> Any:
+    """Loss against size: by name, points of (times smaller than float32, BD-rate in percent)."""
+    figure, axes = _pyplot().subplots(figsize=(7.2, 4.2), dpi=130)
+    for i, (name, points) in enumerate(fronts.items()):
+        x, y = zip(*sorted(points), strict=True)
+        axes.plot(x, y, marker=_MARKERS[i], color=_COLOURS[i], label=name, linewidth=1.6, markersize=5)
+    axes.set_xlabel("times smaller than float32 (model files)")
+    axes.set_ylabel("BD-rate against float (%)")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def bits_figure(plans: dict[str, dict[str, int]], title: str = "") -> Any:
+    """Width of each layer, one line of steps per plan: by name, bits by layer."""
+    figure, axes = _pyplot().subplots(figsize=(7.2, 3.6), dpi=130)
+    layers = list(next(iter(plans.values())))
+    for i, (name, bits) in enumerate(plans.items()):
+        axes.plot(
+            range(len(layers)), [bits[n] for n in layers], drawstyle="steps-mid", marker=_MARKERS[i],
+            color=_COLOURS[i], label=name, linewidth=1.4, markersize=4,
+        )  # fmt: skip
+    axes.set_xticks(range(len(layers)), layers, rotation=45, fontsize=8)
+    axes.set_ylabel("bits")
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=len(plans))
+    figure.tight_layout()
+    return figure
+
+
 def rd_figure(curves: list[Curve], metric: Metric = "psnr", title: str = "") -> Any:
     """Rate-distortion curves, one per `Curve`; returns a matplotlib figure.
 

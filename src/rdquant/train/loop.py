@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..codecs import FloatCodec, build
 from ..errors import TrainingError
 from ..files.atomic import atomic_write
-from ..files.models import load_float, save_float
+from ..files.float_models import load_float, save_float
 from ..files.split import split_files
 from .config import TrainConfig
 from .data import CropSource

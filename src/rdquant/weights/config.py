@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ..errors import UsageError
-from .formats import FORMATS, FormatName
+from .formats import CODED_BITS, FORMATS, FormatName
 
 #: "minmax": the whole observed range. "percentile": all but the outermost 0.01 % of samples.
 #: "mse": the clipped range with the least mean squared error.
@@ -121,6 +121,8 @@ class QuantizeConfig:
 
     def format_of(self, layer: str) -> FormatName:
         """Number format of a layer's weights."""
+        if self.number_format == "coded" and self.bits_of(layer) > CODED_BITS:
+            return "uniform"
         if self.number_format != "auto":
             return self.number_format
         return "uniform" if self.bits_of(layer) >= UNIFORM_FROM else "codebook"

@@ -44,10 +44,12 @@ from ..integer.stages import X_HI
 from ..latents import FIXED_HI, FIXED_LO
 from .calibration import Calibration, Observed
 from .config import QuantizeConfig, is_mixing
+from .formats import uniform
 from .mixing import LATENT, Mixing
 from .ranges import (
     ActivationFormat,
     activation_format,
+    coded_scales,
     fit_levels,
     full_range_format,
     quantize_weight,
@@ -137,10 +139,15 @@ def _integer_conv(
     flat = weight.flatten(1)
     importance = _importance(module, source, grams)
     levels = fit_levels(flat, bits, number_format, importance)
-    scales = weight_scales(flat, levels, config.weight_range)
+    if number_format == "coded":
+        if name.startswith("h_s."):
+            levels = uniform(ENTROPY_PATH_BITS)
+        scales = coded_scales(flat, levels, bits, sensitivity)
+    else:
+        scales = weight_scales(flat, levels, config.weight_range)
     if config.rounding != "nearest":
         cost = sensitivity if config.rounding == "two_sided" else None
-        clips = NARROW_CLIPS if levels.symmetric_range and bits < 8 else (1.0,)
+        clips = NARROW_CLIPS if number_format == "uniform" and bits < 8 else (1.0,)
         q, scales = round_kernel(module, weight, scales, source.scale, grams, levels, cost, clips)
     else:
         q = quantize_weight(flat, scales, levels).reshape(weight.shape)
@@ -150,7 +157,7 @@ def _integer_conv(
     bias = torch.zeros(module.out_channels) if module.bias is None else module.bias.detach()
     integer_bias = torch.round(bias.double() / scales).to(torch.int64)
     conv = IntegerConv(
-        q.contiguous(), integer_bias, module.stride[0], transposed, *source.reach(), bits,
+        q.contiguous(), integer_bias, module.stride[0], transposed, *source.reach(), levels.bits,
         None if levels.symmetric_range else levels.values,
     )  # fmt: skip
     return conv, scales, unrounded.contiguous()
@@ -241,8 +248,11 @@ def _network(
         if isinstance(layer.conv, Mixing):
             conv, unit, kernel = _integer_mixing(layer.conv, source)
         else:
+            # rounding of the other formats gains next to nothing from it where no GDN follows
+            wanted = isinstance(after, GDN) or config.format_of(name) == "coded"
+            sensitivity = seen.sensitivities.get(name) if wanted else None
             conv, unit, kernel = _integer_conv(
-                name, layer.conv, source, seen.grams[name], seen.sensitivities.get(name), config
+                name, layer.conv, source, seen.grams[name], sensitivity, config
             )
         gamma = None
         out = end

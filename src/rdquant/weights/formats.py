@@ -10,6 +10,8 @@ affine               ``2^b`` consecutive integers, from a lowest one that is cho
 power_of_two         0 and ``+-2^k``: a product is a shift (Miyashita et al. 2016)
 additive_power       sums of two powers of two (APoT, Li et al. 2020, equation 5)
 codebook             ``2^b`` levels fitted by k-means to a layer's weights, weighted by importance
+coded                the integers of 8 bits; steps as coarse as b bits on average over the channels, finer
+                     where errors cost more. Files entropy-code it: 1 to 3 bits less than b
 ===================  ==============================================================================
 """
 
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 
-FormatName = Literal["uniform", "affine", "power_of_two", "additive_power", "codebook"]
+FormatName = Literal["uniform", "affine", "power_of_two", "additive_power", "codebook", "coded"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 #: levels of logarithmic formats and codebooks stay within +- this
 LEVEL_LIMIT = 2**12
@@ -31,6 +33,8 @@ LEVEL_LIMIT = 2**12
 #: integers costs little, and accumulators of 6 bits still are exact in float32
 CODEBOOK_LIMIT = 127
 KMEANS_ROUNDS = 30
+#: bits of the integers of the coded format, and the most that its steps can be as fine as
+CODED_BITS = 8
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ inverse of the stored T is folded, so that neither costs anything.
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from ..codecs import FloatCodec
+from ..codecs.base import Rounded
 from ..codecs.layers import GDN
 from ..errors import CalibrationError
 from ..latents import FIXED_HI
@@ -139,7 +141,7 @@ class _Flow:
 @dataclass
 class _Collected:
     flows: dict[str, _Flow]  #: by GDN
-    sensitivities: dict[str, Tensor]  #: by GDN or the convolution before it, of its output; (C, C) float64
+    sensitivities: dict[str, Tensor]  #: by GDN or convolution, of its output; (C, C) float64
     latent_energy: Tensor  #: second moments of y_hat, (M, M) float64
 
 
@@ -152,8 +154,7 @@ def _collect(
 ) -> _Collected:
     sensitivities: dict[str, Tensor] = {}
     latent_energy = torch.zeros(codec.M, codec.M, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    amplitudes = gains.float().sqrt().reshape(1, -1, 1, 1)
+    generator, hyper_generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     flows: dict[str, _Flow] = {}
     for i, pixels in enumerate(pictures):
         if progress:
@@ -165,20 +166,22 @@ def _collect(
         y_hat = passed.y_hat[0].flatten(1).double()
         latent_energy += weight * (y_hat @ y_hat.T) / y_hat.shape[1]
         for part in parts:
-            h = (x if part == "g_a" else passed.y_hat).clone().requires_grad_(True)
+            h = _input(codec, part, x, passed).clone().requires_grad_(True)
             outputs: dict[str, Tensor] = {}
             for name, module in getattr(codec, part).named_children():
-                if isinstance(module, GDN):
-                    outputs[conv_before(codec, f"{part}.{name}")] = h
                 h = module(h)
-                if isinstance(module, GDN):
+                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | GDN):
                     outputs[f"{part}.{name}"] = h
-            signs = torch.randint(0, 2, h.shape, generator=generator) * 2.0 - 1
-            signs = signs * amplitudes if part == "g_a" else signs
-            gradients = torch.autograd.grad(h, list(outputs.values()), signs)
+            source = hyper_generator if part.startswith("h") else generator
+            signs = torch.randint(0, 2, h.shape, generator=source) * 2.0 - 1
+            amplitudes = _amplitudes(codec, part, passed, gains)
+            gradients = torch.autograd.grad(h, list(outputs.values()), signs * amplitudes)
+            counts = weight if part in ("g_a", "g_s") else 1.0
             for (name, out), gradient in zip(outputs.items(), gradients, strict=True):
                 f, g = out.detach()[0].flatten(1), gradient[0].flatten(1).double()
-                cost = weight * (g @ g.T) / g.shape[1]
+                cost = counts * (g @ g.T) / g.shape[1]
+                if out is h:  # nothing behind it mixes channels; what else is there is noise of the signs
+                    cost = torch.diag(cost.diagonal())
                 sensitivities[name] = sensitivities[name] + cost if name in sensitivities else cost
                 if not isinstance(getattr(codec, part).get_submodule(name.split(".")[1]), GDN):
                     continue
@@ -187,6 +190,32 @@ def _collect(
                 energy = (f / flow.largest[:, None].clamp(min=1e-12)).square().sum(0)
                 flow.pool.append(f[:, energy.topk(min(KEPT, f.shape[1])).indices].half())
     return _Collected(flows, sensitivities, latent_energy)
+
+
+def _input(codec: FloatCodec, part: str, x: Tensor, passed: Rounded) -> Tensor:
+    """What one of the networks takes."""
+    if part == "h_a":
+        return codec.hyper_input(passed.y)
+    found = {"g_a": x, "g_s": passed.y_hat, "h_s": passed.z_hat}[part]
+    assert found is not None
+    return found
+
+
+def _amplitudes(codec: FloatCodec, part: str, passed: Rounded, gains: Tensor) -> Tensor:
+    """Square roots of what a squared error of each output of a network costs, in a unit of the network's.
+
+    To second order, as in `rdquant.weights.judges.Mismatch`: the picture's squared error for g_s, that of the
+    latent times its synthesis gain for g_a, bits for h_a and h_s.
+    """
+    if part == "g_s":
+        return torch.ones(())
+    if part == "g_a":
+        return gains.float().sqrt().reshape(1, -1, 1, 1)
+    if part == "h_a":
+        return torch.tensor(0.5).sqrt()
+    assert passed.scales is not None
+    per_scale = 1 / (math.log(2) * (passed.scales.clamp(min=0.11) ** 2 + 1 / 12))
+    return torch.cat([per_scale, per_scale / 2], 1).sqrt() if codec.has_means else per_scale.sqrt()
 
 
 def rounding_cost(matrix: Tensor, samples: Tensor, sensitivity: Tensor, share: float | None) -> Tensor:
@@ -254,13 +283,11 @@ def find_mixings(
     progress: Progress | None = None,
 ) -> tuple[dict[str, Mixing], dict[str, Tensor]]:
     """A `Mixing` for each GDN of the networks in scope, by its name (``g_s.1``), if they are wanted; and
-    the sensitivities of the convolutions before them, ``(C, C)`` float64 by name.
+    the sensitivities of all convolutions, ``(C, C)`` float64 by name.
 
     ``pictures``: ``(H, W, 3)`` uint8; ``gains: (M,)``: the synthesis gain. Raises `CalibrationError`.
     """
-    parts = [p for p in config.scope if p in ("g_a", "g_s")]
-    if not parts:
-        return {}, {}
+    parts = [p for p in config.scope if hasattr(codec, p)]
     found = _collect(codec, pictures, parts, gains, progress)
     sensitivities = found.sensitivities
     compensated = config.mixing == "compensated"

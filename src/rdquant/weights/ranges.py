@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import CalibrationError
 from .calibration import Observed
 from .config import Granularity, RangeRule
-from .formats import FormatName, Levels, affine, codebook, symmetric_levels
+from .formats import CODED_BITS, FormatName, Levels, affine, codebook, symmetric_levels, uniform
 
 PERCENTILE = 0.9999
 #: a channel's scale is at least this fraction of the tensor's
@@ -47,11 +47,31 @@ def weight_scales(weight: Tensor, levels: Levels, rule: RangeRule) -> Tensor:
     return torch.where(chosen > 0, chosen, 1.0)
 
 
+def coded_scales(weight: Tensor, levels: Levels, bits: int, sensitivity: Tensor | None) -> Tensor:
+    """Steps of the rows of a layer in the coded format. ``weight: (O, K)`` -> ``(O,)`` float64.
+
+    Bits are best spent where an error of any row's step costs the same: steps in inverse proportion to the
+    root of ``sensitivity: (O, O)``'s diagonal (reverse water-filling). Their geometric mean is that of the
+    steps with which ``bits`` bits just reach each row's largest weight; no step is so fine that ``levels``
+    would not.
+    """
+    top = weight.detach().double().abs().amax(1)
+    top = torch.where(top > 0, top, top.mean().clamp(min=1e-30))
+    steps = torch.ones_like(top)
+    if sensitivity is not None:
+        cost = sensitivity.diagonal().double()
+        steps = cost.clamp(min=max(1e-6 * float(cost.max()), 1e-30)).rsqrt()
+    steps = steps * torch.exp(torch.log(top / (2 ** (bits - 1) - 1) / steps).mean())
+    return torch.maximum(steps, top / levels.high)
+
+
 def fit_levels(weight: Tensor, bits: int, name: FormatName, importance: Tensor) -> Levels:
     """The levels of a layer in one of the number formats.
 
     ``weight: (O, K)``; ``importance: (K,)``, what a squared error of each column costs (codebooks only).
     """
+    if name == "coded":
+        return uniform(CODED_BITS)
     w = weight.detach().double()
     if name == "affine":
         low, high = float(w.amin(1).clamp(max=0).mean()), float(w.amax(1).clamp(min=0).mean())

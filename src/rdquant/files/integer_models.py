@@ -1,30 +1,18 @@
-"""Model files: safetensors for the numbers, one JSON object in its header for the rest.
-
-Two kinds. ``float``: a `FloatCodec`'s parameters, stored as float16 or float32. ``integer``: an
-`IntegerCodec`, integers and CDF tables only. Loading is a pure function of the file: nothing is
-unpickled, nothing is recomputed, and everything is checked before it is used.
-
-The fingerprint names a model in every image file: the first 8 bytes of SHA-256 over the canonical
-JSON of the structure and over each tensor's name, type, shape and bytes. Descriptions do not enter.
-"""
+"""Files of integer models: packed, entropy-coded, checked. Layout: docs/format.md."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from ..codecs import ARCHITECTURES, FloatCodec, build
+from ..codecs import ARCHITECTURES
 from ..entropy import CdfTables
-from ..errors import BadModel, RdquantError, UnknownModel
+from ..errors import BadModel
 from ..integer import (
     Compensate,
     DivisiveNormalization,
@@ -35,122 +23,16 @@ from ..integer import (
     Stage,
 )
 from ..integer.arithmetic import Multiplier
-from .atomic import atomic_write
-from .bits import pack, unpack
+from .bits import pack, packed_size, unpack
+from .model_file import VERSIONS, digest, read, serialize, write
+from .weight_streams import WEIGHT_LIMIT, CodedWeights, decode_weights, encode_weights
 
-FLOAT_VERSION = 1
-INTEGER_VERSION = 3
-VERSIONS = {"float": FLOAT_VERSION, "integer": INTEGER_VERSION}
-#: a model file larger than this is refused before it is read
-SIZE_LIMIT = 2**30
-
-
-def _digest(structure: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-    h = hashlib.sha256(json.dumps(structure, sort_keys=True, separators=(",", ":")).encode())
-    for name in sorted(tensors):
-        array = tensors[name].contiguous().numpy()
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        h.update(f"{name}:{array.dtype.name}:{list(array.shape)}:".encode())
-        h.update(little.tobytes())
-    return h.digest()[:8]
-
-
-def _serialize(header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-    return to_safetensors({k: t.contiguous() for k, t in tensors.items()}, {"rdquant": json.dumps(header)})
-
-
-def _write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    with atomic_write(path) as handle:
-        handle.write(_serialize(header, tensors))
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise UnknownModel(f"no such model file: {path}")
-    if path.stat().st_size > SIZE_LIMIT:
-        raise BadModel(f"{path} has {path.stat().st_size} bytes, over the limit of {SIZE_LIMIT}")
-    try:
-        with safe_open(str(path), "pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BadModel(f"{path} is not a safetensors file: {error}") from None
-    try:
-        header = json.loads(metadata["rdquant"])
-    except (KeyError, ValueError, RecursionError):
-        raise BadModel(f"{path} is a safetensors file without a readable rdquant header") from None
-    if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
-        raise BadModel(f"{path} has an rdquant header that does not say its kind")
-    expected = VERSIONS.get(header["kind"])
-    if expected is not None and header.get("version") != expected:
-        raise BadModel(
-            f"{path} is a {header['kind']} model of format {header.get('version')!r}, "
-            f"this release reads {expected}"
-        )
-    return header, tensors
-
-
-def model_kind(path: Path) -> str:
-    """``"float"`` or ``"integer"``. Raises `UnknownModel` or `BadModel`."""
-    return str(_read(path)[0].get("kind"))
-
-
-def model_description(path: Path) -> dict[str, Any]:
-    """What the file says of how the model was made, e.g. its ``lambda``."""
-    found = _read(path)[0].get("description")
-    return found if isinstance(found, dict) else {}
-
-
-# float models
-
-
-def save_float(
-    codec: FloatCodec, path: Path, description: dict[str, Any] | None = None, half: bool = True
-) -> None:
-    """Write a float codec; ``half`` stores float16 (the zoo's form), else float32."""
-    dtype = torch.float16 if half else torch.float32
-    tensors = {k: t.detach().cpu().to(dtype) for k, t in codec.state_dict().items()}
-    for name, t in tensors.items():
-        if not bool(torch.isfinite(t).all()):
-            raise BadModel(f"{name} is not finite" + (" in float16; store float32 instead" if half else ""))
-    header = {
-        "version": FLOAT_VERSION,
-        "kind": "float",
-        "structure": {"architecture": codec.architecture, **codec.widths()},
-        "description": description or {},
-    }
-    _write(path, header, tensors)
-
-
-def load_float(path: Path) -> FloatCodec:
-    """A float codec in evaluation mode, float32. Raises `UnknownModel` or `BadModel`."""
-    header, tensors = _read(path)
-    if header.get("kind") != "float":
-        raise BadModel(f"{path} holds a {header.get('kind')!r} model; this needs a float one")
-    try:
-        s = header["structure"]
-        codec = build(str(s["architecture"]), int(s["N"]), int(s["M"]))
-    except (KeyError, TypeError, ValueError, ArithmeticError, RdquantError) as error:
-        raise BadModel(f"{path}: bad structure: {error}") from None
-    expected = codec.state_dict()
-    if missing := sorted(set(expected) ^ set(tensors)):
-        raise BadModel(f"{path}: missing or unexpected tensors: {', '.join(missing[:5])}")
-    for name, t in tensors.items():
-        if t.shape != expected[name].shape:
-            raise BadModel(f"{path}: {name} has shape {tuple(t.shape)}, needs {tuple(expected[name].shape)}")
-        if not t.is_floating_point() or not bool(torch.isfinite(t.float()).all()):
-            raise BadModel(f"{path}: {name} must be finite floats")
-    codec.load_state_dict({k: t.float() for k, t in tensors.items()})
-    return codec.eval()
-
-
-def float_fingerprint(codec: FloatCodec) -> bytes:
-    """8 bytes that name a float codec's exact weights."""
-    structure = {"kind": "float", "architecture": codec.architecture, **codec.widths()}
-    return _digest(structure, {k: t.detach().cpu() for k, t in codec.state_dict().items()})
-
-
-# integer models
+WEIGHT_TABLES = "weight_tables"
+TABLES = ("y_tables", "z_tables", WEIGHT_TABLES)
+#: of coded weights: terms of the spreads of output channels, input channels and taps
+SPREADS = ("rows", "columns", "taps")
+#: uniform weights of more bits are packed, not coded
+MOST_CODED_BITS = 8
 
 
 def _narrow(t: Tensor) -> Tensor:
@@ -213,7 +95,15 @@ def _pack(codec: IntegerCodec) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def integer_fingerprint(codec: IntegerCodec) -> bytes:
     """8 bytes that name an integer codec: its integers and tables, not its description."""
     structure, tensors = _pack(codec)
-    return _digest(structure, {k: t.to(torch.int64) for k, t in tensors.items()})
+    return digest(structure, {k: t.to(torch.int64) for k, t in tensors.items()})
+
+
+def _fit(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """``t`` in another integer type. Raises `BadModel` if that cannot hold its values."""
+    t = t.to(torch.int64)
+    if t.numel() and not torch.iinfo(dtype).min <= int(t.min()) <= int(t.max()) <= torch.iinfo(dtype).max:
+        raise BadModel(f"{name} does not fit {dtype}")
+    return t.to(dtype)
 
 
 def _levels(tensors: dict[str, Tensor], entry: dict[str, Any]) -> np.ndarray:
@@ -227,29 +117,91 @@ def _levels(tensors: dict[str, Tensor], entry: dict[str, Any]) -> np.ndarray:
     return np.arange(-top, top + 1)
 
 
+def _entries(structure: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for stages in structure["stages"].values() for entry in stages]
+
+
 def _above_diagonal(channels: int) -> Tensor:
     return torch.ones(channels, channels, dtype=torch.bool).triu(1)
 
 
+def _order(entry: dict[str, Any]) -> tuple[int, int]:
+    """Axes of output and input channels in a kernel."""
+    return (1, 0) if entry["transposed"] else (0, 1)
+
+
+def _code_weights(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Streams of the layers that are smaller so than packed, and their tables."""
+    layers: dict[str, np.ndarray] = {}
+    for entry in _entries(structure):
+        name = entry["name"]
+        if f"{name}.levels" not in tensors and entry["bits"] <= MOST_CODED_BITS:
+            kernel = tensors[f"{name}.weight"].permute(*_order(entry), 2, 3)
+            layers[name] = np.ascontiguousarray(kernel.flatten(2).numpy())
+    if not layers:
+        return {}
+    bits = {entry["name"]: entry["bits"] for entry in _entries(structure)}
+    tables, coded = encode_weights(layers)
+    found = {}
+    for name, c in coded.items():
+        if c.size < packed_size(layers[name].size, bits[name]):
+            found[f"{name}.weight"] = torch.frombuffer(bytearray(c.stream), dtype=torch.uint8)
+            for axis, spread in zip(SPREADS, c.spreads, strict=True):
+                found[f"{name}.{axis}"] = torch.from_numpy(spread)
+    if found:
+        for part in ("cdf", "starts", "offsets"):
+            found[f"{WEIGHT_TABLES}.{part}"] = torch.from_numpy(getattr(tables, part))
+    return found
+
+
+def _decode_weights(
+    entry: dict[str, Any], shape: list[int], tensors: dict[str, Tensor], tables: CdfTables | None
+) -> Tensor:
+    """The inverse for one layer."""
+    name, (first, second) = entry["name"], _order(entry)
+    if tables is None:
+        raise BadModel(f"{name}.weight is coded, and there are no {WEIGHT_TABLES}")
+    spreads = [tensors[f"{name}.{axis}"] for axis in SPREADS]
+    sizes = [shape[first], shape[second], shape[2] * shape[3]]
+    for axis, t, size in zip(SPREADS, spreads, sizes, strict=True):
+        if t.shape != (size,) or t.dtype != torch.int8:
+            raise BadModel(f"{name}.{axis} must be {size} int8, got {tuple(t.shape)} {t.dtype}")
+    stream = tensors[f"{name}.weight"]
+    if stream.dtype != torch.uint8 or stream.ndim != 1:
+        raise BadModel(f"{name}.weight must be flat bytes, got {tuple(stream.shape)} {stream.dtype}")
+    rows, columns, taps = (t.numpy() for t in spreads)
+    q = decode_weights(CodedWeights(stream.numpy().tobytes(), (rows, columns, taps)), tables)
+    top = 2 ** (int(entry["bits"]) - 1) - 1
+    if max(-int(q.min()), int(q.max())) > top:
+        raise BadModel(f"{name}.weight holds {int(q.min())}..{int(q.max())}, over +-{top}")
+    kernel = torch.from_numpy(q).reshape(shape[first], shape[second], *shape[2:])
+    return kernel.permute(*_order(entry), 2, 3)
+
+
 def _compress(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a file holds: weights and gammas packed at their bits, CDFs as frequencies, the rest narrow."""
-    stored = dict(tensors)
-    for entry in (e for stages in structure["stages"].values() for e in stages):
+    """What a file holds: weights coded, or packed at their bits as gammas are, CDFs as differences of their
+    frequencies modulo 2^16, the rest narrow.
+    """
+    stored = {**tensors, **(coded := _code_weights(structure, tensors))}
+    for entry in _entries(structure):
         name = f"{entry['name']}.weight"
-        indexes = np.searchsorted(_levels(tensors, entry), tensors[name].numpy().reshape(-1))
-        stored[name] = torch.from_numpy(pack(indexes, entry["bits"]))
+        if name not in coded:
+            indexes = np.searchsorted(_levels(tensors, entry), tensors[name].numpy().reshape(-1))
+            stored[name] = torch.from_numpy(pack(indexes, entry["bits"]))
         if "gdn" in entry:
             name = f"{entry['name']}.gamma"
             stored[name] = torch.from_numpy(pack(tensors[name].numpy(), entry["gdn"]["bits"]))
         if "compensate" in entry:
             feedback = tensors[f"{entry['name']}.feedback"]
             stored[f"{entry['name']}.feedback"] = feedback[_above_diagonal(len(feedback))]
-    for name in ("y_tables", "z_tables"):
+    for name in TABLES:
         if f"{name}.cdf" in stored:
             cdf, starts = (stored[f"{name}.{part}"].numpy() for part in ("cdf", "starts"))
             inner = np.ones(len(cdf), bool)
             inner[starts[:-1]] = False
-            stored[f"{name}.frequencies"] = torch.from_numpy(np.diff(cdf, prepend=0)[inner])
+            frequencies = np.diff(cdf, prepend=0)[inner]
+            changes = np.diff(frequencies, prepend=0) % 2**16
+            stored[f"{name}.frequencies"] = torch.from_numpy(changes)
             del stored[f"{name}.cdf"]
     return {k: t if t.dtype == torch.uint8 else _narrow(t) for k, t in stored.items()}
 
@@ -257,46 +209,67 @@ def _compress(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
 def _expand(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `_compress`."""
     out = dict(tensors)
-    for entry in (e for stages in structure["stages"].values() for e in stages):
+    for name in TABLES:
+        if f"{name}.frequencies" in tensors:
+            out[f"{name}.cdf"] = _cdfs(name, tensors)
+            del out[f"{name}.frequencies"]
+    weight_tables = None
+    if f"{WEIGHT_TABLES}.cdf" in out:
+        parts = (out.pop(f"{WEIGHT_TABLES}.{part}") for part in ("cdf", "starts", "offsets"))
+        cdf, starts, offsets = (np.ascontiguousarray(_fit(WEIGHT_TABLES, t, torch.int32)) for t in parts)
+        weight_tables = CdfTables(cdf, starts, offsets)
+        weight_tables.validate()
+    count = 0
+    for entry in _entries(structure):
         name, shape = f"{entry['name']}.weight", [int(n) for n in entry["shape"]]
         if len(shape) != 4 or min(shape) < 1:
             raise BadModel(f"{name} must have 4 axes, got {shape}")
         levels = _levels(tensors, entry)
-        indexes = unpack(tensors[name].numpy(), int(entry["bits"]), math.prod(shape))
-        if int(indexes.max()) >= len(levels):
-            raise BadModel(f"{name} holds index {int(indexes.max())}, it has {len(levels)} levels")
-        out[name] = torch.from_numpy(levels[indexes]).reshape(shape)
+        count += math.prod(shape)
+        if f"{entry['name']}.{SPREADS[0]}" in tensors:
+            if count > WEIGHT_LIMIT:
+                raise BadModel(f"the model has over {WEIGHT_LIMIT} weights")
+            out[name] = _decode_weights(entry, shape, tensors, weight_tables)
+            for axis in SPREADS:
+                del out[f"{entry['name']}.{axis}"]
+        else:
+            indexes = unpack(tensors[name].numpy(), int(entry["bits"]), math.prod(shape))
+            if int(indexes.max()) >= len(levels):
+                raise BadModel(f"{name} holds index {int(indexes.max())}, it has {len(levels)} levels")
+            out[name] = torch.from_numpy(levels[indexes]).reshape(shape)
         if "gdn" in entry:
             name, channels = f"{entry['name']}.gamma", shape[1 if entry["transposed"] else 0]
             gamma = unpack(tensors[name].numpy(), int(entry["gdn"]["bits"]), channels**2)
             out[name] = torch.from_numpy(gamma.astype(np.int64)).reshape(channels, channels)
         if "compensate" in entry:
-            stored, count = tensors[f"{entry['name']}.feedback"], shape[0] * (shape[0] - 1) // 2
-            if stored.shape != (count,):
-                raise BadModel(f"{entry['name']}.feedback must be flat {count}, got {tuple(stored.shape)}")
+            stored, pairs = tensors[f"{entry['name']}.feedback"], shape[0] * (shape[0] - 1) // 2
+            if stored.shape != (pairs,):
+                raise BadModel(f"{entry['name']}.feedback must be flat {pairs}, got {tuple(stored.shape)}")
             feedback = torch.zeros(shape[0], shape[0], dtype=torch.int64)
             feedback[_above_diagonal(shape[0])] = stored.to(torch.int64)
             out[f"{entry['name']}.feedback"] = feedback
-    for name in ("y_tables", "z_tables"):
-        if f"{name}.frequencies" in tensors:
-            frequencies = tensors[f"{name}.frequencies"].to(torch.int64).numpy()
-            starts = tensors[f"{name}.starts"].to(torch.int64).numpy()
-            lengths = np.diff(starts) - 1
-            if len(starts) < 2 or lengths.min() < 2 or int(lengths.sum()) != len(frequencies):
-                raise BadModel(f"{name}.starts do not fit {len(frequencies)} frequencies")
-            sums = np.concatenate([[0], np.cumsum(frequencies)])
-            ends = np.cumsum(lengths)
-            rows = [sums[a : b + 1] - sums[a] for a, b in zip(ends - lengths, ends, strict=True)]
-            out[f"{name}.cdf"] = torch.from_numpy(np.concatenate(rows))
-            del out[f"{name}.frequencies"]
     return out
+
+
+def _cdfs(name: str, tensors: dict[str, Tensor]) -> Tensor:
+    """All CDFs of some tables, flat, from the changes of their frequencies."""
+    changes = tensors[f"{name}.frequencies"].to(torch.int64).numpy()
+    starts = tensors[f"{name}.starts"].to(torch.int64).numpy()
+    frequencies = np.cumsum(changes) % 2**16
+    lengths = np.diff(starts) - 1
+    if len(starts) < 2 or lengths.min() < 2 or int(lengths.sum()) != len(frequencies):
+        raise BadModel(f"{name}.starts do not fit {len(frequencies)} frequencies")
+    sums = np.concatenate([[0], np.cumsum(frequencies)])
+    ends = np.cumsum(lengths)
+    rows = [sums[a : b + 1] - sums[a] for a, b in zip(ends - lengths, ends, strict=True)]
+    return torch.from_numpy(np.concatenate(rows))
 
 
 def _integer_contents(codec: IntegerCodec) -> tuple[dict[str, Any], dict[str, Tensor]]:
     codec.check()
     structure, tensors = _pack(codec)
     header = {
-        "version": INTEGER_VERSION,
+        "version": VERSIONS["integer"],
         "kind": "integer",
         "structure": structure,
         "description": codec.description,
@@ -305,18 +278,29 @@ def _integer_contents(codec: IntegerCodec) -> tuple[dict[str, Any], dict[str, Te
 
 
 def save_integer(codec: IntegerCodec, path: Path) -> None:
-    """Write an integer codec: weights packed at their bits, other tensors in the narrowest type."""
-    _write(path, *_integer_contents(codec))
+    """Write an integer codec: weights coded or packed, other tensors in the narrowest type, all of it in
+    gzip.
+    """
+    write(path, *_integer_contents(codec), compressed=True)
 
 
-def integer_file_bytes(codec: IntegerCodec) -> int:
+def file_bytes(codec: IntegerCodec) -> int:
     """Size of the file that `save_integer` would write."""
-    return len(_serialize(*_integer_contents(codec)))
+    return len(serialize(*_integer_contents(codec), compressed=True))
+
+
+def weight_bytes(codec: IntegerCodec) -> dict[str, int]:
+    """Of those, what each stage's weights take, spreads and levels included."""
+    _, tensors = _integer_contents(codec)
+    sizes = {n: t.numel() * t.element_size() for n, t in tensors.items()}
+    parts = ("weight", "levels", *SPREADS)
+    stages = [s.name for network in codec.networks.values() for s in network.stages]
+    return {s: sum(sizes.get(f"{s}.{part}", 0) for part in parts) for s in stages}
 
 
 def load_integer(path: Path) -> IntegerCodec:
     """An integer codec, every bound of the contract checked. Raises `UnknownModel` or `BadModel`."""
-    header, tensors = _read(path)
+    header, tensors = read(path)
     if header.get("kind") != "integer":
         raise BadModel(f"{path} holds a {header.get('kind')!r} model; this needs a quantized one")
     for name, t in tensors.items():
@@ -340,10 +324,7 @@ def _unpack(s: dict[str, Any], tensors: dict[str, Tensor], description: dict[str
         raise BadModel(f"unknown architecture {s['architecture']!r}")
 
     def get(name: str, dtype: torch.dtype) -> Tensor:
-        t = tensors[name].to(torch.int64)
-        if t.numel() and not torch.iinfo(dtype).min <= int(t.min()) <= int(t.max()) <= torch.iinfo(dtype).max:
-            raise BadModel(f"{name} does not fit {dtype}")
-        return t.to(dtype)
+        return _fit(name, tensors[name], dtype)
 
     def multiplier(name: str) -> Multiplier:
         return Multiplier(get(f"{name}.m", torch.int32), get(f"{name}.shift", torch.int32))

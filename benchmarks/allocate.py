@@ -1,0 +1,167 @@
+"""Mixed precision against uniform widths, on Kodak, from real files and real model files.
+
+    python benchmarks/allocate.py --calib TRAIN --images KODAK
+
+For each zoo model: the sensitivity table, plans for the sizes below (refined where they are small) and for
+the sizes of uniform widths, all of them quantized on the same pictures, no gradients. Then four-point
+BD-rates against the float parents. Resumes from --run. Calibration is on the training folder's val split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from rdquant import zoo
+from rdquant.allocate import Neighbourhood, Plan, knapsack, refine
+from rdquant.allocate.refine import best_of
+from rdquant.allocate.run import JUDGES
+from rdquant.allocate.search import uniform
+from rdquant.allocate.table import WidthTwins, measure_table
+from rdquant.codecs import FloatCodec
+from rdquant.coder import ImageCoder
+from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
+from rdquant.files.container import Profile
+from rdquant.files.float_models import load_float
+from rdquant.files.images import list_images
+from rdquant.files.integer_models import file_bytes, integer_fingerprint
+from rdquant.files.model_file import model_description
+from rdquant.files.split import split_files
+from rdquant.study.plots import bits_figure, pareto_figure, to_png
+from rdquant.weights import QuantizeConfig, load_calibration, prepare, to_integer
+from rdquant.weights.crops import probe
+
+FAMILY, LAMBDAS = "mean-scale-s", ("0035", "0067", "0130", "0250")
+RESULTS = Path(__file__).parent / "results"
+FIGURES = Path(__file__).parent.parent / "docs" / "figures"
+SIZES = ("4x", "5x", "6x", "8x", "10x", "12x")
+#: from this size on, plans are refined
+REFINED_FROM = 11.0
+UNIFORM = (8, 6, 5, 4, 3)
+ROUNDS, SEARCH_PICTURES, CALIBRATION_PICTURES = 3, 64, 96
+CONFIG = QuantizeConfig(number_format="coded")
+
+
+def plans(codec: FloatCodec, crops: list[np.ndarray], lambda_: float, store: Path) -> dict:
+    """Plans by name, and what the search cost: a stored result, or made now and stored."""
+    if store.exists():
+        return json.loads(store.read_text())
+    clock = {"start": time.perf_counter()}
+
+    def lap(name: str) -> None:
+        now = time.perf_counter()
+        clock[name], clock["start"] = round(now - clock["start"], 1), now
+
+    judges, fitted = crops[::JUDGES], [c for i, c in enumerate(crops) if i % JUDGES]
+    mixed, seen = prepare(codec, fitted, CONFIG)
+    twins, x = WidthTwins(mixed, seen, CONFIG), probe(judges, most=len(judges))
+    lap("preparation_seconds")
+    table = measure_table(twins, x, lambda_, sum(p.numel() for p in codec.parameters()))
+    lap("table_seconds")
+    targets = {s: table.sizes.target(s) for s in SIZES}
+    targets |= {f"as W{b}": uniform(table, b).size for b in UNIFORM if b != max(UNIFORM)}
+    found = {name: knapsack(table, size) for name, size in targets.items()}
+    lap("knapsack_seconds")
+    near = Neighbourhood(twins, table, x, lambda_)
+    for name, size in targets.items():
+        if table.sizes.float_bytes / size >= REFINED_FROM:
+            refine(near, size, ROUNDS)
+            found[name] = best_of(near.archive, size)
+    lap("refine_seconds")
+    found |= {f"W{b}": uniform(table, b) for b in UNIFORM}
+    del clock["start"]
+    result = {
+        "plans": {n: p.to_json() for n, p in found.items()}, "table": table.to_json(),
+        "evaluations": {"table": table.evaluations, "refine": near.evaluations}, **clock,
+    }  # fmt: skip
+    store.write_text(json.dumps(result, indent=1))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calib", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--run", type=Path, default=Path("runs/allocate"))
+    args = parser.parse_args()
+    args.run.mkdir(parents=True, exist_ok=True)
+    files = list_images(args.images)
+    val = split_files(args.calib, "val")
+    search, crops = (load_calibration(val, n, 256) for n in (SEARCH_PICTURES, CALIBRATION_PICTURES))
+    curves: dict[str, list[tuple[Point, int]]] = {}
+    searches, predicted = {}, []
+    for lam in LAMBDAS:
+        path = zoo.find(f"{FAMILY}-{lam}")
+        assert path is not None
+        codec, lambda_ = load_float(path), model_description(path)["lambda"]
+        found = plans(codec, search, lambda_, args.run / f"plans-{lam}.json")
+        mixed = seen = None
+        measured: dict[str, Point] = {}  # plans may be the same
+        for name, fields in found["plans"].items():
+            store = args.run / f"{lam}-{name.replace(' ', '-')}.json"
+            if not store.exists():
+                if seen is None:
+                    mixed, seen = prepare(codec, crops, CONFIG)
+                config = dataclasses.replace(CONFIG, layer_bits=fields["bits"])
+                integer, _ = to_integer(mixed, seen, config)
+                coder = ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER)
+                known = measured.get(coder.fingerprint.hex())
+                images = evaluate(coder, files) if known is None else known.images
+                point = Point(f"{FAMILY}-{lam}-{name}", coder.describe(), images)
+                measured[coder.fingerprint.hex()] = point
+                Curve(name, "kodak", [point], {"bytes": file_bytes(integer)}).save(store)
+            curve = Curve.load(store)
+            point, size = curve.points[0], curve.meta["bytes"]
+            curves.setdefault(name, []).append((point, size))
+            predicted.append((size, Plan(**{k: v for k, v in fields.items() if k != "version"}).size))
+            print(f"{point.label:28} {size:8} bytes {point.bpp:.4f} bpp {point.psnr:.3f} dB", flush=True)
+        searches[lam] = {k: v for k, v in found.items() if k.endswith("_seconds") or k == "evaluations"}
+    parent = Curve.load(RESULTS / f"kodak-{FAMILY}.json")
+    float_bytes = [found["table"]["sizes"]["float_bytes"] for _ in LAMBDAS]
+    rows = {}
+    for name, pairs in curves.items():
+        curve = Curve(name, "kodak", [p for p, _ in pairs])
+        result = bd_rate(parent, curve)
+        sizes = [size for _, size in pairs]
+        rows[name] = {
+            "bytes": sizes, "times_smaller": [f / s for f, s in zip(float_bytes, sizes, strict=True)],
+            "bd_rate_psnr": vars(result),
+            "bits": {lam: json.loads((args.run / f"plans-{lam}.json").read_text())["plans"][name]["bits"]
+                     for lam in LAMBDAS},
+            "points": [{k: getattr(p, k) for k in ("label", "bpp", "psnr", "ms_ssim")} for p, _ in pairs],
+        }  # fmt: skip
+        print(f"{name:8} {np.mean(rows[name]['times_smaller']):5.2f}x  BD-rate {result.percent:+.2f} %")
+    summary = {
+        "command": "python benchmarks/allocate.py --calib TRAIN --images KODAK", "machine": machine(),
+        "dataset": "kodak", "anchor": f"{FAMILY} (float)", "interpolation": "pchip", "weight_format": "coded",
+        "activation_bits": 8, "granularity": "weights per output channel, activations per channel, static, "
+        "mixed behind each GDN", "scopes": "g_a, h_a, h_s, g_s, tables", "gradient_steps": 0,
+        "calibration_pictures": CALIBRATION_PICTURES, "search_pictures": SEARCH_PICTURES,
+        "predicted_size_error_percent": float(100 * max(abs(a / b - 1) for a, b in predicted)),
+        "searches": searches, "plans": rows,
+    }  # fmt: skip
+    (RESULTS / "allocate.json").write_text(json.dumps(summary, indent=1) + "\n")
+    draw(rows)
+
+
+def draw(rows: dict) -> None:
+    """The figures of docs/mixed-precision.md."""
+
+    def point(name: str) -> tuple[float, float]:
+        return float(np.mean(rows[name]["times_smaller"])), rows[name]["bd_rate_psnr"]["percent"]
+
+    mixed = [point(n) for n in rows if n.endswith("x") or n.startswith("as ")]
+    fronts = {"mixed": mixed, "uniform": [point(f"W{b}") for b in UNIFORM]}
+    FIGURES.mkdir(exist_ok=True)
+    (FIGURES / "pareto.png").write_bytes(to_png(pareto_figure(fronts, f"{FAMILY}, Kodak, A8")))
+    bits = {n: rows[n]["bits"]["0130"] for n in ("6x", "8x", "10x", "12x")}
+    (FIGURES / "bits.png").write_bytes(to_png(bits_figure(bits, f"{FAMILY}-0130")))
+
+
+if __name__ == "__main__":
+    main()

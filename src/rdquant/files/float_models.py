@@ -1,0 +1,58 @@
+"""Files of float models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..codecs import FloatCodec, build
+from ..errors import BadModel, RdquantError
+from .model_file import VERSIONS, digest, read, write
+
+
+def save_float(
+    codec: FloatCodec, path: Path, description: dict[str, Any] | None = None, half: bool = True
+) -> None:
+    """Write a float codec; ``half`` stores float16 (the zoo's form), else float32."""
+    dtype = torch.float16 if half else torch.float32
+    tensors = {k: t.detach().cpu().to(dtype) for k, t in codec.state_dict().items()}
+    for name, t in tensors.items():
+        if not bool(torch.isfinite(t).all()):
+            raise BadModel(f"{name} is not finite" + (" in float16; store float32 instead" if half else ""))
+    header = {
+        "version": VERSIONS["float"],
+        "kind": "float",
+        "structure": {"architecture": codec.architecture, **codec.widths()},
+        "description": description or {},
+    }
+    write(path, header, tensors)
+
+
+def load_float(path: Path) -> FloatCodec:
+    """A float codec in evaluation mode, float32. Raises `UnknownModel` or `BadModel`."""
+    header, tensors = read(path)
+    if header.get("kind") != "float":
+        raise BadModel(f"{path} holds a {header.get('kind')!r} model; this needs a float one")
+    try:
+        s = header["structure"]
+        codec = build(str(s["architecture"]), int(s["N"]), int(s["M"]))
+    except (KeyError, TypeError, ValueError, ArithmeticError, RdquantError) as error:
+        raise BadModel(f"{path}: bad structure: {error}") from None
+    expected = codec.state_dict()
+    if missing := sorted(set(expected) ^ set(tensors)):
+        raise BadModel(f"{path}: missing or unexpected tensors: {', '.join(missing[:5])}")
+    for name, t in tensors.items():
+        if t.shape != expected[name].shape:
+            raise BadModel(f"{path}: {name} has shape {tuple(t.shape)}, needs {tuple(expected[name].shape)}")
+        if not t.is_floating_point() or not bool(torch.isfinite(t.float()).all()):
+            raise BadModel(f"{path}: {name} must be finite floats")
+    codec.load_state_dict({k: t.float() for k, t in tensors.items()})
+    return codec.eval()
+
+
+def float_fingerprint(codec: FloatCodec) -> bytes:
+    """8 bytes that name a float codec's exact weights."""
+    structure = {"kind": "float", "architecture": codec.architecture, **codec.widths()}
+    return digest(structure, {k: t.detach().cpu() for k, t in codec.state_dict().items()})

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from conftest import small_codec
+from rdquant.allocate.table import WidthTwins
+from rdquant.study.searches import METHODS, compare
+from rdquant.weights import QuantizeConfig, prepare
+from rdquant.weights.crops import probe
+
+
+def test_every_search_meets_the_size_and_is_judged_alike(photo: np.ndarray) -> None:
+    config = QuantizeConfig(number_format="coded")
+    codec, seen = prepare(small_codec("mbt2018-mean"), [photo[:128, :128]], config)
+    twins, x = WidthTwins(codec, seen, config, (2, 4, 8)), probe([photo[128:256, :128]], 128)
+    found, table = compare(twins, x, 0.001, 20_000, "2.5bits", budget=20, rounds=1)
+    assert set(found) == set(METHODS)
+    for name, outcome in found.items():
+        assert outcome.plan.size <= table.sizes.target("2.5bits"), name
+        j = twins.cost(outcome.plan.bits, x, 0.001, outputs=False)
+        assert outcome.increase == pytest.approx(j / table.j_float - 1), name
+    assert found["refined"].increase <= found["knapsack"].increase
+    assert found["knapsack"].evaluations == table.evaluations
+    assert found["refined"].evaluations > table.evaluations
+    assert found["greedy"].evaluations > 2 * len(table.layers)
+    assert dataclasses.asdict(found["uniform"].plan)["bits"] == dict.fromkeys(table.layers, 2)
