@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -18,13 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from rdquant import zoo
-from rdquant.allocate import Neighbourhood, Plan, knapsack, refine
+from rdquant.allocate import Neighbourhood, Plan, SensitivityTable, knapsack, refine
 from rdquant.allocate.refine import best_of
 from rdquant.allocate.run import JUDGES
 from rdquant.allocate.search import uniform
 from rdquant.allocate.table import WidthTwins, measure_table
 from rdquant.codecs import FloatCodec
 from rdquant.coder import ImageCoder
+from rdquant.errors import CurveError
 from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.container import Profile
 from rdquant.files.float_models import load_float
@@ -47,8 +49,8 @@ ROUNDS, SEARCH_PICTURES, CALIBRATION_PICTURES = 3, 64, 96
 CONFIG = QuantizeConfig(number_format="coded")
 
 
-def plans(codec: FloatCodec, crops: list[np.ndarray], lambda_: float, store: Path) -> dict:
-    """Plans by name, and what the search cost: a stored result, or made now and stored."""
+def search(codec: FloatCodec, crops: list[np.ndarray], lambda_: float, store: Path) -> dict:
+    """The table, the refined plans and what they cost: a stored result, or made now and stored."""
     if store.exists():
         return json.loads(store.read_text())
     clock = {"start": time.perf_counter()}
@@ -63,24 +65,34 @@ def plans(codec: FloatCodec, crops: list[np.ndarray], lambda_: float, store: Pat
     lap("preparation_seconds")
     table = measure_table(twins, x, lambda_, sum(p.numel() for p in codec.parameters()))
     lap("table_seconds")
-    targets = {s: table.sizes.target(s) for s in SIZES}
-    targets |= {f"as W{b}": uniform(table, b).size for b in UNIFORM if b != max(UNIFORM)}
-    found = {name: knapsack(table, size) for name, size in targets.items()}
-    lap("knapsack_seconds")
-    near = Neighbourhood(twins, table, x, lambda_)
-    for name, size in targets.items():
+    near, refined = Neighbourhood(twins, table, x, lambda_), {}
+    for name, size in targets(table).items():
         if table.sizes.float_bytes / size >= REFINED_FROM:
             refine(near, size, ROUNDS)
-            found[name] = best_of(near.archive, size)
+            refined[name] = best_of(near.archive, size).to_json()
     lap("refine_seconds")
-    found |= {f"W{b}": uniform(table, b) for b in UNIFORM}
     del clock["start"]
-    result = {
-        "plans": {n: p.to_json() for n, p in found.items()}, "table": table.to_json(),
-        "evaluations": {"table": table.evaluations, "refine": near.evaluations}, **clock,
-    }  # fmt: skip
+    evaluations = {"table": table.evaluations, "refine": near.evaluations}
+    result = {"refined": refined, "table": table.to_json(), "evaluations": evaluations, **clock}
     store.write_text(json.dumps(result, indent=1))
     return result
+
+
+def targets(table: SensitivityTable) -> dict[str, int]:
+    """Bytes of each plan but the uniform ones."""
+    found = {s: table.sizes.target(s) for s in SIZES}
+    return found | {f"as W{b}": uniform(table, b).size for b in UNIFORM if b != max(UNIFORM)}
+
+
+def plans(store: Path, found: dict) -> dict[str, Plan]:
+    """All plans by name: refined, from the table alone, and uniform."""
+    path = store.with_name(f"table-{store.stem}.json")
+    path.write_text(json.dumps(found["table"]))
+    table = SensitivityTable.load(path)
+    out = {name: knapsack(table, size) for name, size in targets(table).items()}
+    for name, fields in found["refined"].items():
+        out[name] = Plan(**{k: v for k, v in fields.items() if k != "version"})
+    return out | {f"W{b}": uniform(table, b) for b in UNIFORM}
 
 
 def main() -> None:
@@ -92,50 +104,52 @@ def main() -> None:
     args.run.mkdir(parents=True, exist_ok=True)
     files = list_images(args.images)
     val = split_files(args.calib, "val")
-    search, crops = (load_calibration(val, n, 256) for n in (SEARCH_PICTURES, CALIBRATION_PICTURES))
+    shown, crops = (load_calibration(val, n, 256) for n in (SEARCH_PICTURES, CALIBRATION_PICTURES))
     curves: dict[str, list[tuple[Point, int]]] = {}
-    searches, predicted = {}, []
+    searches, predicted, bits = {}, [], {}
     for lam in LAMBDAS:
         path = zoo.find(f"{FAMILY}-{lam}")
         assert path is not None
         codec, lambda_ = load_float(path), model_description(path)["lambda"]
-        found = plans(codec, search, lambda_, args.run / f"plans-{lam}.json")
+        store = args.run / f"search-{lam}.json"
+        found = search(codec, shown, lambda_, store)
+        chosen = plans(store, found)
         mixed = seen = None
-        measured: dict[str, Point] = {}  # plans may be the same
-        for name, fields in found["plans"].items():
-            store = args.run / f"{lam}-{name.replace(' ', '-')}.json"
+        bits[lam] = {name: plan.bits for name, plan in chosen.items()}
+        for name, plan in chosen.items():
+            digest = hashlib.sha256(json.dumps(dict(plan.bits), sort_keys=True).encode()).hexdigest()[:8]
+            store = args.run / f"{lam}-{digest}.json"
             if not store.exists():
                 if seen is None:
                     mixed, seen = prepare(codec, crops, CONFIG)
-                config = dataclasses.replace(CONFIG, layer_bits=fields["bits"])
+                config = dataclasses.replace(CONFIG, layer_bits=plan.bits)
                 integer, _ = to_integer(mixed, seen, config)
                 coder = ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER)
-                known = measured.get(coder.fingerprint.hex())
-                images = evaluate(coder, files) if known is None else known.images
-                point = Point(f"{FAMILY}-{lam}-{name}", coder.describe(), images)
-                measured[coder.fingerprint.hex()] = point
+                point = Point(f"{FAMILY}-{lam}", coder.describe(), evaluate(coder, files))
                 Curve(name, "kodak", [point], {"bytes": file_bytes(integer)}).save(store)
             curve = Curve.load(store)
             point, size = curve.points[0], curve.meta["bytes"]
             curves.setdefault(name, []).append((point, size))
-            predicted.append((size, Plan(**{k: v for k, v in fields.items() if k != "version"}).size))
-            print(f"{point.label:28} {size:8} bytes {point.bpp:.4f} bpp {point.psnr:.3f} dB", flush=True)
+            predicted.append((size, plan.size))
+            print(f"{lam} {name:8} {size:8} bytes {point.bpp:.4f} bpp {point.psnr:.3f} dB", flush=True)
         searches[lam] = {k: v for k, v in found.items() if k.endswith("_seconds") or k == "evaluations"}
     parent = Curve.load(RESULTS / f"kodak-{FAMILY}.json")
     float_bytes = [found["table"]["sizes"]["float_bytes"] for _ in LAMBDAS]
     rows = {}
     for name, pairs in curves.items():
         curve = Curve(name, "kodak", [p for p, _ in pairs])
-        result = bd_rate(parent, curve)
+        try:
+            result = vars(bd_rate(parent, curve))
+        except CurveError as error:  # a curve in ruins
+            result = {"percent": None, "error": str(error)}
         sizes = [size for _, size in pairs]
         rows[name] = {
             "bytes": sizes, "times_smaller": [f / s for f, s in zip(float_bytes, sizes, strict=True)],
-            "bd_rate_psnr": vars(result),
-            "bits": {lam: json.loads((args.run / f"plans-{lam}.json").read_text())["plans"][name]["bits"]
-                     for lam in LAMBDAS},
+            "bd_rate_psnr": result,
+            "bits": {lam: dict(bits[lam][name]) for lam in LAMBDAS},
             "points": [{k: getattr(p, k) for k in ("label", "bpp", "psnr", "ms_ssim")} for p, _ in pairs],
         }  # fmt: skip
-        print(f"{name:8} {np.mean(rows[name]['times_smaller']):5.2f}x  BD-rate {result.percent:+.2f} %")
+        print(f"{name:8} {np.mean(rows[name]['times_smaller']):5.2f}x  BD-rate {result['percent']} %")
     summary = {
         "command": "python benchmarks/allocate.py --calib TRAIN --images KODAK", "machine": machine(),
         "dataset": "kodak", "anchor": f"{FAMILY} (float)", "interpolation": "pchip", "weight_format": "coded",
@@ -155,8 +169,11 @@ def draw(rows: dict) -> None:
     def point(name: str) -> tuple[float, float]:
         return float(np.mean(rows[name]["times_smaller"])), rows[name]["bd_rate_psnr"]["percent"]
 
-    mixed = [point(n) for n in rows if n.endswith("x") or n.startswith("as ")]
-    fronts = {"mixed": mixed, "uniform": [point(f"W{b}") for b in UNIFORM]}
+    fronts = {
+        "mixed": [point(n) for n in rows if n.endswith("x") or n.startswith("as ")],
+        "uniform": [point(f"W{b}") for b in UNIFORM],
+    }
+    fronts = {n: [p for p in points if p[1] is not None and p[1] < 100] for n, points in fronts.items()}
     FIGURES.mkdir(exist_ok=True)
     (FIGURES / "pareto.png").write_bytes(to_png(pareto_figure(fronts, f"{FAMILY}, Kodak, A8")))
     bits = {n: rows[n]["bits"]["0130"] for n in ("6x", "8x", "10x", "12x")}

@@ -171,7 +171,8 @@ def allocate() -> str:
     def cell(name: str) -> str:
         row = r["plans"][name]
         smaller = sum(row["times_smaller"]) / len(row["times_smaller"])
-        return f"{smaller:.2f} | {row['bd_rate_psnr']['percent']:+.2f} %"
+        percent = row["bd_rate_psnr"]["percent"]
+        return f"{smaller:.2f} | {'a curve that falls' if percent is None else f'{percent:+.2f} %'}"
 
     rows = ["| plan | times smaller | BD-rate |", "|---|---|---|"]
     rows += [f"| {name} | {cell(name)} |" for name in r["plans"] if name.endswith("x")]
@@ -214,12 +215,36 @@ def searches() -> str:
     return "\n".join([*rows, "", note])
 
 
+def latents() -> str:
+    """Latent quantizers on codecs that were trained for plain rounding."""
+    if not (RESULTS / "latents.json").exists():
+        return "Not measured yet (`benchmarks/latents.py`)."
+    r = json.loads((RESULTS / "latents.json").read_text())
+    rows = [
+        "| quantizer | " + " | ".join(r["bd_rate_psnr"]) + " |",
+        "|---" * (1 + len(r["bd_rate_psnr"])) + "|",
+    ]
+    for name in r["quantizers"]:
+        cells = [f"{found[name]['percent']:+.2f} %" for found in r["bd_rate_psnr"].values()]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    speed = r["viterbi"]
+    note = (
+        f"BD-rate (PSNR) of whole files against plain rounding with the same integer models, {r['models']}, four "
+        f"points, PCHIP; TCQ with step {r['step']}. Viterbi with 8 states: {speed['one_thread']:.1f} million levels "
+        f"a second on one thread, {speed['two_threads']:.1f} on two; a 768x512 picture's takes "
+        f"{1000 * speed['picture_seconds']:.0f} ms; decoding a trellis-coded picture took "
+        f"{speed['decode_ratio']:.2f} times a plain one's. {r['machine']['cpu']}, {r['machine']['date']}. "
+        "(`latents.json`)"
+    )
+    return "\n".join([*rows, "", note])
+
+
 def updated(text: str) -> str:
     """``text`` with every marked block made anew."""
     makers = {
         "zoo": zoo, "bdrate": bdrate, "rans": rans, "widths": widths, "growth": growth,
         "determinism": determinism, "damage": damage, "decode": decode, "allocate": allocate,
-        "searches": searches,
+        "searches": searches, "latents": latents,
     }  # fmt: skip
     for table in (
         "strategy",

@@ -52,6 +52,8 @@ def lies(data: bytes) -> Iterator[tuple[str, bytes]]:
         ("width", varint(header.width)), ("height", varint(header.height)),
         ("z length", varint(len(streams[0]))), ("y length", varint(len(streams[1]))),
     ]  # fmt: skip
+    if header.step is not None:
+        fields.append(("step", varint(header.step)))
     if header.pixels is not None:
         fields.append(("pixel checksum", header.pixels.to_bytes(4, "little")))
 

@@ -23,6 +23,15 @@ for _byte in range(256):
     CRC_TABLE.append(_byte)
 TYPES = {"I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8"}
 RANS_L = 1 << 31
+#: quantizer -> the quantizer of each state, and the states that follow it
+TRELLISES = {
+    1: ((0, 0, 1, 1), ((0, 2), (2, 0), (1, 3), (3, 1))),
+    2: (
+        (0, 1, 0, 1, 0, 1, 0, 1),
+        ((0, 2), (7, 5), (1, 3), (6, 4), (2, 0), (5, 7), (3, 1), (4, 6)),
+    ),
+}
+PLAIN = ((0,), ((0, 0),))
 
 
 def need(condition: bool, message: str) -> None:
@@ -47,6 +56,8 @@ class Container(NamedTuple):
     z_stream: bytes
     y_stream: bytes
     pixel_checksum: int | None
+    quantizer: int
+    step: int
 
 
 def parse_container(data: bytes) -> Container:
@@ -78,16 +89,21 @@ def parse_container(data: bytes) -> Container:
     need(take(1) == b"\x01", "unsupported version")
     fingerprint, kind = take(8), take(1)[0]
     width, height, z_length, y_length = number(), number(), number(), number()
+    quantizer, step = kind & 15, 1
+    if quantizer in TRELLISES:
+        step = number()
     pixel_checksum = int.from_bytes(take(4), "little") if kind & 128 else None
     need(crc32c(data[:position]) == int.from_bytes(take(4), "little"), "wrong checksum of the header")
-    need(kind & 127 == 0, "unsupported profile or quantizer")
-    need(width > 0 and height > 0, "a side is zero")
+    need(kind >> 4 & 7 == 0, "unsupported profile")
+    need(quantizer == 0 or quantizer in TRELLISES, "unsupported quantizer")
+    need(width > 0 and height > 0 and step > 0, "a side or the step is zero")
+    need(step <= 65535, "step over the limit")
     padded = -(-width // 64) * -(-height // 64) * 64 * 64
     need(max(width, height) <= 65535 and width * height <= 1 << 28, "picture over the limits")
     need(z_length + y_length <= 128 * padded, "streams over the limits")
     z_stream, y_stream = checked(z_length), checked(y_length)
     need(position == len(data), "bytes after the end")
-    return Container(fingerprint, width, height, z_stream, y_stream, pixel_checksum)
+    return Container(fingerprint, width, height, z_stream, y_stream, pixel_checksum, quantizer, step)
 
 
 # ---- entropy coding and latents
@@ -122,8 +138,24 @@ class Tables:
         limit = 1 << 17 - bits
         return clip16((np.clip(self.decode(stream, indexes), -limit, limit) << bits) + means)
 
-    def decode(self, stream: bytes, indexes: np.ndarray) -> np.ndarray:
-        """The symbols of a rANS stream, one for each table index."""
+    def trellis(
+        self, stream: bytes, indexes: np.ndarray, means: np.ndarray, step: int, trellis: tuple
+    ) -> np.ndarray:
+        """The latents of a rANS stream of trellis-coded levels, ``indexes`` being those of quantizer 0."""
+        levels = self.decode(stream, indexes, trellis, indexes[0].size)
+        odd = np.empty_like(levels)
+        for channel, sequence in enumerate(levels.reshape(len(levels), -1).tolist()):
+            state = 0
+            for at, level in enumerate(sequence):
+                odd.reshape(len(odd), -1)[channel, at] = trellis[0][state]
+                state = trellis[1][state][level & 1]
+        levels = np.clip(levels, -(1 << 16), 1 << 16)
+        return clip16(means + (2 * levels - np.sign(levels) * odd) * step)
+
+    def decode(
+        self, stream: bytes, indexes: np.ndarray, trellis: tuple = PLAIN, run: int = 1 << 62
+    ) -> np.ndarray:
+        """The symbols of a rANS stream, one for each table index; a trellis begins anew after each run."""
         need(len(stream) >= 8 and len(stream) % 4 == 0, "bad length of a stream")
         words = iter([int.from_bytes(stream[at : at + 4], "little") for at in range(0, len(stream), 4)])
         state = next(words) | next(words) << 32
@@ -143,7 +175,11 @@ class Tables:
             return value
 
         symbols = []
-        for index in indexes.ravel().tolist():
+        machine_state = 0
+        for position, plain_index in enumerate(indexes.ravel().tolist()):
+            if position % run == 0:
+                machine_state = 0
+            index = plain_index + 64 * trellis[0][machine_state]
             cdf = self.cdfs[index]
             low = state & 0xFFFF
             value = bisect_right(cdf, low) - 1
@@ -156,6 +192,7 @@ class Tables:
                 value = -(zigzag >> 1) - 1 if zigzag & 1 else value + (zigzag >> 1)
             symbols.append(value + self.offsets[index])
             need(-(1 << 31) <= symbols[-1] < 1 << 31, "a symbol does not fit 32 bits")
+            machine_state = trellis[1][machine_state][symbols[-1] & 1]
         need(state == RANS_L and next(words, None) is None, "a stream does not end in the coder's end state")
         return np.array(symbols, np.int64).reshape(indexes.shape)
 
@@ -263,6 +300,13 @@ def read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     return metadata["structure"], tensors
 
 
+def trellis_tables() -> Tables:
+    path = Path(__file__).parent.parent / "src" / "rdquant" / "latents" / "tcq_tables.npz"
+    with np.load(path) as stored:
+        arrays = {name: stored[name].astype(np.int64) for name in ("starts", "changes", "offsets")}
+    return Tables(arrays["starts"], np.cumsum(arrays["changes"]) % (1 << 16), arrays["offsets"])
+
+
 def read_tables(kind: str, tensors: dict[str, np.ndarray]) -> Tables:
     frequencies = np.cumsum(tensors.pop(f"{kind}.frequencies")) % (1 << 16)
     return Tables(tensors[f"{kind}.starts"], frequencies, tensors[f"{kind}.offsets"])
@@ -355,9 +399,17 @@ class PlainDecoder:
             means = np.zeros_like(scales)
             if self.structure["has_means"]:
                 scales, means = np.split(scales, 2)
-            indexes = np.searchsorted(self.tensors["thresholds"], scales, side="left")
-            y_hat = self.tables["y_tables"].latents(file.y_stream, indexes, means, bits)
+            thresholds = self.tensors["thresholds"]
+            if file.quantizer:
+                thresholds = (thresholds * 2 * file.step) >> bits
+            indexes = np.searchsorted(thresholds, scales, side="left")
+            if file.quantizer:
+                trellis = TRELLISES[file.quantizer]
+                y_hat = trellis_tables().trellis(file.y_stream, indexes, means, file.step, trellis)
+            else:
+                y_hat = self.tables["y_tables"].latents(file.y_stream, indexes, means, bits)
         else:
+            need(not file.quantizer, "trellis-coded, and the model has no hyperprior")
             need(not file.z_stream, "a z stream without a hyperprior")
             y_hat = self.tables["y_tables"].latents(file.y_stream, each_channel, medians, bits)
         pixels = self.run("g_s", clip16(y_hat << per_channel(self.tensors["latent_shift"])))

@@ -10,10 +10,12 @@ from conftest import small_codec
 from rdquant.codecs import ARCHITECTURES
 from rdquant.coder import ImageCoder
 from rdquant.errors import DecodeError, ImageError, ModelMismatch, UnsupportedVersion
-from rdquant.files.container import Profile
+from rdquant.files.container import Profile, Quantizer, write
 from rdquant.files.float_models import float_fingerprint
 from rdquant.files.integer_models import integer_fingerprint
 from rdquant.floatcodec import CodingFloatCodec
+from rdquant.latents.coding import TrellisCoding
+from rdquant.pixels import to_tensor
 from rdquant.weights import quantize
 
 SIZES = [(1, 1), (1, 300), (63, 65), (389, 517), (128, 64)]
@@ -38,6 +40,44 @@ def test_decode_of_encode_is_the_forward_pass(architecture: str, profile: Profil
         forward, bits = coder.forward(rgb)
         assert decoded.shape == rgb.shape and np.array_equal(decoded, forward)
         assert abs(len(data) - bits / 8) <= 0.01 * bits / 8 + 40 + 8
+
+
+@pytest.mark.parametrize("kind", [Quantizer.TCQ4, Quantizer.TCQ8])
+@pytest.mark.parametrize("profile", Profile)
+@pytest.mark.parametrize("architecture", ["bmshj2018-hyperprior", "mbt2018-mean"])
+def test_trellis_coded_files_decode_to_the_forward_pass(
+    architecture: str, profile: Profile, kind: Quantizer, photo: np.ndarray
+) -> None:
+    plain = make_coder(architecture, photo, profile)
+    gains = np.full(plain.codec.M, 3000.0)
+    for step in (40, 170):
+        coding = TrellisCoding(kind, step, gains, 0.01)
+        coder = ImageCoder(plain.codec, plain.fingerprint, profile, coding)
+        for rgb in (photo[:63, :65], photo[:128, :64]):
+            data = coder.encode(rgb)
+            forward, bits = coder.forward(rgb)
+            assert np.array_equal(plain.decode(data), forward)  # the file says how, not the coder
+            assert abs(len(data) - bits / 8) <= 0.01 * bits / 8 + 40 + 8
+
+
+def test_trellis_needs_a_hyperprior(photo: np.ndarray) -> None:
+    coder = make_coder("bmshj2018-factorized", photo)
+    data = write(coder.fingerprint, coder.profile, Quantizer.TCQ8, 16, 16, (b"", bytes(8)), None, 100)
+    with pytest.raises(UnsupportedVersion, match="TCQ8"):
+        coder.decode(data)
+
+
+def test_finer_steps_cost_more_and_lose_less(photo: np.ndarray) -> None:
+    plain = make_coder("mbt2018-mean", photo)
+    found = []
+    for step in (60, 120, 240):
+        coding = TrellisCoding(Quantizer.TCQ8, step, np.full(plain.codec.M, 3000.0), 0.01)
+        coder = ImageCoder(plain.codec, plain.fingerprint, plain.profile, coding)
+        coded = coder.symbols(photo[:128, :128])
+        y = plain.codec.analysis(to_tensor(photo[:128, :128]))
+        error = coding.dequantize(plain.codec, coded.y, coded.means).double() - y
+        found.append((coder.forward(photo[:128, :128])[1], float(error.square().mean())))
+    assert found[0][0] > found[1][0] > found[2][0] and found[0][1] < found[1][1] < found[2][1]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -72,8 +112,6 @@ def test_damage_is_a_decode_error(photo: np.ndarray, rng: np.random.Generator) -
 
 def test_valid_checksums_around_nonsense_are_survived(photo: np.ndarray, rng: np.random.Generator) -> None:
     """Checksums keep no attacker out: any stream must give a picture or a `DecodeError`."""
-    from rdquant.files.container import Quantizer, write
-
     coder = make_coder("mbt2018-mean", photo)
     for _ in range(60):
         streams = tuple(rng.bytes(4 * int(rng.integers(0, 40))) for _ in range(2))

@@ -19,11 +19,13 @@ from rdquant.coder import ImageCoder
 from rdquant.errors import DecodeError, NotOurFormat
 from rdquant.load import open_coder
 
+FILES = [*((name, "70x45") for name in MODELS), ("mean-w8", "70x45-tcq8")]
 
-@pytest.fixture(scope="module", params=MODELS)
+
+@pytest.fixture(scope="module", params=FILES, ids="-".join)
 def coder(request: pytest.FixtureRequest) -> tuple[ImageCoder, bytes]:
-    name = str(request.param)
-    decoder, data = open_coder(str(HERE / f"{name}.rdqm")), (HERE / f"{name}-70x45.rdq").read_bytes()
+    name, picture = request.param
+    decoder, data = open_coder(str(HERE / f"{name}.rdqm")), (HERE / f"{name}-{picture}.rdq").read_bytes()
     decoder.decode(data)  # kernels are compiled and tested at the first
     return decoder, data
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.make import HERE, MODELS, PICTURES, picture, sha256
+from golden.make import HERE, MODELS, PICTURES, picture, sha256, trellis_files
 from plain_decoder import PlainDecoder
 from rdquant.coder import ImageCoder
+from rdquant.files.container import Quantizer, read
 from rdquant.load import open_coder
 
 KNOWN = json.loads((HERE / "golden.json").read_text())
@@ -43,6 +44,16 @@ def test_a_second_decoder_agrees(model: str, name: str) -> None:
     assert sha256(pixels) == KNOWN[f"{model}-{name}"]
 
 
+@pytest.mark.parametrize(("model", "name", "kind", "step"), trellis_files())
+def test_trellis_coded_pixels_are_as_ever(model: str, name: str, kind: str, step: int) -> None:
+    stem = f"{model}-{name}-{kind.lower()}"
+    data = (HERE / f"{stem}.rdq").read_bytes()
+    header, _ = read(data)
+    assert (header.quantizer, header.step) == (Quantizer[kind], step)
+    for decoder in (open_coder(str(HERE / f"{model}.rdqm")), PlainDecoder(HERE / f"{model}.rdqm")):
+        assert sha256(decoder.decode(data)) == KNOWN[stem]
+
+
 def test_approximate_pixels_are_near(coder: ImageCoder, model: str) -> None:
     data = (HERE / f"{model}-96x128.rdq").read_bytes()
     exact, near = coder.decode(data).astype(int), coder.decode(data, exact=False)
@@ -51,4 +62,5 @@ def test_approximate_pixels_are_near(coder: ImageCoder, model: str) -> None:
 
 def test_nothing_is_missing() -> None:
     files = {p.stem for p in Path(HERE).glob("*.rdq")}
-    assert files == set(KNOWN) == {f"{m}-{p}" for m in MODELS for p in PICTURES}
+    expected = {f"{m}-{p}" for m in MODELS for p in PICTURES}
+    assert files == set(KNOWN) == expected | {f"{m}-{p}-{q.lower()}" for m, p, q, _ in trellis_files()}

@@ -26,8 +26,12 @@ MEASURED = ("bpp", "psnr", "ms_ssim")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quantizer = Annotated[
-    str, typer.Option(help="Latent levels: uniform (nearest) or rdoq (by D + lambda R; same decoder).")
+    str,
+    typer.Option(
+        help="Latent levels: uniform (nearest), rdoq (by D + lambda R), tcq4 or tcq8 (trellis-coded)."
+    ),
 ]
+Step = Annotated[float | None, typer.Option(help="Of TCQ, in steps of plain rounding.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model file or a zoo name (`rdquant zoo`).")]
 
 
@@ -319,6 +323,7 @@ def encode(
         typer.Option("--out", "-o", help="File; for several pictures a folder. Default: beside each."),
     ] = None,
     quantizer: Quantizer = "uniform",
+    step: Step = None,
     pixel_checksum: Annotated[
         bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
     ] = False,
@@ -338,7 +343,7 @@ def encode(
     def work(source: Path, target: Path) -> str:
         nonlocal coder
         rgb = read_image(source)
-        coder = coder or open_coder(model, quantizer)
+        coder = coder or open_coder(model, quantizer, step)
         data = coder.encode(rgb, pixel_checksum)
         with atomic_write(target) as handle:
             handle.write(data)
@@ -458,6 +463,7 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's.")] = None,
     check: Annotated[bool, typer.Option(help="Compare each decoded file with the forward pass.")] = True,
     quantizer: Quantizer = "uniform",
+    step: Step = None,
 ) -> None:
     """Code a folder of pictures to real files, decode them, and measure rate, quality and time."""
     from .evaluate import Curve, Point, machine
@@ -468,12 +474,18 @@ def evaluate(
     files = list_images(images)
     points = []
     for m in model:
-        coder = open_coder(m, quantizer)
+        coder = open_coder(m, quantizer, step)
         with console.progress(m) as update:
             results = run(coder, files, check, update)
         points.append(Point(m, coder.describe(), results))
     parts = ["rdquant evaluate", *(f"-m {m}" for m in model), f"--images {images.name}"]
-    command = " ".join([*parts, *([] if quantizer == "uniform" else [f"--quantizer {quantizer}"])])
+    command = " ".join(
+        [
+            *parts,
+            *([] if quantizer == "uniform" else [f"--quantizer {quantizer}"]),
+            *([] if step is None else [f"--step {step}"]),
+        ]
+    )
     curve = Curve(name, dataset or images.name, points, {"command": command, "machine": machine()})
     if json_out is not None:
         curve.save(json_out)

@@ -22,20 +22,9 @@ from . import entropy
 from .entropy import CdfTables
 from .errors import Corrupt, ImageError, ModelMismatch, UnsupportedVersion, UsageError
 from .files.container import Header, Limits, Profile, Quantizer, checksum, read, write
+from .latents import FixedPointScalar, UniformScalar
+from .latents.coding import LatentCoding, ScalarCoding, coding_of
 from .pixels import pad_to, to_pixels, to_tensor
-
-
-class LatentQuantizer(Protocol):
-    @property
-    def step(self) -> float: ...
-    def quantize(self, y: Tensor, means: Tensor) -> Tensor: ...
-    def dequantize(self, symbols: Tensor, means: Tensor) -> Tensor: ...
-
-
-class LatentSearch(Protocol):
-    """An encoder's better choice of symbols; see `rdquant.latents.rdoq.Rdoq`."""
-
-    def levels(self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float) -> Tensor: ...
 
 
 class Codec(Protocol):
@@ -50,14 +39,14 @@ class Codec(Protocol):
     @property
     def downsampling(self) -> int: ...
     @property
-    def quantizer(self) -> LatentQuantizer: ...
+    def quantizer(self) -> UniformScalar | FixedPointScalar: ...
     @property
     def y_tables(self) -> CdfTables: ...
     @property
     def z_tables(self) -> CdfTables | None: ...
     def analysis(self, pixels: Tensor) -> Tensor: ...
     def hyper_analysis(self, y: Tensor) -> Tensor: ...
-    def entropy_parameters(self, z_symbols: Tensor) -> tuple[Tensor, Tensor]: ...
+    def entropy_parameters(self, z_symbols: Tensor, spacing: int | None = None) -> tuple[Tensor, Tensor]: ...
     def factorized_means(self, shape: torch.Size) -> Tensor: ...
     def synthesis(self, y_hat: Tensor, exact: bool = True) -> Tensor: ...
 
@@ -95,14 +84,15 @@ def _check_room(name: str, stream: bytes, shape: torch.Size, tables: CdfTables) 
 class ImageCoder:
     """Encodes and decodes pictures with one codec.
 
-    ``fingerprint``: 8 bytes that name the model (`rdquant.files.models`). ``search``: how symbols of y
-    are chosen; by default each is the nearest.
+    ``fingerprint``: 8 bytes that name the model (`rdquant.files.model_file`). ``coding``: how it quantizes
+    latents when it encodes; by default each to the nearest. What it decodes says that itself.
     """
 
     def __init__(
-        self, codec: Codec, fingerprint: bytes, profile: Profile, search: LatentSearch | None = None
+        self, codec: Codec, fingerprint: bytes, profile: Profile, coding: LatentCoding | None = None
     ) -> None:
-        self.codec, self.fingerprint, self.profile, self.search = codec, fingerprint, profile, search
+        self.codec, self.fingerprint, self.profile = codec, fingerprint, profile
+        self.coding = coding or ScalarCoding()
 
     def describe(self) -> dict[str, Any]:
         """What results say of the model."""
@@ -122,14 +112,10 @@ class ImageCoder:
         if c.has_hyperprior:
             z = c.hyper_analysis(y)
             z_indexes = channel_indexes(z.shape)
-            y_indexes, means = c.entropy_parameters(z)
+            y_indexes, means = c.entropy_parameters(z, self.coding.spacing)
         else:
             y_indexes, means = channel_indexes(y.shape), c.factorized_means(y.shape)
-        if self.search is None:
-            symbols = c.quantizer.quantize(y, means)
-        else:
-            symbols = self.search.levels(y, means, y_indexes, c.y_tables, c.quantizer.step)
-        return Coded(symbols, y_indexes, means, z, z_indexes)
+        return Coded(self.coding.levels(c, y, means, y_indexes), y_indexes, means, z, z_indexes)
 
     def encode(self, rgb: np.ndarray, pixel_checksum: bool = False) -> bytes:
         """A whole ``.rdq`` file. ``pixel_checksum``: decode too, and let the file say what must come out."""
@@ -145,9 +131,16 @@ class ImageCoder:
         c, z_stream = self.codec, b""
         if coded.z is not None and coded.z_indexes is not None and c.z_tables is not None:
             z_stream = entropy.encode(_flat(coded.z), _flat(coded.z_indexes), c.z_tables)
-        y_stream = entropy.encode(_flat(coded.y), _flat(coded.y_indexes), c.y_tables)
-        streams = (z_stream, y_stream)
-        return write(self.fingerprint, self.profile, Quantizer.UNIFORM, width, height, streams, pixels)
+        y_stream = entropy.encode(_flat(coded.y), self._coded_with(coded), self.coding.tables(c))
+        return write(
+            self.fingerprint, self.profile, self.coding.quantizer, width, height, (z_stream, y_stream),
+            pixels, self.coding.step,
+        )  # fmt: skip
+
+    def _coded_with(self, coded: Coded) -> np.ndarray:
+        """The table of each symbol of y, the quantizer's state considered."""
+        machine = self.coding.machine(coded.y.shape[2] * coded.y.shape[3])
+        return machine.indexes(_flat(coded.y), _flat(coded.y_indexes))
 
     def decode(self, data: bytes, limits: Limits | None = None, exact: bool = True) -> np.ndarray:
         """A file to ``(H, W, 3)`` uint8. Raises an error of the `DecodeError` branch, nothing else.
@@ -158,40 +151,40 @@ class ImageCoder:
         if not exact and self.profile is not Profile.INTEGER:
             raise UsageError("only integer models have an approximate synthesis")
         header, (z_stream, y_stream) = read(data, limits or Limits())
-        self._check(header)
-        c = self.codec
+        coding = self._coding_of(header)
+        c, tables = self.codec, coding.tables(self.codec)
         h, w = (-(-side // c.downsampling) * c.downsampling for side in (header.height, header.width))
         y_shape = torch.Size((1, c.M, h // 16, w // 16))
-        _check_room("y", y_stream, y_shape, c.y_tables)
+        _check_room("y", y_stream, y_shape, tables)
         if c.has_hyperprior and c.z_tables is not None:
             z_shape = torch.Size((1, len(c.z_tables.offsets), h // 64, w // 64))
             _check_room("z", z_stream, z_shape, c.z_tables)
             z_indexes = _flat(channel_indexes(z_shape))
             z = torch.from_numpy(entropy.decode(z_stream, z_indexes, c.z_tables)).reshape(z_shape)
-            indexes, means = c.entropy_parameters(z)
+            indexes, means = c.entropy_parameters(z, coding.spacing)
         else:
             if z_stream:
                 raise Corrupt(f"{len(z_stream)} bytes of a z stream, and the model has no hyperprior")
             indexes, means = channel_indexes(y_shape), c.factorized_means(y_shape)
-        y = torch.from_numpy(entropy.decode(y_stream, _flat(indexes), c.y_tables)).reshape(y_shape)
-        pixels = self._synthesise(y, means, header.height, header.width, exact)
+        symbols = entropy.decode(y_stream, _flat(indexes), tables, coding.machine(y_shape[2] * y_shape[3]))
+        y_hat = coding.dequantize(c, torch.from_numpy(symbols).reshape(y_shape), means)
+        pixels = self._synthesise(y_hat, header.height, header.width, exact)
         if exact and header.pixels not in (None, checksum(pixels.tobytes())):
             raise Corrupt("the decoded pixels are not those that the encoder saw")
         return pixels
 
-    def _check(self, header: Header) -> None:
+    def _coding_of(self, header: Header) -> LatentCoding:
         if header.fingerprint != self.fingerprint:
             raise ModelMismatch(header.fingerprint.hex(), self.fingerprint.hex())
-        if header.profile != self.profile or header.quantizer != Quantizer.UNIFORM:
+        if header.profile != self.profile or (header.step is not None and not self.codec.has_hyperprior):
             raise UnsupportedVersion(
                 f"the file needs profile {header.profile.name} with quantizer {header.quantizer.name}, "
-                f"this coder has {self.profile.name} with {Quantizer.UNIFORM.name}"
+                f"this coder has {self.profile.name}"
+                + ("" if self.codec.has_hyperprior else f" with {Quantizer.UNIFORM.name}")
             )
+        return coding_of(header.quantizer, header.step)
 
-    def _synthesise(
-        self, y: Tensor, means: Tensor, height: int, width: int, exact: bool = True
-    ) -> np.ndarray:
-        y_hat = self.codec.quantizer.dequantize(y, means)
+    def _synthesise(self, y_hat: Tensor, height: int, width: int, exact: bool = True) -> np.ndarray:
         return to_pixels(self.codec.synthesis(y_hat, exact))[:height, :width]
 
     def forward(self, rgb: np.ndarray) -> tuple[np.ndarray, float]:
@@ -203,7 +196,8 @@ class ImageCoder:
 
         The estimate is the ideal code length under the coding tables, headers and checksums left out.
         """
-        bits = self.codec.y_tables.bits(_flat(coded.y), _flat(coded.y_indexes))
+        bits = self.coding.tables(self.codec).bits(_flat(coded.y), self._coded_with(coded))
         if coded.z is not None and coded.z_indexes is not None and self.codec.z_tables is not None:
             bits += self.codec.z_tables.bits(_flat(coded.z), _flat(coded.z_indexes))
-        return self._synthesise(coded.y, coded.means, height, width), bits
+        y_hat = self.coding.dequantize(self.codec, coded.y, coded.means)
+        return self._synthesise(y_hat, height, width), bits

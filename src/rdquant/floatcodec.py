@@ -55,10 +55,11 @@ class CodingFloatCodec:
         return torch.round(z - self.codec.entropy_bottleneck.medians()).to(torch.int32)
 
     @torch.no_grad()
-    def entropy_parameters(self, z_symbols: Tensor) -> tuple[Tensor, Tensor]:
+    def entropy_parameters(self, z_symbols: Tensor, spacing: int | None = None) -> tuple[Tensor, Tensor]:
         z_hat = z_symbols.float() + self.codec.entropy_bottleneck.medians()
         scales, means = self.codec.gaussian_parameters(z_hat)
-        indexes = torch.searchsorted(self._boundaries, scales.double().contiguous(), out_int32=True)
+        boundaries = self._boundaries * ((spacing or self.quantizer.unit) / self.quantizer.unit)
+        indexes = torch.searchsorted(boundaries, scales.double().contiguous(), out_int32=True)
         return indexes, torch.zeros_like(scales) if means is None else means
 
     @torch.no_grad()

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rdquant.entropy import CdfTables, decode, encode, gaussian_tables, rans_reference, scale_table
+from rdquant.entropy import (
+    CdfTables,
+    ParityMachine,
+    decode,
+    encode,
+    gaussian_tables,
+    rans_reference,
+    scale_table,
+)
 from rdquant.errors import Corrupt, Truncated, UsageError
 
 TABLES = gaussian_tables(scale_table(16, 0.11, 64))
@@ -67,6 +75,37 @@ def test_kernel_equals_the_reference_on_any_tables(tables: CdfTables, data: st.D
     assert stream == rans_reference.encode(symbols, indexes.tolist(), tables)
     assert decode(stream, indexes, tables).tolist() == symbols
     assert rans_reference.decode(stream, indexes.tolist(), tables) == symbols
+
+
+@st.composite
+def _machines(draw: st.DrawFn) -> ParityMachine:
+    states = draw(st.integers(1, 8))
+    state = st.integers(0, states - 1)
+    nexts = np.array(draw(st.lists(st.tuples(state, state), min_size=states, max_size=states)), np.int64)
+    shift = np.array(draw(st.lists(st.integers(0, 3), min_size=states, max_size=states)), np.int64)
+    return ParityMachine(nexts, shift, draw(st.integers(1, 9)))
+
+
+@given(_machines(), st.lists(st.tuples(INT32, st.integers(0, len(TABLES) - 4)), max_size=30))
+@settings(max_examples=100)
+def test_symbols_follow_the_machine(machine: ParityMachine, drawn: list[tuple[int, int]]) -> None:
+    symbols = np.array([v for v, _ in drawn], np.int32)
+    indexes = np.array([t for _, t in drawn], np.int32)
+    states, state = [], 0
+    for i, symbol in enumerate(symbols.tolist()):
+        state = 0 if i % machine.run == 0 else state
+        states.append(state)
+        state = int(machine.nexts[state, symbol & 1])
+    assert machine.states(symbols).tolist() == states
+    stream = encode(symbols, machine.indexes(symbols, indexes), TABLES)
+    assert decode(stream, indexes, TABLES, machine).tolist() == symbols.tolist()
+    assert rans_reference.decode(stream, indexes.tolist(), TABLES, machine) == symbols.tolist()
+
+
+def test_a_machine_cannot_leave_the_tables() -> None:
+    machine = ParityMachine(np.zeros((1, 2), np.int64), np.array([2]), 5)
+    with pytest.raises(UsageError, match="outside"):
+        decode(bytes(8), np.array([len(TABLES) - 1], np.int32), TABLES, machine)
 
 
 @given(st.binary(max_size=80), st.integers(0, 40))

@@ -234,3 +234,14 @@ def test_example_in_the_documentation() -> None:
     lines = [f"{at:>4}  {data[at : at + n].hex(' '):<23}  {name}: {v}" for name, at, n, v in describe(data)]
     text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
     assert "\n".join(lines) in text
+
+
+def test_steps_are_of_trellis_coded_latents() -> None:
+    for step in (1, 127, 128, 65_535):
+        data = write(FINGERPRINT, Profile.INTEGER, Quantizer.TCQ8, 9, 9, (Z, Y), 7, step)
+        header, streams = read(data)
+        assert (header.quantizer, header.step, header.pixels, streams) == (Quantizer.TCQ8, step, 7, (Z, Y))
+        assert ("step", str(step)) in [(name, value) for name, _, _, value in describe(data)]
+    for quantizer, bad in ((Quantizer.UNIFORM, 5), (Quantizer.TCQ4, None), (Quantizer.TCQ4, 65_536)):
+        with pytest.raises(UsageError, match="step"):
+            write(FINGERPRINT, Profile.INTEGER, quantizer, 9, 9, (Z, Y), None, bad)

@@ -33,6 +33,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mean-shift-w8": ("mbt2018-mean", {"mixing": "none"}),
     "factorized-loud-w8": ("bmshj2018-factorized", {}),
 }
+#: files of other quantizers: model -> (quantizer, step in units of y), for these pictures
+TRELLIS = {"mean-w8": (("TCQ4", 166), ("TCQ8", 179)), "hyperprior-w8": (("TCQ8", 150),)}
+TRELLIS_PICTURES = ("1x1", "70x45", "96x128")
 #: factor on the last weights of g_a, and so on the latents
 LOUD = 5.0
 #: picture name -> (top, left, height, width) in the astronaut
@@ -42,6 +45,11 @@ PICTURES = {
     "96x128": (300, 100, 96, 128),
     "noise": (0, 0, 64, 80),
 }
+
+
+def trellis_files() -> list[tuple[str, str, str, int]]:
+    """``(model, picture, quantizer, step)`` of each."""
+    return [(m, p, q, s) for m, kinds in TRELLIS.items() for q, s in kinds for p in TRELLIS_PICTURES]
 
 
 def picture(name: str) -> np.ndarray:
@@ -57,7 +65,9 @@ def sha256(pixels: np.ndarray) -> str:
 
 def main() -> None:
     from conftest import small_codec
+    from rdquant.files.container import Quantizer
     from rdquant.files.integer_models import save_integer
+    from rdquant.latents.coding import TrellisCoding
     from rdquant.load import open_coder
     from rdquant.weights import QuantizeConfig, quantize
 
@@ -81,6 +91,15 @@ def main() -> None:
                 data = coder.encode(picture(name), pixel_checksum=name == "70x45")
                 (HERE / f"{model}-{name}.rdq").write_bytes(data)
                 known[f"{model}-{name}"] = sha256(coder.decode(data))
+    for model, name, kind, step in trellis_files():
+        coder = open_coder(str(HERE / f"{model}.rdqm"))
+        gains = np.array(coder.codec.description["latent_gains"])
+        coder.coding = TrellisCoding(Quantizer[kind], step, gains, 0.01)
+        stem = f"{model}-{name}-{kind.lower()}"
+        if stem not in known:
+            data = coder.encode(picture(name), pixel_checksum=name == "70x45")
+            (HERE / f"{stem}.rdq").write_bytes(data)
+            known[stem] = sha256(coder.decode(data))
     index.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 

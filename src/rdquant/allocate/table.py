@@ -32,6 +32,8 @@ from .sizes import LayerSizes
 
 TABLE_VERSION = 2
 BITS = (2, 3, 4, 5, 6, 7, 8)
+#: zetas below this are not told from nothing; and the least that a width can cost
+NOISE, LEAST = 5e-4, 1e-6
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,20 @@ class SensitivityTable:
         return sorted({b for row in self.zeta.values() for b in row})
 
     def monotone(self) -> SensitivityTable:
-        """The same with ``zeta`` non-increasing in bits and not negative: what searches rely on.
+        """The same with ``zeta`` positive and falling in bits: what searches rely on.
 
-        A width that measures worse than a smaller one gets the smaller one's value.
+        A width that measures worse than a smaller one gets the smaller one's value. Where that is below
+        `NOISE`, it is what the widest width above the noise leads to expect: a quarter with each bit. Small
+        as those values are, many layers' make a difference that no single measurement shows.
         """
         out: dict[str, dict[int, float]] = {}
         for layer, row in self.zeta.items():
             best, fixed = float("inf"), {}
             for b in sorted(row):
-                best = min(best, max(row[b], 0.0))
+                best = min(best, max(row[b], LEAST))
                 fixed[b] = best
-            out[layer] = fixed
+            known = max((b for b in fixed if fixed[b] >= NOISE), default=min(fixed))
+            out[layer] = {b: z if b <= known else fixed[known] / 4 ** (b - known) for b, z in fixed.items()}
         return dataclasses.replace(self, zeta=out)
 
     def to_json(self) -> dict[str, Any]:

@@ -14,11 +14,13 @@ Which one to use: `encode`/`decode` always. `rans_reference` is the specificatio
 readers; it is some 10,000 times slower.
 """
 
+from .machine import ParityMachine
 from .rans import decode, encode
 from .tables import CdfTables, gaussian_tables, pmf_tables, quantize_pmf, scale_boundaries, scale_table
 
 __all__ = [
     "CdfTables",
+    "ParityMachine",
     "decode",
     "encode",
     "gaussian_tables",

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from ..errors import Corrupt, Truncated, UsageError
+from .machine import PLAIN, ParityMachine
 from .rans_reference import ESCAPE_NIBBLES, LOWER
 from .tables import _LOOKUP_BITS, BYPASS_BITS, PRECISION, CdfTables, as_int32
 
@@ -65,15 +66,21 @@ def _encode(symbols, indexes, cdf, starts, offsets, words):  # type: ignore[no-u
 
 
 @njit(cache=True, nogil=True)
-def _decode(words, indexes, cdf, starts, offsets, lookup, out):  # type: ignore[no-untyped-def]
+def _decode(  # type: ignore[no-untyped-def]
+    words, indexes, cdf, starts, offsets, lookup, nexts, shift, run, out
+):
     """Fill ``out``; returns a status. Reads nothing outside ``words``."""
     count = len(words)
+    state = left = np.int64(0)
     x = _U(words[0]) | (_U(words[1]) << _WORD)
     if x < _LOWER or x >> _U(63):
         return _BAD_STATE
     at = 2
     for i in range(len(indexes)):
-        t = np.int64(indexes[i])
+        if left == 0:
+            state, left = np.int64(0), np.int64(run)
+        left -= 1
+        t = np.int64(indexes[i]) + np.int64(shift[state])
         start = np.int64(starts[t])
         slot = x & _MASK
         s = np.int64(lookup[t, np.int64(slot >> _TO_LOOKUP)])
@@ -113,6 +120,7 @@ def _decode(words, indexes, cdf, starts, offsets, lookup, out):  # type: ignore[
         if symbol < -2147483648 or symbol > 2147483647:
             return _BAD_ESCAPE
         out[i] = symbol
+        state = np.int64(nexts[state, symbol & 1])
     if x != _LOWER or at != count:
         return _BAD_END
     return _OK
@@ -133,21 +141,28 @@ def encode(symbols: np.ndarray, indexes: np.ndarray, tables: CdfTables) -> bytes
     return words[at:].astype("<u4", copy=False).tobytes()
 
 
-def decode(data: bytes, indexes: np.ndarray, tables: CdfTables) -> np.ndarray:
+def decode(data: bytes, indexes: np.ndarray, tables: CdfTables, machine: ParityMachine = PLAIN) -> np.ndarray:
     """The int32 ``(K,)`` symbols that `encode` was given, for the same ``indexes`` and ``tables``.
+
+    With a ``machine``, `encode` was given `ParityMachine.indexes` of what is ``indexes`` here.
 
     A total function: any ``data`` gives K symbols or raises `Truncated` or `Corrupt`. Data damaged in
     the middle are found by the coder's end state with high probability, not with certainty: checksums
     are the container's duty. Raises `UsageError` for an index outside the tables.
     """
     index = tables.check_indexes(indexes)
+    if machine is not PLAIN:
+        tables.check_indexes(index + machine.shift.max())
     if len(data) < 8:
         raise Truncated(f"an entropy-coded stream has at least 8 bytes, this one {len(data)}")
     if len(data) % 4:
         raise Corrupt(f"an entropy-coded stream is made of 4-byte words, this one has {len(data)} bytes")
     words = np.frombuffer(data, "<u4").astype(np.uint32, copy=False)
     out = np.empty(len(index), np.int32)
-    status = _decode(words, index, tables.cdf, tables.starts, tables.offsets, tables.lookup, out)
+    status = _decode(
+        words, index, tables.cdf, tables.starts, tables.offsets, tables.lookup,
+        machine.nexts, machine.shift, machine.run, out,
+    )  # fmt: skip
     if status == _TRUNCATED:
         raise Truncated("the entropy-coded stream ends too early")
     if status == _BAD_STATE:

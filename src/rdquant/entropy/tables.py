@@ -101,6 +101,30 @@ class CdfTables:
         widest = int(np.diff(self.cdf.astype(np.int64)).max())
         return float(-np.log2(widest / TOTAL))
 
+    def changes(self) -> np.ndarray:
+        """The tables' frequencies as files hold them: the first, then each less the one before it, modulo
+        2^16. uint16, all tables in a row.
+        """
+        inner = np.ones(len(self.cdf), bool)
+        inner[self.starts[:-1]] = False
+        frequencies = np.diff(self.cdf, prepend=0)[inner]
+        return (np.diff(frequencies, prepend=0) % TOTAL).astype(np.uint16)
+
+    @classmethod
+    def from_changes(cls, changes: np.ndarray, starts: np.ndarray, offsets: np.ndarray) -> CdfTables:
+        """The inverse. Raises `BadModel` for arrays that do not fit each other; `validate` what comes out."""
+        frequencies = np.cumsum(changes.astype(np.int64)) % TOTAL
+        lengths = np.diff(starts.astype(np.int64)) - 1
+        if len(starts) < 2 or lengths.min() < 2 or int(lengths.sum()) != len(frequencies):
+            raise BadModel(f"starts of CDF tables do not fit {len(frequencies)} frequencies")
+        sums = np.concatenate([[0], np.cumsum(frequencies)])
+        ends = np.cumsum(lengths)
+        rows = [sums[a : b + 1] - sums[a] for a, b in zip(ends - lengths, ends, strict=True)]
+        cdf = np.concatenate(rows)
+        if int(cdf.max()) >= 2**31:
+            raise BadModel("frequencies of CDF tables are too large")
+        return cls(cdf.astype(np.int32), starts.astype(np.int32), offsets.astype(np.int32))
+
     def check_indexes(self, indexes: np.ndarray) -> np.ndarray:
         """``indexes`` as contiguous int32. Raises `UsageError` for one outside the tables or no integer."""
         out = as_int32(indexes, "table indexes")

@@ -30,6 +30,8 @@ VERSION = 1
 #: most, and a codec has at most 4,096 channels: 7 * 4096 / 16^2 = 112 for y, 7 * 4096 / 64^2 = 7 for z,
 #: rounded up, which leaves room for the coder's states
 BYTES_PER_PIXEL = 128
+#: of the step of trellis-coded latents
+MOST_STEP = 65_535
 #: bit of the kind byte
 PIXEL_CHECKSUM = 0x80
 
@@ -45,6 +47,12 @@ class Quantizer(IntEnum):
     """How latents were quantized."""
 
     UNIFORM = 0  #: uniform scalar
+    TCQ4 = 1  #: trellis-coded, 4 states
+    TCQ8 = 2  #: and 8 states
+
+    @property
+    def has_step(self) -> bool:
+        return self is not Quantizer.UNIFORM
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Header:
     """Everything before the streams.
 
     ``lengths``: bytes of the z and y streams. ``pixels``: the decoded picture's `checksum`, if it is there.
+    ``step``: of quantizers that have one.
     """
 
     fingerprint: bytes
@@ -69,6 +78,7 @@ class Header:
     height: int
     lengths: tuple[int, int]
     pixels: int | None = None
+    step: int | None = None
 
 
 def checksum(data: bytes | memoryview) -> int:
@@ -102,16 +112,20 @@ def write(
     height: int,
     streams: tuple[bytes, bytes],
     pixels: int | None = None,
+    step: int | None = None,
 ) -> bytes:
     """A whole file from its parts. Raises `UsageError` for what `read` would refuse.
 
-    ``pixels``: the `checksum` of what the decoder will put out, if the file is to carry it.
+    ``pixels``: the `checksum` of what the decoder will put out, if the file is to carry it. ``step``: what
+    trellis-coded latents are multiples of, in units of y.
     """
     limits = Limits()
     if not (1 <= width <= limits.side and 1 <= height <= limits.side and width * height <= limits.pixels):
         raise UsageError(f"a picture of {width}x{height} is over the limit of {limits.pixels} pixels a file")
     if len(fingerprint) != 8:
         raise UsageError(f"a fingerprint has 8 bytes, got {len(fingerprint)}")
+    if quantizer.has_step != (step is not None) or not 1 <= (step or 1) <= MOST_STEP:
+        raise UsageError(f"latents of {quantizer.name} cannot have step {step}")
     z, y = streams
     if len(z) + len(y) > _most_bytes(width, height):
         raise UsageError(
@@ -121,6 +135,8 @@ def write(
     kind = profile << 4 | quantizer | (0 if pixels is None else PIXEL_CHECKSUM)
     head = MAGIC + bytes([VERSION]) + fingerprint + bytes([kind])
     head += _varint(width) + _varint(height) + _varint(len(z)) + _varint(len(y))
+    if step is not None:
+        head += _varint(step)
     if pixels is not None:
         head += pixels.to_bytes(4, "little")
     return head + _crc(head) + z + _crc(z) + y + _crc(y)
@@ -172,7 +188,9 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
     kind = r.take("profile and quantizer", 1)[0]
     width, height = r.varint("width"), r.varint("height")
     lengths = (r.varint("z length"), r.varint("y length"))
-    pixels = None
+    pixels = step = None
+    if kind & 15 in (Quantizer.TCQ4, Quantizer.TCQ8):
+        step = r.varint("step")
     if kind & PIXEL_CHECKSUM:
         pixels = int.from_bytes(r.take("pixel checksum", 4), "little")
     r.checksum("header", data[: r.at])
@@ -184,7 +202,10 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
         ) from None
     if width == 0 or height == 0:
         raise Corrupt(f"the file says that its picture is {width}x{height}")
+    if step == 0:
+        raise Corrupt("the file says that its latents are multiples of 0")
     for field, value, limit in (
+        ("step", step or 0, MOST_STEP),
         ("width", width, limits.side),
         ("height", height, limits.side),
         ("number of pixels", width * height, limits.pixels),
@@ -198,7 +219,7 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
         r.checksum(name, streams[-1])
     if r.at != len(data):
         raise Corrupt(f"{len(data) - r.at} byte(s) follow the end of the file's last stream")
-    header = Header(fingerprint, profile, quantizer, width, height, lengths, pixels)
+    header = Header(fingerprint, profile, quantizer, width, height, lengths, pixels, step)
     return r, header, (streams[0], streams[1])
 
 
@@ -220,6 +241,7 @@ def describe(data: bytes) -> list[tuple[str, int, int, str]]:
         "height": str(header.height),
         "z length": str(header.lengths[0]),
         "y length": str(header.lengths[1]),
+        "step": str(header.step),
     }
     return [
         (name, at, n, values.get(name, r.data[at : at + n].hex() if "checksum" in name else f"{n} bytes"))

@@ -106,6 +106,14 @@ def _fit(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(dtype)
 
 
+def _array(name: str, part: str, tensors: dict[str, Tensor]) -> np.ndarray:
+    return np.ascontiguousarray(_fit(f"{name}.{part}", tensors[f"{name}.{part}"], torch.int32).numpy())
+
+
+def _tables(name: str, tensors: dict[str, Tensor]) -> CdfTables:
+    return CdfTables(*(_array(name, part, tensors) for part in ("cdf", "starts", "offsets")))
+
+
 def _levels(tensors: dict[str, Tensor], entry: dict[str, Any]) -> np.ndarray:
     """The integers that a stage's weights can be, int64, rising."""
     name, bits = f"{entry['name']}.levels", int(entry["bits"])
@@ -196,12 +204,7 @@ def _compress(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
             stored[f"{entry['name']}.feedback"] = feedback[_above_diagonal(len(feedback))]
     for name in TABLES:
         if f"{name}.cdf" in stored:
-            cdf, starts = (stored[f"{name}.{part}"].numpy() for part in ("cdf", "starts"))
-            inner = np.ones(len(cdf), bool)
-            inner[starts[:-1]] = False
-            frequencies = np.diff(cdf, prepend=0)[inner]
-            changes = np.diff(frequencies, prepend=0) % 2**16
-            stored[f"{name}.frequencies"] = torch.from_numpy(changes)
+            stored[f"{name}.frequencies"] = torch.from_numpy(_tables(name, stored).changes().astype(np.int64))
             del stored[f"{name}.cdf"]
     return {k: t if t.dtype == torch.uint8 else _narrow(t) for k, t in stored.items()}
 
@@ -211,14 +214,15 @@ def _expand(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
     out = dict(tensors)
     for name in TABLES:
         if f"{name}.frequencies" in tensors:
-            out[f"{name}.cdf"] = _cdfs(name, tensors)
-            del out[f"{name}.frequencies"]
+            changes = out.pop(f"{name}.frequencies").to(torch.int64).numpy()
+            starts, offsets = (_array(name, part, tensors) for part in ("starts", "offsets"))
+            out[f"{name}.cdf"] = torch.from_numpy(CdfTables.from_changes(changes, starts, offsets).cdf)
     weight_tables = None
     if f"{WEIGHT_TABLES}.cdf" in out:
-        parts = (out.pop(f"{WEIGHT_TABLES}.{part}") for part in ("cdf", "starts", "offsets"))
-        cdf, starts, offsets = (np.ascontiguousarray(_fit(WEIGHT_TABLES, t, torch.int32)) for t in parts)
-        weight_tables = CdfTables(cdf, starts, offsets)
+        weight_tables = _tables(WEIGHT_TABLES, out)
         weight_tables.validate()
+        for part in ("cdf", "starts", "offsets"):
+            del out[f"{WEIGHT_TABLES}.{part}"]
     count = 0
     for entry in _entries(structure):
         name, shape = f"{entry['name']}.weight", [int(n) for n in entry["shape"]]
@@ -249,20 +253,6 @@ def _expand(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
             feedback[_above_diagonal(shape[0])] = stored.to(torch.int64)
             out[f"{entry['name']}.feedback"] = feedback
     return out
-
-
-def _cdfs(name: str, tensors: dict[str, Tensor]) -> Tensor:
-    """All CDFs of some tables, flat, from the changes of their frequencies."""
-    changes = tensors[f"{name}.frequencies"].to(torch.int64).numpy()
-    starts = tensors[f"{name}.starts"].to(torch.int64).numpy()
-    frequencies = np.cumsum(changes) % 2**16
-    lengths = np.diff(starts) - 1
-    if len(starts) < 2 or lengths.min() < 2 or int(lengths.sum()) != len(frequencies):
-        raise BadModel(f"{name}.starts do not fit {len(frequencies)} frequencies")
-    sums = np.concatenate([[0], np.cumsum(frequencies)])
-    ends = np.cumsum(lengths)
-    rows = [sums[a : b + 1] - sums[a] for a, b in zip(ends - lengths, ends, strict=True)]
-    return torch.from_numpy(np.concatenate(rows))
 
 
 def _integer_contents(codec: IntegerCodec) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -349,13 +339,6 @@ def _unpack(s: dict[str, Any], tensors: dict[str, Tensor], description: dict[str
         negative = multiplier(f"{name}.negative") if entry["leaky"] else None
         return Stage(name, conv, Requantize(multiplier(f"{name}.factor"), negative, int(out_lo), int(out_hi)))
 
-    def tables(name: str) -> CdfTables:
-        cdf, starts, offsets = (
-            np.ascontiguousarray(get(f"{name}.{part}", torch.int32).numpy())
-            for part in ("cdf", "starts", "offsets")
-        )
-        return CdfTables(cdf, starts, offsets)
-
     networks = {
         part: IntegerNetwork(tuple(stage(entry) for entry in entries))
         for part, entries in s["stages"].items()
@@ -363,7 +346,7 @@ def _unpack(s: dict[str, Any], tensors: dict[str, Tensor], description: dict[str
     hyper = "hyper_input" in s
     return IntegerCodec(
         str(s["architecture"]), int(s["N"]), int(s["M"]), networks,
-        tables("y_tables"), tables("z_tables") if hyper else None,
+        _tables("y_tables", tensors), _tables("z_tables", tensors) if hyper else None,
         get("thresholds", torch.int32) if hyper else None,
         Requantize(multiplier("hyper_input.factor"), None, int(s["hyper_input"][0]), int(s["hyper_input"][1]))
         if hyper else None,

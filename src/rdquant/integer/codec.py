@@ -153,15 +153,22 @@ class IntegerCodec:
 
     # symbols -> image
 
-    def entropy_parameters(self, z_symbols: Tensor) -> tuple[Tensor, Tensor]:
-        """z symbols -> ``(table indexes, means)`` of y, int32 ``(B, M, H/16, W/16)``."""
+    def entropy_parameters(self, z_symbols: Tensor, spacing: int | None = None) -> tuple[Tensor, Tensor]:
+        """z symbols -> ``(table indexes, means)`` of y, int32 ``(B, M, H/16, W/16)``.
+
+        ``spacing``: of a table's integers in units of y, for symbols that are not ``2^fraction_bits`` apart.
+        """
         assert self.thresholds is not None
         z_hat = self._z_quantizer.dequantize(z_symbols, self.medians.reshape(1, -1, 1, 1))
         out = self.networks["h_s"].run(z_hat, self.engine).to(torch.int32)
         scales, means = (
             (out[:, : self.M], out[:, self.M :]) if self.has_means else (out, torch.zeros_like(out))
         )
-        indexes = torch.searchsorted(self.thresholds.to(out.device), scales.contiguous(), out_int32=True)
+        thresholds = self.thresholds.to(out.device)
+        if spacing is not None:
+            thresholds = ((thresholds.to(torch.int64) * spacing) >> self.fraction_bits).clamp(max=FIXED_HI)
+            thresholds = thresholds.to(torch.int32)
+        indexes = torch.searchsorted(thresholds, scales.contiguous(), out_int32=True)
         return indexes, means
 
     def factorized_means(self, shape: torch.Size) -> Tensor:

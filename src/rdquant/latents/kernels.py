@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 # mypy: disable-error-code="assignment"
 
@@ -103,3 +103,17 @@ def viterbi(  # type: ignore[no-untyped-def]
         s, p = step >> 1, step & 1
         out[i] = levels[i, 2 * quantizer[s] + p]
     return total
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def viterbi_channels(  # type: ignore[no-untyped-def]
+    residual, indexes, weight, bits, escape, starts, offsets, nexts, quantizer, tables, out
+):
+    """`viterbi` for each row of ``residual: (C, K)``, with one weight each."""
+    channels, count = residual.shape
+    for c in prange(channels):
+        viterbi(
+            residual[c], indexes[c], np.full(count, weight[c], np.float32), bits, escape, starts, offsets,
+            nexts, quantizer, tables, out[c], np.empty((count, len(nexts)), np.uint8),
+            np.zeros((count, 4), np.int32),
+        )  # fmt: skip

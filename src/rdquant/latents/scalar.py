@@ -19,12 +19,17 @@ class UniformScalar:
     """``symbols = round(y - means)``; all tensors ``(B, M, H, W)`` float32, symbols int32."""
 
     step = 1.0  #: of a symbol, in units of y
+    unit = 256  #: what a symbol's step is in the units that `displaced` and container files count in
 
     def quantize(self, y: Tensor, means: Tensor) -> Tensor:
         return torch.round(y - means).to(torch.int32)
 
     def dequantize(self, symbols: Tensor, means: Tensor) -> Tensor:
         return symbols.to(means.dtype) + means
+
+    def displaced(self, by: Tensor, means: Tensor) -> Tensor:
+        """``means`` and what is ``by: int64`` in units."""
+        return by.to(means.dtype) / self.unit + means
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,10 @@ class FixedPointScalar:
         """Of a symbol, in units of y."""
         return float(1 << self.fraction_bits)
 
+    @property
+    def unit(self) -> int:
+        return 1 << self.fraction_bits
+
     def quantize(self, y: Tensor, means: Tensor) -> Tensor:
         half = (1 << self.fraction_bits) >> 1
         return (y.to(torch.int32) - means.to(torch.int32) + half) >> self.fraction_bits
@@ -51,3 +60,7 @@ class FixedPointScalar:
         top = 2 ** (17 - self.fraction_bits)
         scaled = symbols.clamp(-top, top) << self.fraction_bits
         return (scaled + means.to(torch.int32)).clamp_(FIXED_LO, FIXED_HI)
+
+    def displaced(self, by: Tensor, means: Tensor) -> Tensor:
+        """``means`` and what is ``by: int64`` in units of y, clipped like `dequantize`."""
+        return (by + means.to(torch.int64)).clamp_(FIXED_LO, FIXED_HI).to(torch.int32)

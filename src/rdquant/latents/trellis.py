@@ -8,10 +8,13 @@ quantization (4 states) and that of neural network coding, ISO/IEC 15938-17 (8 s
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ..entropy import CdfTables, ParityMachine
 from . import kernels
 from .rates import SymbolRates
 
@@ -22,6 +25,13 @@ class Trellis:
 
     nexts: tuple[tuple[int, int], ...]
     quantizer: tuple[int, ...]
+
+    def machine(self, tables: int, run: int) -> ParityMachine:
+        """What the entropy coder follows. ``tables``: those of quantizer 0, behind which those of quantizer 1
+        lie; ``run``: symbols of a sequence.
+        """
+        shift = tables * np.array(self.quantizer, np.int64)
+        return ParityMachine(np.array(self.nexts, np.int64), shift, run)
 
     def states_of(self, levels: np.ndarray) -> np.ndarray:
         """The state in which each level of one sequence ``(K,)`` is coded."""
@@ -39,6 +49,20 @@ class Trellis:
 
 TCQ4 = Trellis(((0, 2), (2, 0), (1, 3), (3, 1)), (0, 0, 1, 1))
 TCQ8 = Trellis(((0, 2), (7, 5), (1, 3), (6, 4), (2, 0), (5, 7), (3, 1), (4, 6)), (0, 1, 0, 1, 0, 1, 0, 1))
+
+
+@functools.cache
+def tcq_tables() -> CdfTables:
+    """The tables of TCQ's levels, part of the format: 64 scales for quantizer 0, then those of quantizer 1.
+
+    Integers are levels; scales are those of `rdquant.entropy.scale_table`, in units of two steps. Counted on
+    the val split (`benchmarks/tcq_tables.py`) and stored in the package.
+    """
+    path = Path(__file__).with_name("tcq_tables.npz")
+    with np.load(path, allow_pickle=False) as stored:
+        tables = CdfTables.from_changes(stored["changes"], stored["starts"], stored["offsets"])
+    tables.validate()
+    return tables
 
 
 def search(

@@ -1,0 +1,57 @@
+"""Tables that follow the symbols: a state machine driven by their parities.
+
+Trellis-coded quantization codes each level with the tables of one of two quantizers, and which one depends on
+the parities of the levels before it. The coder follows with one addition and one look-up for each symbol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class ParityMachine:
+    """``nexts: (S, 2)``: the state after a symbol, by state and parity; ``shift: (S,)``: what a state adds to
+    a symbol's table index; ``run``: symbols after which it starts again in state 0. All int64.
+    """
+
+    nexts: np.ndarray
+    shift: np.ndarray
+    run: int
+
+    def __post_init__(self) -> None:
+        states = len(self.shift)
+        if self.nexts.shape != (states, 2) or not 0 <= self.nexts.min() <= self.nexts.max() < states:
+            raise UsageError(f"nexts must be ({states}, 2) states of 0..{states - 1}")
+        if self.run < 1 or int(self.shift.min()) < 0:
+            raise UsageError(f"run must be positive and shifts not negative, got {self.run}")
+
+    def states(self, symbols: np.ndarray) -> np.ndarray:
+        """The state in which each symbol is coded, int32 ``(K,)``."""
+        out = np.empty(len(symbols), np.int32)
+        _follow(np.ascontiguousarray(symbols, np.int32), self.nexts, self.run, out)
+        return out
+
+    def indexes(self, symbols: np.ndarray, indexes: np.ndarray) -> np.ndarray:
+        """The tables that symbols are coded with, int32 ``(K,)``: ``indexes`` and what the states add."""
+        return (indexes + self.shift[self.states(symbols)]).astype(np.int32)
+
+
+@njit(cache=True, nogil=True)
+def _follow(symbols, nexts, run, out):  # type: ignore[no-untyped-def]
+    state = left = np.int64(0)
+    for i in range(len(symbols)):
+        if left == 0:
+            state, left = np.int64(0), np.int64(run)
+        left -= 1
+        out[i] = state
+        state = np.int64(nexts[state, symbols[i] & 1])
+
+
+#: the machine that does nothing
+PLAIN = ParityMachine(np.zeros((1, 2), np.int64), np.zeros(1, np.int64), 2**62)

@@ -1,0 +1,138 @@
+"""How latents become symbols and come back: what `rdquant.coder` asks, in both directions.
+
+`ScalarCoding` is uniform scalar quantization (RDOQ is only its encoder's choice); `TrellisCoding` is TCQ. For
+TCQ a channel is a sequence: the encoder searches channels in parallel, and starting again in state 0 for each
+costs a few symbols of some hundred or thousand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..entropy import CdfTables, ParityMachine
+from ..entropy.machine import PLAIN
+from ..errors import UsageError
+from ..files.container import Quantizer
+from . import kernels
+from .rates import SymbolRates
+from .trellis import TCQ4, TCQ8, Trellis, tcq_tables
+
+TRELLISES = {Quantizer.TCQ4: TCQ4, Quantizer.TCQ8: TCQ8}
+#: step of TCQ in steps of plain rounding, and how far its errors count more than the synthesis gain says (see
+#: `rdquant.latents.rdoq.COHERENCE`); chosen on the val split, for codecs that were trained for plain rounding
+TCQ_STEP, TCQ_COHERENCE = 0.65, 4.0
+_LARGEST = 2**16
+
+
+class LatentSearch(Protocol):
+    """An encoder's better choice of symbols; see `rdquant.latents.rdoq.Rdoq`."""
+
+    def levels(self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float) -> Tensor: ...
+
+
+class LatentCoding(Protocol):
+    """Tensors are ``(1, M, H/16, W/16)``; ``codec`` is a `rdquant.coder.Codec`."""
+
+    @property
+    def quantizer(self) -> Quantizer: ...
+    @property
+    def step(self) -> int | None:
+        """Of the container's header."""
+
+    @property
+    def spacing(self) -> int | None:
+        """Of a table's integers, in units of y; None for the codec's own."""
+
+    def tables(self, codec: Any) -> CdfTables: ...
+    def machine(self, run: int) -> ParityMachine: ...
+    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor) -> Tensor: ...
+    def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ScalarCoding:
+    """``search``: how levels are chosen; by default each is the nearest."""
+
+    search: LatentSearch | None = None
+    quantizer = Quantizer.UNIFORM
+    step = None
+    spacing = None
+
+    def tables(self, codec: Any) -> CdfTables:
+        found: CdfTables = codec.y_tables
+        return found
+
+    def machine(self, run: int) -> ParityMachine:
+        return PLAIN
+
+    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor) -> Tensor:
+        if self.search is None:
+            found: Tensor = codec.quantizer.quantize(y, means)
+            return found
+        return self.search.levels(y, means, indexes, codec.y_tables, codec.quantizer.step)
+
+    def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor:
+        found: Tensor = codec.quantizer.dequantize(symbols, means)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class TrellisCoding:
+    """``step``: of the union of both quantizers, in units of y. To encode, ``gains: (M,)`` of
+    `rdquant.latents.gains` and ``lambda_`` are needed.
+    """
+
+    quantizer: Quantizer
+    step: int
+    gains: np.ndarray | None = None
+    lambda_: float | None = None
+    coherence: float = TCQ_COHERENCE
+
+    @property
+    def trellis(self) -> Trellis:
+        return TRELLISES[self.quantizer]
+
+    @property
+    def spacing(self) -> int:
+        return 2 * self.step
+
+    def tables(self, codec: Any) -> CdfTables:
+        return tcq_tables()
+
+    def machine(self, run: int) -> ParityMachine:
+        return self.trellis.machine(len(tcq_tables()) // 2, run)
+
+    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor) -> Tensor:
+        """The cheapest levels by Viterbi's search, int32."""
+        if self.gains is None or self.lambda_ is None:
+            raise UsageError("encoding with TCQ needs latent gains and lambda")
+        channels = y.shape[1]
+        size = self.step / codec.quantizer.unit  # in steps of plain rounding
+        weight = self.coherence * self.lambda_ / 3 * self.gains * size**2
+        residual = (y.double() - means.double()) / (size * codec.quantizer.step)
+        residual = residual.float().reshape(channels, -1).contiguous().numpy()
+        t, rates = tcq_tables(), SymbolRates.of(tcq_tables())
+        out = np.empty(residual.shape, np.int32)
+        kernels.viterbi_channels(
+            residual, indexes.reshape(channels, -1).contiguous().numpy(), weight.astype(np.float32),
+            rates.bits, rates.escape, t.starts, t.offsets, np.array(self.trellis.nexts, np.int64),
+            np.array(self.trellis.quantizer, np.int64), len(t) // 2, out,
+        )  # fmt: skip
+        return torch.from_numpy(out).reshape(y.shape)
+
+    def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor:
+        k = symbols.clamp(-_LARGEST, _LARGEST).to(torch.int64)
+        states = self.machine(symbols.shape[2] * symbols.shape[3]).states(symbols.reshape(-1).numpy())
+        odd = torch.from_numpy(np.array(self.trellis.quantizer)[states]).reshape(symbols.shape)
+        found: Tensor = codec.quantizer.displaced((2 * k - torch.sign(k) * odd) * self.step, means)
+        return found
+
+
+def coding_of(quantizer: Quantizer, step: int | None) -> LatentCoding:
+    """A decoder's, from what the header says."""
+    return ScalarCoding() if step is None else TrellisCoding(quantizer, step)
