@@ -220,19 +220,17 @@ def latents() -> str:
     if not (RESULTS / "latents.json").exists():
         return "Not measured yet (`benchmarks/latents.py`)."
     r = json.loads((RESULTS / "latents.json").read_text())
-    rows = [
-        "| quantizer | " + " | ".join(r["bd_rate_psnr"]) + " |",
-        "|---" * (1 + len(r["bd_rate_psnr"])) + "|",
-    ]
+    sets = r["bd_rate_psnr"]
+    rows = [f"| quantizer | {' | '.join(sets)} |", "|---" * (1 + len(sets)) + "|"]
     for name in r["quantizers"]:
-        cells = [f"{found[name]['percent']:+.2f} %" for found in r["bd_rate_psnr"].values()]
+        cells = [f"{found[name]['percent']:+.2f} %" for found in sets.values()]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     speed = r["viterbi"]
     note = (
-        f"BD-rate (PSNR) of whole files against plain rounding with the same integer models, {r['models']}, four "
-        f"points, PCHIP; TCQ with step {r['step']}. Viterbi with 8 states: {speed['one_thread']:.1f} million levels "
-        f"a second on one thread, {speed['two_threads']:.1f} on two; a 768x512 picture's takes "
-        f"{1000 * speed['picture_seconds']:.0f} ms; decoding a trellis-coded picture took "
+        f"BD-rate (PSNR) of whole files against plain rounding with the same integer models, {r['models']}, "
+        f"four points, PCHIP; TCQ with step {r['step']}. Viterbi with 8 states: {speed['one_thread']:.1f} "
+        f"million levels a second on one thread, {speed['two_threads']:.1f} on two; a 768x512 picture's "
+        f"takes {1000 * speed['picture_seconds']:.0f} ms; decoding a trellis-coded picture took "
         f"{speed['decode_ratio']:.2f} times a plain one's. {r['machine']['cpu']}, {r['machine']['date']}. "
         "(`latents.json`)"
     )

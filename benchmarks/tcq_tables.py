@@ -24,7 +24,7 @@ from rdquant.latents import coding, trellis
 from rdquant.pixels import pad_to, to_tensor
 from rdquant.weights import load_calibration
 
-PICTURES, ROUNDS, PRIOR = 24, 3, 30
+PICTURES, ROUNDS, PRIOR, STEP = 24, 3, 30, 0.65
 
 
 def start() -> tuple[list[np.ndarray], list[int], list[float]]:
@@ -67,7 +67,7 @@ def main() -> None:
         bits = symbols = 0.0
         for codec, lambda_, latents in models:
             gains = np.array(codec.description["latent_gains"])
-            units = round(coding.TCQ_STEP * codec.quantizer.unit)
+            units = round(STEP * codec.quantizer.unit)
             tcq = coding.TrellisCoding(Quantizer.TCQ8, units, gains, lambda_)
             for y, z in latents:
                 indexes, means = codec.entropy_parameters(z, tcq.spacing)

@@ -112,3 +112,17 @@ def test_plans_and_tables_round_trip(tmp_path: Path) -> None:
         for kind in (Plan, SensitivityTable):
             with pytest.raises(UsageError, match=r"bad\.json"):
                 kind.load(tmp_path / "bad.json")
+
+
+def test_widths_that_cannot_be_told_apart_follow_the_slope() -> None:
+    zeta = {
+        "g_a.0": {2: 0.4, 3: 0.1, 4: 0.02, 5: 0.03, 6: -0.001, 7: 1e-4},
+        "g_s.0": {b: -0.1 for b in range(2, 8)},
+    }
+    sizes = _sizes({"g_a.0": 80, "g_s.0": 80}, tuple(range(2, 8)))
+    smooth = SensitivityTable(zeta, 1.0, sizes).monotone().zeta
+    assert [smooth["g_a.0"][b] for b in range(2, 8)] == pytest.approx([0.4, 0.1, 0.02, 0.02, 0.005, 0.00125])
+    falling = list(smooth["g_s.0"].values())
+    assert all(b < a for a, b in itertools.pairwise(falling)) and falling[-1] > 0
+    everything = knapsack(SensitivityTable(zeta, 1.0, sizes), sizes.bytes({"g_a.0": 7, "g_s.0": 7}))
+    assert set(everything.bits.values()) == {7}  # room is used, though nothing was measured to gain by it

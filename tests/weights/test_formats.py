@@ -16,6 +16,7 @@ from rdquant.weights.formats import (
     symmetric_levels,
     uniform,
 )
+from rdquant.weights.ranges import coded_scales
 
 
 def _all(bits: int) -> list[Levels]:
@@ -73,3 +74,21 @@ def test_what_is_refused() -> None:
 def test_bytes_count_packed_indexes_and_levels() -> None:
     assert uniform(4).file_bytes(1001) == 501
     assert power_of_two(4).file_bytes(1001) == 501 + 2 * 15
+
+
+def test_steps_of_coded_weights_follow_what_errors_cost() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(6, 400, dtype=torch.float64) * torch.logspace(-1, 1, 6, dtype=torch.float64)[:, None]
+    cost = torch.diag(torch.tensor([1.0, 4, 16, 1, 4, 16], dtype=torch.float64))
+    levels = uniform(8)
+    top = weight.abs().amax(1)
+    for bits in (3, 5, 8):
+        steps = coded_scales(weight, levels, bits, cost)
+        assert bool((steps >= top / 127 - 1e-12).all())  # nothing is clipped
+        free = steps > top / 127 * 1.001
+        price = steps**2 * cost.diagonal()  # of an error of half a step
+        if int(free.sum()) > 1:
+            assert float(price[free].max() / price[free].min()) == pytest.approx(1)
+    steps = coded_scales(weight, levels, 3, None)
+    assert float(torch.log(steps).mean()) == pytest.approx(float(torch.log(top / 3).mean()))
+    assert float(coded_scales(torch.zeros(2, 9), levels, 4, None).min()) > 0

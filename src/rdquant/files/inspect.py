@@ -11,11 +11,12 @@ from ..integer import Compensate, DivisiveNormalization, IntegerCodec
 from .bits import packed_size
 from .container import MAGIC, describe
 from .float_models import float_fingerprint, load_float
-from .integer_models import integer_fingerprint, load_integer
+from .integer_models import integer_fingerprint, load_integer, weight_bytes
 from .model_file import model_kind
 
 CONTAINER_COLUMNS = ("field", "offset", "bytes", "value")
-MODEL_COLUMNS = ("layer", "kind", "shape", "weight bits", "in", "out", "bytes")
+#: bits: of a weight in arithmetic, and in the file on average; bytes: before the file's gzip
+MODEL_COLUMNS = ("layer", "kind", "shape", "bits", "coded bits", "in", "out", "bytes")
 
 
 def is_container(path: Path) -> bool:
@@ -41,7 +42,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
 
 def _float(codec: FloatCodec, path: Path) -> dict[str, Any]:
     rows = [
-        [name, "parameter", "x".join(map(str, t.shape)), 16 if t.ndim else None, None, None, 2 * t.numel()]
+        [name, "parameter", "x".join(map(str, t.shape)), 16, None, None, None, 2 * t.numel()]
         for name, t in codec.state_dict().items()
     ]
     return {
@@ -56,11 +57,12 @@ def _float(codec: FloatCodec, path: Path) -> dict[str, Any]:
 
 
 def _integer(codec: IntegerCodec, path: Path) -> dict[str, Any]:
-    rows = []
+    rows, stored = [], weight_bytes(codec)
     for network in codec.networks.values():
         for s in network.stages:
             kind = "deconv" if s.conv.transposed else "conv"
-            size = packed_size(s.conv.weight.numel(), s.conv.bits)
+            size = stored[s.name]
+            coded = round(8 * size / s.conv.weight.numel(), 2)
             e = s.epilogue
             if isinstance(e, DivisiveNormalization):
                 kind += " + " + ("IGDN" if e.inverse else "GDN")
@@ -74,12 +76,11 @@ def _integer(codec: IntegerCodec, path: Path) -> dict[str, Any]:
                 kind += " + ReLU"
             shape = "x".join(map(str, s.conv.weight.shape))
             ranges = str([s.conv.lo, s.conv.hi]), str(list(e.reach()))
-            rows.append([s.name, kind, shape, s.conv.bits, *ranges, size])
+            rows.append([s.name, kind, shape, s.conv.bits, coded, *ranges, size])
     for name, tables in (("y tables", codec.y_tables), ("z tables", codec.z_tables)):
         if tables is not None:
-            rows.append(
-                [name, "CDF", f"{len(tables)} tables", None, None, None, 2 * (len(tables.cdf) - len(tables))]
-            )
+            size = 2 * (len(tables.cdf) - len(tables))
+            rows.append([name, "CDF", f"{len(tables)} tables", None, None, None, None, size])
     return {
         "kind": "integer model",
         "architecture": codec.architecture,

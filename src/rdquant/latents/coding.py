@@ -25,7 +25,7 @@ from .trellis import TCQ4, TCQ8, Trellis, tcq_tables
 TRELLISES = {Quantizer.TCQ4: TCQ4, Quantizer.TCQ8: TCQ8}
 #: step of TCQ in steps of plain rounding, and how far its errors count more than the synthesis gain says (see
 #: `rdquant.latents.rdoq.COHERENCE`); chosen on the val split, for codecs that were trained for plain rounding
-TCQ_STEP, TCQ_COHERENCE = 0.65, 4.0
+TCQ_STEP, TCQ_COHERENCE = 0.7, 4.0
 _LARGEST = 2**16
 
 
