@@ -167,6 +167,7 @@ def quantize(
     Channels are mixed and weights rounded by what errors do to the decoded picture. With --rdo (the default)
     gradients of the codec's own rate-distortion cost refine the result where few bits leave room for it.
     """
+    from .allocate import Plan
     from .files.float_models import load_float
     from .files.integer_models import save_integer
     from .files.model_file import model_description
@@ -181,10 +182,8 @@ def quantize(
     codec = load_float(path)
     lam = lambda_ or model_description(path).get("lambda")
     options = _options(set_, (QuantizeConfig, RdoConfig))
-    if plan is not None:
-        from .allocate import Plan
-
-        chosen = Plan.load(plan)
+    chosen = Plan.load(plan) if plan is not None else None
+    if chosen is not None:
         options[QuantizeConfig]["layer_bits"] = dict(chosen.bits)
         if number_format == "auto":
             number_format = chosen.number_format
@@ -215,13 +214,18 @@ def quantize(
             integer = convert(codec, pictures, config, description, update)
     save_integer(integer, out)
     costs = {e["unit"]: e["J"] for e in trace if e["unit"] in ("float", "start", "grid", "bias", "end")}
+    size = out.stat().st_size
+    planned = chosen.size if chosen is not None else None
     if as_json:
-        console.show_json({"file": str(out), "bytes": out.stat().st_size, "trace": trace})
+        console.show_json({"file": str(out), "bytes": size, "planned_bytes": planned, "trace": trace})
         return
     if costs:
         columns = ("J of the float model", *(f"after {unit}" for unit in list(costs)[1:]))
         console.show_table("calibration pictures (estimate)", columns, [list(costs.values())])
-    console.say(f"{out}: {out.stat().st_size} bytes, W{config.weight_bits}A{config.activation_bits}")
+    if planned is None:
+        console.say(f"{out}: {size} bytes, W{config.weight_bits}A{config.activation_bits}")
+    else:
+        console.say(f"{out}: {size} bytes, the plan predicted {planned}; A{config.activation_bits}")
 
 
 def _options(items: list[str] | None, kinds: tuple[type, ...]) -> dict[type, dict[str, Any]]:
