@@ -70,11 +70,11 @@ def test_from_checkpoint_to_file_and_back(
     invoke("inspect", model, "--json")
     layers = {row[0]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert layers["g_s.2"][3] == 8 and layers["h_s.0"][3] == 7
-    for kind in ("m", "q"):
+    for kind, file in (("m", tmp_path / "m.safetensors"), ("q", model)):
         invoke(
             "evaluate",
             "-m",
-            tmp_path / f"{kind}.safetensors",
+            file,
             "--images",
             calib,
             "--json",

@@ -71,8 +71,25 @@ def knapsack(table: SensitivityTable, target: int) -> Plan:
     )
     if found.x is None:
         raise UsageError(f"no plan found for {target} bytes: {found.message}")
-    picked = [option for option, x in zip(options, found.x, strict=True) if x > 0.5]
-    return _plan(table, dict(picked), "knapsack")
+    picked = dict(option for option, x in zip(options, found.x, strict=True) if x > 0.5)
+    return _plan(table, _filled(smooth, picked, target), "knapsack")
+
+
+def _filled(table: SensitivityTable, bits: dict[str, int], target: int) -> dict[str, int]:
+    """The plan with layers widened while that fits and gains: by less than the solver's tolerance."""
+    bits = dict(bits)
+    while True:
+        best: tuple[float, str, int] | None = None
+        room = target - table.sizes.bytes(bits)
+        for name, b in bits.items():
+            for wider in (w for w in table.zeta[name] if w > b):
+                more = table.sizes.weights[name][wider] - table.sizes.weights[name][b]
+                gain = table.zeta[name][b] - table.zeta[name][wider]
+                if more <= room and gain > 0 and (best is None or gain > best[0]):
+                    best = gain, name, wider
+        if best is None:
+            return bits
+        bits[best[1]] = best[2]
 
 
 def check_target(table: SensitivityTable, target: int) -> None:
