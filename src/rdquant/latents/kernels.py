@@ -71,7 +71,7 @@ def viterbi(  # type: ignore[no-untyped-def]
             local[2 * q] = local[2 * q + 1] = infinity
             for c in range(4):
                 k = side * (base - 1 + c) if c < 3 else np.int64(0)
-                if c == 0 and base == 0:
+                if (c == 0 and base == 0) or (c == 3 and base <= 1):  # none, or zero a second time
                     continue
                 sign = 1 if k > 0 else (-1 if k < 0 else 0)
                 e = u - np.float32(2 * k - sign * q)
