@@ -20,10 +20,11 @@ import numpy as np
 
 from rdquant import zoo
 from rdquant.allocate import Neighbourhood, Plan, SensitivityTable, knapsack, refine
+from rdquant.allocate.judge import Judge
 from rdquant.allocate.refine import best_of
-from rdquant.allocate.run import JUDGES
+from rdquant.allocate.run import judged_twins
 from rdquant.allocate.search import uniform
-from rdquant.allocate.table import WidthTwins, measure_table
+from rdquant.allocate.table import measure_table
 from rdquant.codecs import FloatCodec
 from rdquant.coder import ImageCoder
 from rdquant.errors import CurveError
@@ -36,7 +37,6 @@ from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.study.plots import bits_figure, pareto_figure, to_png
 from rdquant.weights import QuantizeConfig, load_calibration, prepare, to_integer
-from rdquant.weights.crops import probe
 
 FAMILY, LAMBDAS = "mean-scale-s", ("0035", "0067", "0130", "0250")
 RESULTS = Path(__file__).parent / "results"
@@ -59,20 +59,19 @@ def search(codec: FloatCodec, crops: list[np.ndarray], lambda_: float, store: Pa
         now = time.perf_counter()
         clock[name], clock["start"] = round(now - clock["start"], 1), now
 
-    judges, fitted = crops[::JUDGES], [c for i, c in enumerate(crops) if i % JUDGES]
-    mixed, seen = prepare(codec, fitted, CONFIG)
-    twins, x = WidthTwins(mixed, seen, CONFIG), probe(judges, most=len(judges))
+    twins, x = judged_twins(codec, crops, CONFIG)
     lap("preparation_seconds")
     table = measure_table(twins, x, lambda_, sum(p.numel() for p in codec.parameters()))
     lap("table_seconds")
-    near, refined = Neighbourhood(twins, table, x, lambda_), {}
+    judge = Judge(twins, x, lambda_, table.j_float, outputs=False)
+    near, refined = Neighbourhood(judge, table), {}
     for name, size in targets(table).items():
         if table.sizes.float_bytes / size >= REFINED_FROM:
             refine(near, size, ROUNDS)
             refined[name] = best_of(near.archive, size).to_json()
     lap("refine_seconds")
     del clock["start"]
-    evaluations = {"table": table.evaluations, "refine": near.evaluations}
+    evaluations = {"table": table.evaluations, "refine": judge.evaluations}
     result = {"refined": refined, "table": table.to_json(), "evaluations": evaluations, **clock}
     store.write_text(json.dumps(result, indent=1))
     return result
@@ -146,6 +145,8 @@ def main() -> None:
         rows[name] = {
             "bytes": sizes, "times_smaller": [f / s for f, s in zip(float_bytes, sizes, strict=True)],
             "bd_rate_psnr": result,
+            "coded_bits": [SensitivityTable.load(args.run / f"table-search-{lam}.json").sizes.coded_bits(size)
+                           for lam, size in zip(LAMBDAS, sizes, strict=True)],
             "bits": {lam: dict(bits[lam][name]) for lam in LAMBDAS},
             "points": [{k: getattr(p, k) for k in ("label", "bpp", "psnr", "ms_ssim")} for p, _ in pairs],
         }  # fmt: skip

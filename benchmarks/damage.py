@@ -4,7 +4,7 @@
 
 Every single bit flipped, every truncation, every byte overwritten with every value, bytes appended, and
 lies in every header field with right checksums around them. The files are the golden ones and, for the
-float profile and for RDOQ, ones made here. Writes benchmarks/results/damage.json.
+float profile, RDOQ and TCQ, ones made here. Writes benchmarks/results/damage.json.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def subjects() -> dict[str, tuple[ImageCoder, bytes]]:
         codec = small_codec(architecture)
         coder = ImageCoder(CodingFloatCodec(codec), float_fingerprint(codec), Profile.FLOAT)
         found[f"float {architecture} 70x45"] = coder, coder.encode(picture("70x45"), pixel_checksum=True)
-    for quantizer in ("uniform", "rdoq"):
+    for quantizer in ("uniform", "rdoq", "tcq4", "tcq8"):
         coder = open_coder("mean-scale-s-0035-w8a8", quantizer)
         found[f"integer mean-scale-s-0035-w8a8 {quantizer}"] = coder, coder.encode(picture("70x45"), True)
     return found

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from rdquant.evaluate import Curve
 
@@ -152,80 +152,80 @@ def decode() -> str:
     return "\n".join([*rows, "", note])
 
 
+def _table(columns: tuple[str, ...] | list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+        *(f"| {' | '.join(r)} |" for r in rows),
+    ]
+
+
 def ablation(table: str) -> str:
     """One table of the ablation."""
     r = json.loads((RESULTS / "ablation.json").read_text())
     t = r["tables"][table]
-    rows = ["| " + " | ".join(t["columns"]) + " |", "|---" * len(t["columns"]) + "|"]
-    for name, *values in t["rows"]:
-        rows.append(f"| {name} | " + " | ".join(f"{v:+.2f} %" for v in values) + " |")
-    return "\n".join([*rows, "", f"{r['note']} (`ablation.json`, table `{table}`)"])
+    lines = _table(t["columns"], [[name, *(f"{v:+.2f} %" for v in values)] for name, *values in t["rows"]])
+    return "\n".join([*lines, "", f"{r['note']} (`ablation.json`, table `{table}`)"])
 
 
 def allocate() -> str:
     """Mixed precision on the zoo, and uniform widths beside it."""
-    if not (RESULTS / "allocate.json").exists():
-        return "Not measured yet (`benchmarks/allocate.py`)."
     r = json.loads((RESULTS / "allocate.json").read_text())
+    plans = r["plans"]
 
-    def cell(name: str) -> str:
-        row = r["plans"][name]
-        smaller = sum(row["times_smaller"]) / len(row["times_smaller"])
-        percent = row["bd_rate_psnr"]["percent"]
-        return f"{smaller:.2f} | {'a curve that falls' if percent is None else f'{percent:+.2f} %'}"
+    def cells(name: str) -> list[str]:
+        percent = plans[name]["bd_rate_psnr"]["percent"]
+        loss = "a curve that falls" if percent is None else f"{percent:+.2f} %"
+        return [f"{mean(plans[name]['times_smaller']):.2f}", loss]
 
-    rows = ["| plan | times smaller | BD-rate |", "|---|---|---|"]
-    rows += [f"| {name} | {cell(name)} |" for name in r["plans"] if name.endswith("x")]
-    rows += [
-        "",
-        "| width | times smaller, uniform | BD-rate | times smaller, mixed | BD-rate |",
-        "|---" * 5 + "|",
-    ]
-    rows += [
-        f"| {name} | {cell(name)} | {cell('as ' + name)} |"
-        for name in r["plans"]
-        if "as " + name in r["plans"]
-    ]
+    sizes = [[name, *cells(name)] for name in plans if name.endswith("x")]
+    uniform = [name for name in plans if name.startswith("W")]
+    columns = (
+        "width",
+        "bits of a weight in the file",
+        "times smaller, uniform",
+        "BD-rate",
+        "mixed",
+        "BD-rate",
+    )
+    widths = [
+        [name, f"{mean(plans[name]['coded_bits']):.2f}", *cells(name),
+         *(cells(f"as {name}") if f"as {name}" in plans else ("", ""))]
+        for name in uniform
+    ]  # fmt: skip
     note = (
         "Kodak, four points, PSNR, PCHIP, whole files, against the float parents; sizes are those of the "
-        f"model files (means over the four), against 4 bytes a parameter. Weights {r['weight_format']}, of "
-        f"{r['granularity']}; activations {r['activation_bits']} bits; quantized: {r['scopes']}. "
-        f"{r['calibration_pictures']} pictures calibrate, no gradients. Predicted sizes were off by at most "
-        f"{r['predicted_size_error_percent']:.1f} %. (`allocate.json`)"
+        "model files (means over the four), against 4 bytes a parameter. Format of weights: "
+        f"{r['weight_format']}; {r['granularity']}; activations {r['activation_bits']} bits; quantized: "
+        f"{r['scopes']}. {r['calibration_pictures']} pictures calibrate, no gradients. Predicted sizes were "
+        f"off by at most {r['predicted_size_error_percent']:.1f} %. (`allocate.json`)"
     )
-    return "\n".join([*rows, "", note])
+    lines = [*_table(("plan", "times smaller", "BD-rate"), sizes), "", *_table(columns, widths)]
+    return "\n".join([*lines, "", note])
 
 
 def searches() -> str:
     """What each search of bit-widths finds and costs."""
-    if not (RESULTS / "searches.json").exists():
-        return "Not measured yet (`rdquant study searches`)."
     r = json.loads((RESULTS / "searches.json").read_text())
-    rows = ["| search | bytes | J | model evaluations | seconds |", "|---" * 5 + "|"]
-    for name, s in r["searches"].items():
-        rows.append(
-            f"| {name} | {s['plan']['size']:,} | {100 * s['increase']:+.2f} % | {s['evaluations']:,} "
-            f"| {s['seconds']:.1f} |"
-        )
+    rows = [
+        [name, f"{s['plan']['size']:,}", f"{100 * s['increase']:+.2f} %", f"{s['evaluations']:,}",
+         f"{s['seconds']:.1f}"]
+        for name, s in r["searches"].items()
+    ]  # fmt: skip
     m = r["machine"]
     note = (
         f"`{r['command']}`: {r['judges']} pictures of 256x256 judge, {m['threads']} threads, {m['cpu']}, "
         f"{m['date']}. Those with a table count its evaluations, most of them partial. (`searches.json`)"
     )
-    return "\n".join([*rows, "", note])
+    return "\n".join([*_table(("search", "bytes", "J", "model evaluations", "seconds"), rows), "", note])
 
 
 def latents() -> str:
     """Latent quantizers on codecs that were trained for plain rounding."""
-    if not (RESULTS / "latents.json").exists():
-        return "Not measured yet (`benchmarks/latents.py`)."
     r = json.loads((RESULTS / "latents.json").read_text())
-    sets = r["bd_rate_psnr"]
-    rows = [f"| quantizer | {' | '.join(sets)} |", "|---" * (1 + len(sets)) + "|"]
-    for name in r["quantizers"]:
-        cells = [f"{found[name]['percent']:+.2f} %" for found in sets.values()]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    speed = r["viterbi"]
+    sets, speed = r["bd_rate_psnr"], r["viterbi"]
+    rows = [[name, *(f"{s[name]['percent']:+.2f} %" for s in sets.values())] for name in r["quantizers"]]
     note = (
         f"BD-rate (PSNR) of whole files against plain rounding with the same integer models, {r['models']}, "
         f"four points, PCHIP; TCQ with step {r['step']}. Viterbi with 8 states: {speed['one_thread']:.1f} "
@@ -234,7 +234,7 @@ def latents() -> str:
         f"{speed['decode_ratio']:.2f} times a plain one's. {r['machine']['cpu']}, {r['machine']['date']}. "
         "(`latents.json`)"
     )
-    return "\n".join([*rows, "", note])
+    return "\n".join([*_table(("quantizer", *sets), rows), "", note])
 
 
 def updated(text: str) -> str:

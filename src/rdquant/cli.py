@@ -558,7 +558,7 @@ def searches_command(
     as_json: Json = False,
 ) -> None:
     """Compare the searches of bit-widths: what each finds for one size, and what it costs."""
-    from .allocate.table import WidthTwins
+    from .allocate.run import JUDGES, judged_twins
     from .evaluate.results import machine
     from .files.atomic import atomic_write
     from .files.float_models import load_float
@@ -566,8 +566,7 @@ def searches_command(
     from .files.split import split_files
     from .load import model_path
     from .study import searches
-    from .weights import QuantizeConfig, load_calibration, prepare
-    from .weights.crops import probe
+    from .weights import QuantizeConfig, load_calibration
 
     lam = model_description(model_path(model)).get("lambda")
     if lam is None:
@@ -576,18 +575,17 @@ def searches_command(
         raise UsageError(f"no method {', '.join(sorted(unknown))}; there are {', '.join(searches.METHODS)}")
     codec = load_float(model_path(model))
     config = QuantizeConfig(number_format="coded")
-    crops = load_calibration(split_files(calib, "val"), 4 * images, 256)
-    judges, fitted = crops[::4], [c for i, c in enumerate(crops) if i % 4]
+    crops = load_calibration(split_files(calib, "val"), JUDGES * images, 256)
     parameters = sum(p.numel() for p in codec.parameters())
     with console.progress("searches") as update:
-        codec, seen = prepare(codec, fitted or crops, config, update)
+        twins, x = judged_twins(codec, crops, config, update)
         found, table = searches.compare(
-            WidthTwins(codec, seen, config), probe(judges, most=len(judges)), lam, parameters, target_size,
+            twins, x, lam, parameters, target_size,
             tuple(method or searches.METHODS), budget, progress=update,
         )  # fmt: skip
     command = f"rdquant study searches {model} --calib TRAIN --target-size {target_size} --images {images}"
     result = {
-        "command": command, "machine": machine(), "target": target_size, "judges": len(judges),
+        "command": command, "machine": machine(), "target": target_size, "judges": len(x),
         "float_bytes": table.sizes.float_bytes, "searches": {k: o.to_json() for k, o in found.items()},
     }  # fmt: skip
     if out is not None:
@@ -598,7 +596,7 @@ def searches_command(
         return
     rows = [[k, o.plan.size, 100 * o.increase, o.evaluations, o.seconds] for k, o in found.items()]
     columns = ("search", "bytes", "J +%", "model evaluations", "seconds")
-    console.show_table(f"searches for {model}, {target_size}, {len(judges)} judging pictures", columns, rows)
+    console.show_table(f"searches for {model}, {target_size}, {len(x)} judging pictures", columns, rows)
 
 
 @study_app.command("ablation")

@@ -56,7 +56,7 @@ class Coded:
     """The symbols of one picture, and what the entropy coder needs for them."""
 
     y: Tensor  #: int32 (1, M, H/16, W/16)
-    y_indexes: Tensor  #: int32, the table of each symbol
+    y_indexes: Tensor  #: int32, the table of each symbol (of TCQ, in quantizer 0)
     means: Tensor
     z: Tensor | None  #: int32 (1, N, H/64, W/64)
     z_indexes: Tensor | None
@@ -140,7 +140,8 @@ class ImageCoder:
     def _coded_with(self, coded: Coded) -> np.ndarray:
         """The table of each symbol of y, the quantizer's state considered."""
         machine = self.coding.machine(coded.y.shape[2] * coded.y.shape[3])
-        return machine.indexes(_flat(coded.y), _flat(coded.y_indexes))
+        indexes = _flat(coded.y_indexes)
+        return indexes if machine is None else machine.indexes(_flat(coded.y), indexes)
 
     def decode(self, data: bytes, limits: Limits | None = None, exact: bool = True) -> np.ndarray:
         """A file to ``(H, W, 3)`` uint8. Raises an error of the `DecodeError` branch, nothing else.

@@ -8,7 +8,8 @@ import torch
 
 from conftest import small_codec
 from rdquant.allocate import knapsack
-from rdquant.allocate.baselines import Judge, evolutionary, greedy, hessian_table
+from rdquant.allocate.baselines import evolutionary, greedy, hessian_table
+from rdquant.allocate.judge import Judge
 from rdquant.allocate.refine import Neighbourhood, best_of, refine
 from rdquant.allocate.run import allocate
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
@@ -104,7 +105,7 @@ def test_hessian_costs_fall_with_bits(scene) -> None:  # type: ignore[no-untyped
 
 def test_refined_plans_fit_and_are_no_worse(scene) -> None:  # type: ignore[no-untyped-def]
     twins, x, table = scene
-    near = Neighbourhood(twins, table, x, LAMBDA)
+    near = Neighbourhood(Judge(twins, x, LAMBDA, table.j_float, outputs=False), table)
     for share in (0.3, 0.6):
         sizes = [table.sizes.bytes(dict.fromkeys(table.layers, b)) for b in (2, 8)]
         target = int(sizes[0] + share * (sizes[1] - sizes[0]))

@@ -14,40 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from .judge import Judge
 from .plan import Plan
 from .search import check_target
 from .table import SensitivityTable, WidthTwins
 
 Progress = Callable[[int, int, str], None]
-
-
-class Judge:
-    """Relative increase of J of a whole plan, measured, remembered and counted."""
-
-    def __init__(
-        self, twins: WidthTwins, x: Tensor, lambda_: float, j_float: float, outputs: bool = True
-    ) -> None:
-        self.twins, self.x, self.lambda_, self.j_float, self.outputs = twins, x, lambda_, j_float, outputs
-        self.evaluations, self.seconds = 0, 0.0
-        self._known: dict[tuple[tuple[str, int], ...], float] = {}
-
-    def __call__(self, bits: Mapping[str, int]) -> float:
-        key = tuple(sorted(bits.items()))
-        if key not in self._known:
-            start = time.perf_counter()
-            j = self.twins.cost(bits, self.x, self.lambda_, self.outputs)
-            self._known[key] = (j - self.j_float) / self.j_float
-            self.evaluations += 1
-            self.seconds += time.perf_counter() - start
-        return self._known[key]
 
 
 def greedy(table: SensitivityTable, judge: Judge, target: int, progress: Progress | None = None) -> Plan:

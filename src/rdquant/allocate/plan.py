@@ -32,10 +32,6 @@ class Plan:
         """Mean bits of a weight; ``counts``: weights by layer."""
         return sum(self.bits[n] * c for n, c in counts.items()) / sum(counts.values())
 
-    def counting(self, evaluations: int) -> Plan:
-        """The same, saying how many model evaluations it took."""
-        return dataclasses.replace(self, about={**self.about, "evaluations": evaluations})
-
     def to_json(self) -> dict[str, Any]:
         return {"version": PLAN_VERSION, **dataclasses.asdict(self)}
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from ..weights.suffix import SuffixCost
+from .judge import Judge
 from .plan import Plan
 from .search import fmpq, knapsack, uniform
-from .table import SensitivityTable, WidthTwins
+from .table import SensitivityTable, width_costs
 
 #: widths up and down that a round measures
 REACH = 1
@@ -25,45 +24,34 @@ LEAST_GAIN = 0.05
 
 
 class Neighbourhood:
-    """Measured J of whole plans, and of their neighbours. ``x: (B, 3, H, W)`` of 0..255.
+    """Measured J of whole plans, and of their neighbours.
 
-    ``archive``: every whole plan that was measured, with its relative increase of J (activations in float, as
-    in the table). ``evaluations`` counts (parts of) model evaluations.
+    ``archive``: every whole plan that was measured, with its relative increase of J (activations in float,
+    as in the table).
     """
 
-    def __init__(self, twins: WidthTwins, table: SensitivityTable, x: Tensor, lambda_: float) -> None:
-        self.twins, self.table, self.x, self.lambda_ = twins, table, x, lambda_
+    def __init__(self, judge: Judge, table: SensitivityTable) -> None:
+        self.judge, self.table = judge, table
         self.archive: list[Plan] = []
-        self.evaluations = 0
 
     def measured(self, plan: Plan) -> Plan:
         """The plan with what it does as a whole in place of the sum of zetas."""
-        for known in self.archive:
-            if known.bits == plan.bits:
-                return known
-        j = self.twins.cost(plan.bits, self.x, self.lambda_, outputs=False)
-        self.evaluations += 1
-        found = dataclasses.replace(plan, increase=j / self.table.j_float - 1)
+        found = dataclasses.replace(plan, increase=self.judge(plan.bits))
         self.archive.append(found)
         return found
 
     def around(self, bits: Mapping[str, int]) -> SensitivityTable:
         """A table of the widths next to ``bits``: differences of J with all other layers as in ``bits``."""
-        widths = self.table.bits
-        base = self.twins.mixed(bits, outputs=False)
-        suffix = SuffixCost(base, self.x, self.lambda_)
+        judge, widths = self.judge, self.table.bits
+        base = judge.twins.mixed(bits, outputs=False)
+        suffix = SuffixCost(base, judge.x, judge.lambda_)
         rows: dict[str, dict[int, float]] = {}
         for name in self.table.layers:
-            suffix.advance(name)
-            key, at = name.replace(".", "_"), widths.index(bits[name])
-            own, costs = base.stages[key], {}
-            for b in widths[max(0, at - REACH) : at + REACH + 1]:
-                base.stages[key] = self.twins.twins[b].stages[key]
-                base.set_rounding([name], True, False)
-                costs[b] = suffix.cost()
-                self.evaluations += 1
-            base.stages[key] = own
-            rows[name] = {b: (j - costs[max(costs)]) / self.table.j_float for b, j in costs.items()}
+            at = widths.index(bits[name])
+            near = widths[max(0, at - REACH) : at + REACH + 1]
+            costs = width_costs(judge.twins, base, suffix, name, near)
+            judge.evaluations += len(costs)
+            rows[name] = {b: (j - costs[max(costs)]) / judge.j_float for b, j in costs.items()}
         return dataclasses.replace(self.table, zeta=rows)
 
 

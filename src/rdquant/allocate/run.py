@@ -6,20 +6,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ..codecs import FloatCodec
 from ..errors import UsageError
 from ..weights.config import QuantizeConfig
 from ..weights.crops import probe
 from ..weights.prepare import prepare
+from .judge import Judge
 from .plan import Plan
 from .refine import Neighbourhood, best_of, refine
 from .search import fmpq, knapsack
 from .table import SensitivityTable, WidthTwins, measure_table
 
+Progress = Callable[[int, int, str], None]
+
 METHODS = {"fmpq": fmpq, "knapsack": knapsack}
 #: one of so many pictures judges, and the others calibrate: no plan is judged by what it was fitted to
 JUDGES = 4
+
+
+def judged_twins(
+    codec: FloatCodec, pictures: list[np.ndarray], config: QuantizeConfig, progress: Progress | None = None
+) -> tuple[WidthTwins, Tensor]:
+    """Twins calibrated on some of the pictures, and a batch of others to judge by, ``(B, 3, 256, 256)``."""
+    judges = pictures[::JUDGES]
+    fitted = [p for i, p in enumerate(pictures) if i % JUDGES] or pictures
+    mixed, seen = prepare(codec, fitted, config, progress)
+    return WidthTwins(mixed, seen, config), probe(judges, most=len(judges))
 
 
 def allocate(
@@ -31,7 +45,7 @@ def allocate(
     method: str = "knapsack",
     rounds: int = 3,
     store: Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Plan], SensitivityTable]:
     """A plan per target (see `LayerSizes.target`), and the table they come from.
 
@@ -46,17 +60,14 @@ def allocate(
     table = SensitivityTable.load(store) if store is not None and store.exists() else None
     complete = table is not None and set(table.layers) == set(table.sizes.counts)
     if rounds or not complete or table is None:
-        judges = pictures[::JUDGES]
-        fitted = [p for i, p in enumerate(pictures) if i % JUDGES] or pictures
         parameters = sum(p.numel() for p in codec.parameters())
-        codec, seen = prepare(codec, fitted, config, progress)
-        twins, x = WidthTwins(codec, seen, config), probe(judges, most=len(judges))
+        twins, x = judged_twins(codec, pictures, config, progress)
         if not complete or table is None:
             table = measure_table(twins, x, lambda_, parameters, store, progress)
     sizes = {t: table.sizes.target(t) for t in targets}
     if not rounds:
         return {t: METHODS[method](table, size) for t, size in sizes.items()}, table
-    near = Neighbourhood(twins, table, x, lambda_)
+    near = Neighbourhood(Judge(twins, x, lambda_, table.j_float, outputs=False), table)
     for i, (text, size) in enumerate(sizes.items()):
         if progress:
             progress(i, len(sizes), f"around {text}")

@@ -128,6 +128,25 @@ class WidthTwins:
         return float(self.mixed(plan, outputs)(x).cost(lambda_, pixels))
 
 
+def width_costs(
+    twins: WidthTwins, base: Twin, suffix: SuffixCost, name: str, widths: list[int]
+) -> dict[int, float]:
+    """J with one layer's weights at each width, all else as in ``base``, which `WidthTwins.mixed` made.
+
+    ``suffix``: of ``base``; advanced to the layer, which is left as it was.
+    """
+    suffix.advance(name)
+    key, was = name.replace(".", "_"), bool(base.stage(name).weights_rounded)
+    own, costs = base.stages[key], {}
+    for b in widths:
+        base.stages[key] = twins.twins[b].stages[key]
+        base.set_rounding([name], True, False)
+        costs[b] = suffix.cost()
+    base.stages[key] = own
+    base.set_rounding([name], was, False)
+    return costs
+
+
 def measure_table(
     twins: WidthTwins,
     x: Tensor,
@@ -150,30 +169,20 @@ def measure_table(
     if stored and store is not None:
         old = SensitivityTable.load(store)
         rows = {n: dict(r) for n, r in old.zeta.items() if sorted(r) == widths}
-    for twin in twins.twins.values():
-        twin.set_rounding(stages, False, False)
-    base = twins.twins[widths[-1]]
+    base = twins.mixed(dict.fromkeys(names, widths[-1]), outputs=False)
+    base.set_rounding(stages, False, False)
     suffix = SuffixCost(base, x, lambda_)
     suffix.advance(names[0])
     j_float = suffix.cost()
     evaluations = 1
     sizes = LayerSizes.of(twins.codecs, parameters)
     for i, name in enumerate(names):
-        key = name.replace(".", "_")
-        suffix.advance(name)
         if name not in rows:
-            own, row = base.stages[key], {}
-            for b in widths:
-                base.stages[key] = own if twins.twins[b] is base else twins.twins[b].stages[key]
-                base.set_rounding([name], True, False)
-                j = suffix.cost()
-                base.set_rounding([name], False, False)
-                if not np.isfinite(j):
-                    raise CalibrationError(f"J became {j} with {name} at {b} bits")
-                row[b] = (j - j_float) / j_float
-                evaluations += 1
-            base.stages[key] = own
-            rows[name] = row
+            costs = width_costs(twins, base, suffix, name, widths)
+            if not np.isfinite(list(costs.values())).all():
+                raise CalibrationError(f"J became {costs} with {name} at these bits")
+            rows[name] = {b: (j - j_float) / j_float for b, j in costs.items()}
+            evaluations += len(costs)
         table = SensitivityTable(rows, j_float, sizes, evaluations, time.perf_counter() - start)
         if store is not None:
             table.save(store)

@@ -51,7 +51,3 @@ def _follow(symbols, nexts, run, out):  # type: ignore[no-untyped-def]
         left -= 1
         out[i] = state
         state = np.int64(nexts[state, symbols[i] & 1])
-
-
-#: the machine that does nothing
-PLAIN = ParityMachine(np.zeros((1, 2), np.int64), np.zeros(1, np.int64), 2**62)

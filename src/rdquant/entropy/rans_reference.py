@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 
 from ..errors import Corrupt, Truncated
-from .machine import PLAIN, ParityMachine
+from .machine import ParityMachine
 from .tables import BYPASS_BITS, PRECISION, CdfTables
 
 LOWER = 1 << 31
@@ -48,7 +48,9 @@ def encode(symbols: list[int], indexes: list[int], tables: CdfTables) -> bytes:
     return struct.pack(f"<{len(words)}I", *reversed(words))
 
 
-def decode(data: bytes, indexes: list[int], tables: CdfTables, machine: ParityMachine = PLAIN) -> list[int]:
+def decode(
+    data: bytes, indexes: list[int], tables: CdfTables, machine: ParityMachine | None = None
+) -> list[int]:
     """See `rdquant.entropy.rans.decode`."""
     if len(data) < 8:
         raise Truncated(f"an entropy-coded stream has at least 8 bytes, this one {len(data)}")
@@ -78,8 +80,10 @@ def decode(data: bytes, indexes: list[int], tables: CdfTables, machine: ParityMa
     out: list[int] = []
     state = 0
     for i, index in enumerate(indexes):
-        state = 0 if i % machine.run == 0 else int(machine.nexts[state, out[-1] & 1])
-        table = index + int(machine.shift[state])
+        table = index
+        if machine is not None:
+            state = 0 if i % machine.run == 0 else int(machine.nexts[state, out[-1] & 1])
+            table += int(machine.shift[state])
         cdf = tables.cdf[tables.starts[table] : tables.starts[table + 1]].tolist()
         slot, escape = x & MASK, len(cdf) - 2
         value = max(i for i in range(len(cdf) - 1) if cdf[i] <= slot)

@@ -10,6 +10,7 @@
     height       1-5 varint
     z length     1-5 varint, bytes of the z stream (0 without a hyperprior)
     y length     1-5 varint
+    step         1-5 varint, of trellis-coded latents only: in units of y, 1..65535
     pixels       4   CRC32C of the decoded pixels, if bit 7 of kind is set
     checksum     4   CRC32C of everything above, little endian
     z stream, its CRC32C, y stream, its CRC32C
@@ -189,7 +190,7 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
     width, height = r.varint("width"), r.varint("height")
     lengths = (r.varint("z length"), r.varint("y length"))
     pixels = step = None
-    if kind & 15 in (Quantizer.TCQ4, Quantizer.TCQ8):
+    if kind & 15 in [q for q in Quantizer if q.has_step]:
         step = r.varint("step")
     if kind & PIXEL_CHECKSUM:
         pixels = int.from_bytes(r.take("pixel checksum", 4), "little")

@@ -2,8 +2,7 @@
 
 How far the weights of a kernel spread differs by its rows, columns and taps, up to a hundredfold. A weight's
 class is ``rows[o] + columns[i] + taps[t]``, the logarithm (base 2) of its variance and `LOWEST` above it; all
-weights of a model that fall in one class share a table. Uniform integers that were rounded with a common
-step and then coded take a third less than the best fixed-rate codebook of the same error.
+weights of a model that fall in one class share a table.
 """
 
 from __future__ import annotations

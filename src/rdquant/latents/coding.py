@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..entropy import CdfTables, ParityMachine
-from ..entropy.machine import PLAIN
 from ..errors import UsageError
 from ..files.container import Quantizer
 from . import kernels
@@ -49,7 +48,7 @@ class LatentCoding(Protocol):
         """Of a table's integers, in units of y; None for the codec's own."""
 
     def tables(self, codec: Any) -> CdfTables: ...
-    def machine(self, run: int) -> ParityMachine: ...
+    def machine(self, run: int) -> ParityMachine | None: ...
     def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor) -> Tensor: ...
     def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor: ...
 
@@ -67,8 +66,8 @@ class ScalarCoding:
         found: CdfTables = codec.y_tables
         return found
 
-    def machine(self, run: int) -> ParityMachine:
-        return PLAIN
+    def machine(self, run: int) -> None:
+        return None
 
     def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor) -> Tensor:
         if self.search is None:

@@ -25,6 +25,16 @@ def _pyplot() -> Any:
     return pyplot
 
 
+def _finished(figure: Any, axes: Any, title: str, grid: str = "both", **legend: Any) -> Any:
+    """What all figures here share."""
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.grid(axis=grid, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, **legend)
+    figure.tight_layout()
+    return figure
+
+
 def ablation_figure(name: str, columns: list[str], rows: list[list[Any]]) -> Any:
     """Grouped bars of one table of `rdquant.study.ablation`: a group per column, a bar per row."""
     figure, axes = _pyplot().subplots(figsize=(7.2, 4.2), dpi=130)
@@ -37,12 +47,7 @@ def ablation_figure(name: str, columns: list[str], rows: list[list[Any]]) -> Any
     axes.set_ylabel("% more rate at equal PSNR")
     axes.set_yscale("symlog", linthresh=1)
     axes.axhline(0, color="#333333", linewidth=0.8)
-    axes.set_title(name, fontsize=11, loc="left")
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    return figure
+    return _finished(figure, axes, name, "y", fontsize=8)
 
 
 def pareto_figure(fronts: dict[str, list[tuple[float, float]]], title: str = "") -> Any:
@@ -54,12 +59,7 @@ def pareto_figure(fronts: dict[str, list[tuple[float, float]]], title: str = "")
     axes.set_xlabel("times smaller than float32 (model files)")
     axes.set_ylabel("BD-rate against float (%)")
     axes.set_yscale("symlog", linthresh=1)
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    return figure
+    return _finished(figure, axes, title)
 
 
 def bits_figure(plans: dict[str, dict[str, int]], title: str = "") -> Any:
@@ -73,12 +73,7 @@ def bits_figure(plans: dict[str, dict[str, int]], title: str = "") -> Any:
         )  # fmt: skip
     axes.set_xticks(range(len(layers)), layers, rotation=45, fontsize=8)
     axes.set_ylabel("bits")
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=len(plans))
-    figure.tight_layout()
-    return figure
+    return _finished(figure, axes, title, "y", fontsize=8, ncols=len(plans))
 
 
 def rd_figure(curves: list[Curve], metric: Metric = "psnr", title: str = "") -> Any:
@@ -101,12 +96,7 @@ def rd_figure(curves: list[Curve], metric: Metric = "psnr", title: str = "") -> 
             )
     axes.set_xlabel("rate (bpp, whole files)")
     axes.set_ylabel(_LABELS[metric])
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    return figure
+    return _finished(figure, axes, title)
 
 
 def to_png(figure: Any) -> bytes:

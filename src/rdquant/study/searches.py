@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ..allocate import Neighbourhood, Plan, SensitivityTable, fmpq, knapsack, refine
-from ..allocate.baselines import Judge, evolutionary, greedy, hessian_table
+from ..allocate.baselines import evolutionary, greedy, hessian_table
+from ..allocate.judge import Judge
 from ..allocate.search import uniform
 from ..allocate.table import WidthTwins, measure_table
 
@@ -54,37 +55,31 @@ def compare(
     table = measure_table(twins, x, lambda_, parameters, progress=progress)
     table_cost = table.evaluations, time.perf_counter() - start
     size = table.sizes.target(target)
-    judge = Judge(twins, x, lambda_, table.j_float, outputs=False)
     found: dict[str, Outcome] = {}
 
-    def add(name: str, search: Callable[[], Plan], with_table: bool) -> None:
-        before, began = judge.evaluations, time.perf_counter()
-        plan = search()
-        seconds, asked = time.perf_counter() - began, judge.evaluations - before
-        extra = plan.about.get("evaluations", 0)
+    def add(name: str, search: Callable[[Judge], Plan], with_table: bool) -> None:
+        judge, began = Judge(twins, x, lambda_, table.j_float, outputs=False), time.perf_counter()
+        plan = search(judge)
+        seconds, asked = time.perf_counter() - began, judge.evaluations
         if with_table:
             asked, seconds = asked + table_cost[0], seconds + table_cost[1]
-        found[name] = Outcome(plan, judge(plan.bits), asked + extra, seconds)
+        found[name] = Outcome(plan, judge(plan.bits), asked, seconds)
 
-    def widest() -> Plan:
+    def widest(judge: Judge) -> Plan:
         fitting = [p for p in (uniform(table, b) for b in table.bits) if p.size <= size]
         return fitting[-1] if fitting else uniform(table, min(table.bits))
 
-    def refined() -> Plan:
-        near = Neighbourhood(twins, table, x, lambda_)
-        return refine(near, size, rounds).counting(near.evaluations)
-
-    def by_hessian() -> Plan:
+    def by_hessian(judge: Judge) -> Plan:
         return knapsack(hessian_table(table, twins, x, lambda_), size)
 
-    searches: dict[str, tuple[Callable[[], Plan], bool]] = {
+    searches: dict[str, tuple[Callable[[Judge], Plan], bool]] = {
         "uniform": (widest, False),
         "hessian": (by_hessian, False),
-        "fmpq": (lambda: fmpq(table, size), True),
-        "knapsack": (lambda: knapsack(table, size), True),
-        "refined": (refined, True),
-        "greedy": (lambda: greedy(table, judge, size, progress), False),
-        "evolutionary": (lambda: evolutionary(table, judge, size, budget, progress=progress), False),
+        "fmpq": (lambda judge: fmpq(table, size), True),
+        "knapsack": (lambda judge: knapsack(table, size), True),
+        "refined": (lambda judge: refine(Neighbourhood(judge, table), size, rounds), True),
+        "greedy": (lambda judge: greedy(table, judge, size, progress), False),
+        "evolutionary": (lambda judge: evolutionary(table, judge, size, budget, progress=progress), False),
     }
     for name in methods:
         add(name, *searches[name])

@@ -11,7 +11,7 @@ power_of_two         0 and ``+-2^k``: a product is a shift (Miyashita et al. 201
 additive_power       sums of two powers of two (APoT, Li et al. 2020, equation 5)
 codebook             ``2^b`` levels fitted by k-means to a layer's weights, weighted by importance
 coded                the integers of 8 bits; steps as coarse as b bits on average over the channels, finer
-                     where errors cost more. Files entropy-code it: 1 to 3 bits less than b
+                     where errors cost more. Files entropy-code it: 2 to 3 bits less than b
 ===================  ==============================================================================
 """
 

@@ -1,0 +1,33 @@
+"""J of a whole plan: measured, remembered and counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .table import WidthTwins
+
+
+class Judge:
+    """Relative increase of J of a whole plan. ``x: (B, 3, H, W)`` of 0..255; ``outputs``: activations
+    quantized as well. ``evaluations`` and ``seconds`` are those of the model, parts of it included.
+    """
+
+    def __init__(
+        self, twins: WidthTwins, x: Tensor, lambda_: float, j_float: float, outputs: bool = True
+    ) -> None:
+        self.twins, self.x, self.lambda_, self.j_float, self.outputs = twins, x, lambda_, j_float, outputs
+        self.evaluations, self.seconds = 0, 0.0
+        self._known: dict[tuple[tuple[str, int], ...], float] = {}
+
+    def __call__(self, bits: Mapping[str, int]) -> float:
+        key = tuple(sorted(bits.items()))
+        if key not in self._known:
+            start = time.perf_counter()
+            j = self.twins.cost(bits, self.x, self.lambda_, self.outputs)
+            self._known[key] = (j - self.j_float) / self.j_float
+            self.evaluations += 1
+            self.seconds += time.perf_counter() - start
+        return self._known[key]
