@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import settings
 
 from rdquant.codecs import FloatCodec, build
+from rdquant.files.images import write_image
 from rdquant.train.loop import initialise
 
 # a busy machine is no failure
@@ -55,3 +57,13 @@ def small_codec(architecture: str, N: int = 8, M: int = 12) -> FloatCodec:
             codec.h_s[-1 if codec.has_means else -2].bias.add_(1.0)
     codec.entropy_bottleneck.solve_quantiles()
     return codec.eval()
+
+
+@pytest.fixture
+def training_folder(tmp_path: Path, photo: np.ndarray) -> Path:
+    out = tmp_path / "pictures"
+    out.mkdir()
+    for i in range(4):
+        write_image(out / f"{i}.png", photo[i * 64 : i * 64 + 100, i * 64 : i * 64 + 90])
+    (out / "list.csv").write_text("file,split\n0.png,train\n1.png,train\n2.png,val\n")
+    return out

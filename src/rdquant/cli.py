@@ -26,12 +26,19 @@ MEASURED = ("bpp", "psnr", "ms_ssim")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quantizer = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Latent levels: uniform (nearest), rdoq (by D + lambda R), tcq4 or tcq8 (trellis-coded)."
+        help="Latent levels: uniform (nearest), rdoq (by D + lambda R), tcq4 or tcq8 (trellis-coded). "
+        "Default: what the model was retrained for, else uniform."
     ),
 ]
 Step = Annotated[float | None, typer.Option(help="Of TCQ, in steps of plain rounding.")]
+Effort = Annotated[
+    int,
+    typer.Option(
+        help="0 to 3: rounds of refining levels for this picture (0, 4, 12, 40); the decoder is as fast."
+    ),
+]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model file or a zoo name (`rdquant zoo`).")]
 
 
@@ -126,6 +133,64 @@ def train(
 
 
 @app.command()
+def retrain(
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder of training pictures; a CSV with file,split is honoured.")
+    ],
+    run: Annotated[Path, typer.Option(help="Run folder; an existing one is resumed.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The float model file to write.")],
+    quantizer: Annotated[str, typer.Option(help="uniform, rdoq, tcq4 or tcq8.")] = "tcq8",
+    step: Step = None,
+    phases: Annotated[
+        str, typer.Option(help="Of decoder (g_s), hyper (g_s, h_a, h_s, tables), all; in order.")
+    ] = "decoder,hyper",
+    steps: Annotated[int, typer.Option(help="Length of a phase.")] = 1500,
+    levels: Annotated[
+        str, typer.Option(help="online: searched anew in each step; stored: as when the phase began.")
+    ] = "online",
+    rounds: Annotated[int, typer.Option(help="How often to go through the phases.")] = 1,
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other option of RetrainConfig, as NAME=JSON.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Retrain decoder and hyper-coder on the latents that the file's own quantizer produces.
+
+    What the encoder's analysis computes stays as it is. The table shows J, rate and PSNR on the val split
+    and how far the histogram of levels drifted; a phase that made J worse is undone. The model then encodes
+    with that quantizer by default; `rdquant quantize` turns it into integers like any other.
+    """
+    from .load import model_path
+    from .train.retrain import RetrainConfig
+    from .train.retrain import retrain as work
+
+    config = RetrainConfig(
+        **{
+            "quantizer": quantizer, "step": step, "phases": tuple(phases.replace(" ", "").split(",")),
+            "steps": steps, "levels": levels, "rounds": rounds, "lambda_": lambda_,
+            **_options(set_, (RetrainConfig,))[RetrainConfig],
+        }
+    )  # fmt: skip
+    with console.progress("retrain") as update:
+        rows = work(
+            model_path(model), data, run, out, config, lambda note, done, all_: update(done, all_, note)
+        )
+    if as_json:
+        console.show_json({"file": str(out), "rows": rows})
+    else:
+        console.show_table(
+            "val split (rates: ideal code length)", list(rows[0]), [list(r.values()) for r in rows]
+        )
+    if not any(r["kept"] for r in rows[1:]):
+        console.say("no phase lowered J: the weights are those of the start")
+    console.say(f"{out}: J {rows[0]['J']:.4f} -> {min(r['J'] for r in rows if r['kept']):.4f}, {quantizer}")
+
+
+@app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
     calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
@@ -172,15 +237,15 @@ def quantize(
     from .files.integer_models import save_integer
     from .files.model_file import model_description
     from .files.split import split_files
-    from .load import model_path
+    from .load import LATENTS, model_path
     from .weights import QuantizeConfig, load_calibration
     from .weights import quantize as convert
     from .weights.rdo import calibrate
     from .weights.rdo_config import RdoConfig
 
     path = model_path(model)
-    codec = load_float(path)
-    lam = lambda_ or model_description(path).get("lambda")
+    codec, parent = load_float(path), model_description(path)
+    lam = lambda_ or parent.get("lambda")
     options = _options(set_, (QuantizeConfig, RdoConfig))
     chosen = Plan.load(plan) if plan is not None else None
     if chosen is not None:
@@ -201,6 +266,7 @@ def quantize(
         "parent": model if zoo.find(model) else Path(model).name,
         "calibration_pictures": len(pictures),
         "lambda": lam,
+        **{k: parent[k] for k in (LATENTS,) if k in parent},
     }
     trace: list[dict[str, Any]] = []
     with console.progress("calibrate") as update:
@@ -326,8 +392,9 @@ def encode(
         Path | None,
         typer.Option("--out", "-o", help="File; for several pictures a folder. Default: beside each."),
     ] = None,
-    quantizer: Quantizer = "uniform",
+    quantizer: Quantizer = None,
     step: Step = None,
+    effort: Effort = 0,
     pixel_checksum: Annotated[
         bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
     ] = False,
@@ -347,7 +414,7 @@ def encode(
     def work(source: Path, target: Path) -> str:
         nonlocal coder
         rgb = read_image(source)
-        coder = coder or open_coder(model, quantizer, step)
+        coder = coder or open_coder(model, quantizer, step, effort)
         data = coder.encode(rgb, pixel_checksum)
         with atomic_write(target) as handle:
             handle.write(data)
@@ -466,8 +533,9 @@ def evaluate(
     name: Annotated[str, typer.Option(help="Name of the curve.")] = "rdquant",
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's.")] = None,
     check: Annotated[bool, typer.Option(help="Compare each decoded file with the forward pass.")] = True,
-    quantizer: Quantizer = "uniform",
+    quantizer: Quantizer = None,
     step: Step = None,
+    effort: Effort = 0,
 ) -> None:
     """Code a folder of pictures to real files, decode them, and measure rate, quality and time."""
     from .evaluate import Curve, Point, machine
@@ -478,7 +546,7 @@ def evaluate(
     files = list_images(images)
     points = []
     for m in model:
-        coder = open_coder(m, quantizer, step)
+        coder = open_coder(m, quantizer, step, effort)
         with console.progress(m) as update:
             results = run(coder, files, check, update)
         points.append(Point(m, coder.describe(), results))
@@ -486,7 +554,8 @@ def evaluate(
     command = " ".join(
         [
             *parts,
-            *([] if quantizer == "uniform" else [f"--quantizer {quantizer}"]),
+            *([f"--quantizer {quantizer}"] if quantizer else []),
+            *([f"--effort {effort}"] if effort else []),
             *([] if step is None else [f"--step {step}"]),
         ]
     )

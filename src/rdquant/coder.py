@@ -24,6 +24,7 @@ from .errors import Corrupt, ImageError, ModelMismatch, UnsupportedVersion, Usag
 from .files.container import Header, Limits, Profile, Quantizer, checksum, read, write
 from .latents import FixedPointScalar, UniformScalar
 from .latents.coding import LatentCoding, ScalarCoding, coding_of
+from .latents.refine import Refinement
 from .pixels import pad_to, to_pixels, to_tensor
 
 
@@ -49,6 +50,7 @@ class Codec(Protocol):
     def entropy_parameters(self, z_symbols: Tensor, spacing: int | None = None) -> tuple[Tensor, Tensor]: ...
     def factorized_means(self, shape: torch.Size) -> Tensor: ...
     def synthesis(self, y_hat: Tensor, exact: bool = True) -> Tensor: ...
+    def relaxed_synthesis(self, y_hat: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,20 @@ class ImageCoder:
     """Encodes and decodes pictures with one codec.
 
     ``fingerprint``: 8 bytes that name the model (`rdquant.files.model_file`). ``coding``: how it quantizes
-    latents when it encodes; by default each to the nearest. What it decodes says that itself.
+    latents when it encodes; by default each to the nearest. ``refinement``: what it then does to improve
+    them. What it decodes says that itself.
     """
 
     def __init__(
-        self, codec: Codec, fingerprint: bytes, profile: Profile, coding: LatentCoding | None = None
+        self,
+        codec: Codec,
+        fingerprint: bytes,
+        profile: Profile,
+        coding: LatentCoding | None = None,
+        refinement: Refinement | None = None,
     ) -> None:
         self.codec, self.fingerprint, self.profile = codec, fingerprint, profile
-        self.coding = coding or ScalarCoding()
+        self.coding, self.refinement = coding or ScalarCoding(), refinement
 
     def describe(self) -> dict[str, Any]:
         """What results say of the model."""
@@ -107,7 +115,8 @@ class ImageCoder:
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
             raise ImageError(f"pictures are (H, W, 3) uint8, got {rgb.shape} {rgb.dtype}")
         c = self.codec
-        y = c.analysis(to_tensor(pad_to(rgb, c.downsampling)))
+        pixels = to_tensor(pad_to(rgb, c.downsampling))
+        y = c.analysis(pixels)
         z = z_indexes = None
         if c.has_hyperprior:
             z = c.hyper_analysis(y)
@@ -115,7 +124,10 @@ class ImageCoder:
             y_indexes, means = c.entropy_parameters(z, self.coding.spacing)
         else:
             y_indexes, means = channel_indexes(y.shape), c.factorized_means(y.shape)
-        return Coded(self.coding.levels(c, y, means, y_indexes), y_indexes, means, z, z_indexes)
+        levels = self.coding.levels(c, y, means, y_indexes)
+        if self.refinement is not None:
+            levels = self.refinement.levels(c, pixels, rgb.shape[:2], y, means, y_indexes, levels)
+        return Coded(levels, y_indexes, means, z, z_indexes)
 
     def encode(self, rgb: np.ndarray, pixel_checksum: bool = False) -> bytes:
         """A whole ``.rdq`` file. ``pixel_checksum``: decode too, and let the file say what must come out."""

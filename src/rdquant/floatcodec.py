@@ -58,13 +58,21 @@ class CodingFloatCodec:
     def entropy_parameters(self, z_symbols: Tensor, spacing: int | None = None) -> tuple[Tensor, Tensor]:
         z_hat = z_symbols.float() + self.codec.entropy_bottleneck.medians()
         scales, means = self.codec.gaussian_parameters(z_hat)
+        return self.table_indexes(scales, spacing), torch.zeros_like(scales) if means is None else means
+
+    def table_indexes(self, scales: Tensor, spacing: int | None = None) -> Tensor:
+        """The table of each of ``scales``, int32. ``spacing``: see `rdquant.latents.coding.LatentCoding`."""
         boundaries = self._boundaries * ((spacing or self.quantizer.unit) / self.quantizer.unit)
-        indexes = torch.searchsorted(boundaries, scales.double().contiguous(), out_int32=True)
-        return indexes, torch.zeros_like(scales) if means is None else means
+        return torch.searchsorted(boundaries, scales.double().contiguous(), out_int32=True)
 
     @torch.no_grad()
     def factorized_means(self, shape: torch.Size) -> Tensor:
         return self.codec.entropy_bottleneck.medians().expand(shape)
+
+    def relaxed_synthesis(self, y_hat: Tensor) -> Tensor:
+        """y_hat -> pixels in 0..255, float32, differentiable: nothing rounded."""
+        found: Tensor = self.codec.g_s(y_hat).clamp(0, 1) * 255
+        return found
 
     @torch.no_grad()
     def synthesis(self, y_hat: Tensor, exact: bool = True) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,21 @@ import numpy as np
 from . import zoo
 from .coder import ImageCoder
 from .errors import ModelMismatch, UnknownModel, UsageError
-from .files.container import MOST_STEP, Profile, Quantizer
+from .files.container import Profile
 from .files.float_models import float_fingerprint, load_float
 from .files.integer_models import integer_fingerprint, load_integer
 from .files.model_file import model_description, model_kind
 from .floatcodec import CodingFloatCodec
 from .integer import IntegerCodec
-from .latents.coding import TCQ_STEP, LatentCoding, ScalarCoding, TrellisCoding
-from .latents.rdoq import Rdoq
+from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
+from .latents.refine import COHERENCE, Refinement, rounds_of
 
-QUANTIZERS = ("uniform", "rdoq", "tcq4", "tcq8")
+#: in a model's description: the quantizer that it was retrained for, with its "step" and "coherence"
+LATENTS = "latents"
+
+
+class QuantizerMismatch(UserWarning):
+    """A model encodes with another latent quantizer than it was retrained for."""
 
 
 def model_path(name: str) -> Path:
@@ -31,9 +37,12 @@ def model_path(name: str) -> Path:
     raise UnknownModel(f"{name!r} is neither a file nor a zoo model; `rdquant zoo` lists those")
 
 
-def open_coder(name: str, quantizer: str = "uniform", step: float | None = None) -> ImageCoder:
-    """A coder for a float or integer model. ``quantizer``: how it quantizes latents when encoding; ``step``:
-    of TCQ, in steps of plain rounding.
+def open_coder(
+    name: str, quantizer: str | None = None, step: float | None = None, effort: int = 0
+) -> ImageCoder:
+    """A coder for a float or integer model. ``quantizer``: how it quantizes latents when encoding, by
+    default as it was retrained for, else plainly; ``step``: of TCQ, in steps of plain rounding; ``effort``:
+    0..3, how long the encoder refines levels (`rdquant.latents.refine`).
 
     Raises `UnknownModel`, `BadModel`, and `UsageError` for a quantizer that the model cannot have.
     """
@@ -47,37 +56,64 @@ def open_coder(name: str, quantizer: str = "uniform", step: float | None = None)
         codec, profile = CodingFloatCodec(parent), Profile.FLOAT
         fingerprint, description = float_fingerprint(parent), model_description(path)
     coding = latent_coding(quantizer, codec, description, name, step)
-    return ImageCoder(codec, fingerprint, profile, coding)
+    rounds = rounds_of(effort)
+    refinement = _refinement(rounds, coding, codec, description, name) if rounds else None
+    return ImageCoder(codec, fingerprint, profile, coding, refinement)
 
 
 def latent_coding(
-    quantizer: str,
+    quantizer: str | None,
     codec: IntegerCodec | CodingFloatCodec,
     description: dict[str, Any],
     name: str,
     step: float | None = None,
 ) -> LatentCoding:
-    """An encoder's `LatentCoding` by the name of its quantizer. Raises `UsageError`."""
-    if quantizer not in QUANTIZERS:
-        raise UsageError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {quantizer!r}")
-    if step is not None and not quantizer.startswith("tcq"):
-        raise UsageError(f"only TCQ has a step, got {step} with {quantizer}")
-    if quantizer == "uniform":
-        return ScalarCoding()
+    """An encoder's `LatentCoding` by the name of its quantizer, or the one that the model was retrained for.
+
+    Raises `UsageError`. Warns `QuantizerMismatch` for another one than the model was retrained for.
+    """
+    own = description.get(LATENTS) or {}
+    quantizer = quantizer or own.get("quantizer", "uniform")
+    settings = own if own.get("quantizer") == quantizer else {}
+    if own and not settings:
+        warnings.warn(
+            QuantizerMismatch(f"{name} was retrained for {own['quantizer']}, and encodes with {quantizer}"),
+            stacklevel=2,
+        )
     gains, lambda_ = description.get("latent_gains"), description.get("lambda")
-    if not isinstance(gains, list) or lambda_ is None:
+    if quantizer in QUANTIZERS[1:] and (not isinstance(gains, list) or lambda_ is None):
         raise UsageError(
             f"{name} does not carry latent gains and lambda; quantize it again with this release"
         )
-    if quantizer == "rdoq":
-        return ScalarCoding(Rdoq(np.array(gains, np.float64), float(lambda_)))
-    if not codec.has_hyperprior:
+    if str(quantizer).startswith("tcq") and not codec.has_hyperprior:
         raise UsageError(f"{quantizer} needs a hyperprior, and {name} has none")
-    units = round((TCQ_STEP if step is None else step) * codec.quantizer.unit)
-    if not 1 <= units <= MOST_STEP:
-        raise UsageError(f"step must be {1 / codec.quantizer.unit} or more, got {step}")
-    kind = Quantizer[quantizer.upper()]
-    return TrellisCoding(kind, units, np.array(gains, np.float64), float(lambda_))
+    return encoder_coding(
+        quantizer,
+        np.array(gains, np.float64) if gains else None,
+        float(lambda_) if lambda_ else None,
+        step if step is not None else settings.get("step"),
+        settings.get("coherence"),
+        codec.quantizer.unit,
+    )
+
+
+def _refinement(
+    rounds: int,
+    coding: LatentCoding,
+    codec: IntegerCodec | CodingFloatCodec,
+    description: dict[str, Any],
+    name: str,
+) -> Refinement:
+    """Of the levels of ``coding``; those of plain rounding are refined by RDOQ's search."""
+    gains, lambda_ = description.get("latent_gains"), description.get("lambda")
+    if not isinstance(gains, list) or lambda_ is None:
+        raise UsageError(f"{name} does not carry latent gains and lambda, which --effort needs")
+    weights, quantizer = np.array(gains, np.float64), "rdoq"
+    unit, step = codec.quantizer.unit, None
+    if isinstance(coding, TrellisCoding):
+        quantizer, step = coding.quantizer.name.lower(), coding.step / unit
+    search = encoder_coding(quantizer, weights, float(lambda_), step, COHERENCE, unit)
+    return Refinement(search, weights, float(lambda_), rounds)
 
 
 def coder_for(fingerprint: bytes) -> ImageCoder:

@@ -3,13 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from rdquant.errors import TrainingError, UsageError
 from rdquant.files.float_models import load_float
-from rdquant.files.images import write_image
 from rdquant.files.split import split_files
 from rdquant.train import TrainConfig, Trainer
 from rdquant.train.data import CropSource
@@ -19,25 +17,15 @@ from rdquant.train.muon import orthogonalize
 SMALL = {"N": 4, "M": 6, "steps": 6, "batch": 2, "crop": 64, "compile": False, "bf16": False, "warmup": 2}
 
 
-@pytest.fixture
-def folder(tmp_path: Path, photo: np.ndarray) -> Path:
-    out = tmp_path / "pictures"
-    out.mkdir()
-    for i in range(4):
-        write_image(out / f"{i}.png", photo[i * 64 : i * 64 + 100, i * 64 : i * 64 + 90])
-    (out / "list.csv").write_text("file,split\n0.png,train\n1.png,train\n2.png,val\n")
-    return out
-
-
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_resuming_changes_nothing(optimizer: str, tmp_path: Path, folder: Path) -> None:
+def test_resuming_changes_nothing(optimizer: str, tmp_path: Path, training_folder: Path) -> None:
     config = TrainConfig(**SMALL, optimizer=optimizer)  # type: ignore[arg-type]
-    whole = Trainer(config, tmp_path / "whole", folder).run(every=2)
-    part = Trainer(config, tmp_path / "part", folder)
+    whole = Trainer(config, tmp_path / "whole", training_folder).run(every=2)
+    part = Trainer(config, tmp_path / "part", training_folder)
     for _ in range(3):
         part._one_step()
     part.save()
-    again = Trainer(config, tmp_path / "part", folder)
+    again = Trainer(config, tmp_path / "part", training_folder)
     assert again.step == 3
     resumed = again.run(every=2)
     for name, value in whole.state_dict().items():
@@ -48,35 +36,29 @@ def test_resuming_changes_nothing(optimizer: str, tmp_path: Path, folder: Path) 
     assert [line["step"] for line in lines] == [2, 4, 6] and lines[0]["psnr"] > 0
 
 
-def test_training_lowers_the_loss(tmp_path: Path, folder: Path) -> None:
+def test_training_lowers_the_loss(tmp_path: Path, training_folder: Path) -> None:
     config = TrainConfig(**{**SMALL, "steps": 150, "warmup": 5, "lr": 5e-3}, optimizer="muon", lambda_=0.05)  # type: ignore[arg-type]
     losses = []
-    Trainer(config, tmp_path / "run", folder).run(lambda _, line: losses.append(line["loss"]), every=50)
+    Trainer(config, tmp_path / "run", training_folder).run(
+        lambda _, line: losses.append(line["loss"]), every=50
+    )
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_decoder_scope_freezes_the_encoder(tmp_path: Path, folder: Path) -> None:
-    first = Trainer(TrainConfig(**SMALL), tmp_path / "a", folder)  # type: ignore[arg-type]
-    first.run()
-    init = tmp_path / "a" / "model.safetensors"
-    tuned = Trainer(TrainConfig(**SMALL, scope="decoder"), tmp_path / "b", folder, init).run()  # type: ignore[arg-type]
-    before, after = load_float(init).state_dict(), tuned.state_dict()
-    for name in before:
-        moved = not torch.equal(before[name], after[name])
-        assert moved == name.startswith(("g_s.", "h_s.", "entropy_bottleneck.")), name
-
-
-def test_other_options_do_not_resume(tmp_path: Path, folder: Path) -> None:
-    Trainer(TrainConfig(**SMALL), tmp_path / "run", folder).save()  # type: ignore[arg-type]
+def test_other_options_do_not_resume(tmp_path: Path, training_folder: Path) -> None:
+    Trainer(TrainConfig(**SMALL), tmp_path / "run", training_folder).save()  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="other options"):
-        Trainer(TrainConfig(**{**SMALL, "steps": 7}), tmp_path / "run", folder)  # type: ignore[arg-type]
+        Trainer(TrainConfig(**{**SMALL, "steps": 7}), tmp_path / "run", training_folder)  # type: ignore[arg-type]
 
 
-def test_init_must_fit(tmp_path: Path, folder: Path) -> None:
-    Trainer(TrainConfig(**SMALL), tmp_path / "a", folder).run()  # type: ignore[arg-type]
+def test_init_must_fit(tmp_path: Path, training_folder: Path) -> None:
+    Trainer(TrainConfig(**SMALL), tmp_path / "a", training_folder).run()  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="'N': 5"):
         Trainer(
-            TrainConfig(**{**SMALL, "N": 5}), tmp_path / "b", folder, tmp_path / "a" / "model.safetensors"
+            TrainConfig(**{**SMALL, "N": 5}),
+            tmp_path / "b",
+            training_folder,
+            tmp_path / "a" / "model.safetensors",
         )  # type: ignore[arg-type]
 
 
@@ -107,8 +89,8 @@ def test_orthogonalize_flattens_singular_values() -> None:
     assert float(s.min()) > 0.3 and float(s.max()) < 1.4
 
 
-def test_crops_depend_on_the_step_alone(folder: Path) -> None:
-    files = split_files(folder, "train")
+def test_crops_depend_on_the_step_alone(training_folder: Path) -> None:
+    files = split_files(training_folder, "train")
     a, b = CropSource(files, seed=1), CropSource(files, seed=1)
     a.batch(0, 2, 64)
     assert torch.equal(a.batch(7, 3, 64), b.batch(7, 3, 64))
@@ -116,10 +98,10 @@ def test_crops_depend_on_the_step_alone(folder: Path) -> None:
     assert a.batch(1, 1, 128).shape == (1, 3, 128, 128)  # larger than the pictures: mirrored
 
 
-def test_splits(folder: Path, tmp_path: Path) -> None:
-    assert [p.name for p in split_files(folder, "val")] == ["2.png"]
-    assert len(split_files(folder, None)) == 4
-    (folder / "list.csv").unlink()
-    assert [p.name for p in split_files(folder, "val")] == ["0.png"]
+def test_splits(training_folder: Path, tmp_path: Path) -> None:
+    assert [p.name for p in split_files(training_folder, "val")] == ["2.png"]
+    assert len(split_files(training_folder, None)) == 4
+    (training_folder / "list.csv").unlink()
+    assert [p.name for p in split_files(training_folder, "val")] == ["0.png"]
     with pytest.raises(UsageError, match="no such folder"):
         split_files(tmp_path / "none", "train")

@@ -184,11 +184,19 @@ class IntegerCodec:
 
         ``exact``: the same pixels everywhere; otherwise faster, see `rdquant.integer.unrounded`.
         """
-        scale = torch.exp2(self.latent_shift.double()).reshape(1, -1, 1, 1).to(y_hat.device)
-        shifted = (y_hat * scale).clamp_(FIXED_LO, FIXED_HI)  # exact: below 2^23
+        shifted = (y_hat * self._shift(y_hat)).clamp_(FIXED_LO, FIXED_HI)  # exact: below 2^23
         if not exact:
             return self._unrounded.run(shifted).to(torch.uint8)
         return self.networks["g_s"].run(shifted, self.engine).to(torch.uint8)
+
+    def relaxed_synthesis(self, y_hat: Tensor) -> Tensor:
+        """y_hat, float32 -> pixels in 0..255, float32, differentiable: nothing rounded."""
+        shifted = (y_hat * self._shift(y_hat).float()).clamp(FIXED_LO, FIXED_HI)
+        return self._unrounded.relaxed(shifted.contiguous(memory_format=torch.channels_last))
+
+    def _shift(self, y_hat: Tensor) -> Tensor:
+        """What the latent is multiplied by on its way into the synthesis."""
+        return torch.exp2(self.latent_shift.double()).reshape(1, -1, 1, 1).to(y_hat.device)
 
 
 def scale_thresholds(boundaries: np.ndarray, fraction_bits: int) -> Tensor:

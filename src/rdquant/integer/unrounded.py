@@ -26,7 +26,6 @@ class _Layer:
     stage: Stage  #: whose nonlinearity and range follow
     gamma: Tensor | None = None
     beta: Tensor | None = None
-    factor: Tensor | None = None
 
 
 def _scale(stage: Stage) -> Tensor:
@@ -79,10 +78,12 @@ class UnroundedNetwork:
             weight.float().contiguous(memory_format=torch.channels_last), (conv.bias * scale).float(), stage
         )
         if isinstance(e, DivisiveNormalization):
-            layer.gamma = (e.gamma.double() * 2.0**-SQUARE_SHIFT)[:, :, None, None].float()
-            layer.beta = e.beta.float()
+            # the factor behind the root goes into what the root is taken of
             root = 2.0**ROOT_SHIFT
-            layer.factor = (e.factor.as_float() * (root if e.inverse else 1 / root)).float()
+            inside = (e.factor.as_float() * (root if e.inverse else 1 / root)) ** (2 if e.inverse else -2)
+            gamma = e.gamma.double() * 2.0**-SQUARE_SHIFT * inside[:, None]
+            layer.gamma = gamma[:, :, None, None].float()
+            layer.beta = (e.beta.double() * inside).float()
         self.layers.append(layer)
 
     @torch.no_grad()
@@ -93,6 +94,14 @@ class UnroundedNetwork:
         return in_strips(self.stages, q, self._run)
 
     def _run(self, x: Tensor) -> Tensor:
+        last = self.stages[-1].epilogue
+        return torch.floor(self.relaxed(x) + 0.5).clamp_(last.lo, last.hi)
+
+    def relaxed(self, x: Tensor) -> Tensor:
+        """``(B, I, H, W)`` float32 in the first stage's range -> the last stage's values, not rounded.
+
+        Differentiable.
+        """
         for layer in self.layers:
             conv, e = layer.stage.conv, layer.stage.epilogue
             padding = layer.weight.shape[2] // 2
@@ -103,14 +112,12 @@ class UnroundedNetwork:
             else:
                 x = F.conv2d(x, layer.weight, layer.bias, conv.stride, padding)
             if isinstance(e, DivisiveNormalization):
-                assert layer.gamma is not None and layer.beta is not None and layer.factor is not None
+                assert layer.gamma is not None and layer.beta is not None
                 norm = F.conv2d(x * x, layer.gamma, layer.beta)
-                x = x * (norm.sqrt_() if e.inverse else norm.rsqrt_())
-                x.mul_(layer.factor.reshape(1, -1, 1, 1))
+                x = x * (norm.sqrt() if e.inverse else norm.rsqrt())
             elif not isinstance(e, Compensate) and e.negative is not None:
                 slope = (e.negative.as_float() / e.factor.as_float()).float().reshape(1, -1, 1, 1)
                 x = torch.where(x < 0, x * slope, x)
             if not isinstance(e, Compensate):
-                x = x.clamp_(e.lo, e.hi)
-        last = self.stages[-1].epilogue
-        return torch.floor(x + 0.5).clamp_(last.lo, last.hi)
+                x = x.clamp(e.lo, e.hi)
+        return x

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from ..entropy import CdfTables, ParityMachine
 from ..errors import UsageError
-from ..files.container import Quantizer
+from ..files.container import MOST_STEP, Quantizer
 from . import kernels
 from .rates import SymbolRates
+from .rdoq import COHERENCE, Rdoq
 from .trellis import TCQ4, TCQ8, Trellis, tcq_tables
 
+#: how an encoder may choose levels
+QUANTIZERS = ("uniform", "rdoq", "tcq4", "tcq8")
 TRELLISES = {Quantizer.TCQ4: TCQ4, Quantizer.TCQ8: TCQ8}
 #: step of TCQ in steps of plain rounding, and how far its errors count more than the synthesis gain says (see
 #: `rdquant.latents.rdoq.COHERENCE`); chosen on the val split, for codecs that were trained for plain rounding
@@ -35,7 +38,7 @@ class LatentSearch(Protocol):
 
 
 class LatentCoding(Protocol):
-    """Tensors are ``(1, M, H/16, W/16)``; ``codec`` is a `rdquant.coder.Codec`."""
+    """Tensors are ``(B, M, H/16, W/16)``; ``codec`` is a `rdquant.coder.Codec`."""
 
     @property
     def quantizer(self) -> Quantizer: ...
@@ -110,15 +113,16 @@ class TrellisCoding:
         """The cheapest levels by Viterbi's search, int32."""
         if self.gains is None or self.lambda_ is None:
             raise UsageError("encoding with TCQ needs latent gains and lambda")
-        channels = y.shape[1]
+        rows = y.shape[0] * y.shape[1]
         size = self.step / codec.quantizer.unit  # in steps of plain rounding
         weight = self.coherence * self.lambda_ / 3 * self.gains * size**2
         residual = (y.double() - means.double()) / (size * codec.quantizer.step)
-        residual = residual.float().reshape(channels, -1).contiguous().numpy()
+        residual = residual.float().reshape(rows, -1).contiguous().numpy()
         t, rates = tcq_tables(), SymbolRates.of(tcq_tables())
         out = np.empty(residual.shape, np.int32)
         kernels.viterbi_channels(
-            residual, indexes.reshape(channels, -1).contiguous().numpy(), weight.astype(np.float32),
+            residual, indexes.reshape(rows, -1).contiguous().numpy(),
+            np.tile(weight.astype(np.float32), y.shape[0]),
             rates.bits, rates.escape, t.starts, t.offsets, np.array(self.trellis.nexts, np.int64),
             np.array(self.trellis.quantizer, np.int64), len(t) // 2, out,
         )  # fmt: skip
@@ -130,6 +134,36 @@ class TrellisCoding:
         odd = torch.from_numpy(np.array(self.trellis.quantizer)[states]).reshape(symbols.shape)
         found: Tensor = codec.quantizer.displaced((2 * k - torch.sign(k) * odd) * self.step, means)
         return found
+
+
+def encoder_coding(
+    quantizer: str,
+    gains: np.ndarray | None,
+    lambda_: float | None,
+    step: float | None = None,
+    coherence: float | None = None,
+    unit: int = 256,
+) -> LatentCoding:
+    """An encoder's, by the name of its quantizer: one of `QUANTIZERS`.
+
+    ``gains: (M,)`` of `rdquant.latents.gains` and ``lambda_`` are needed by all but "uniform". ``step``: of
+    TCQ, in steps of plain rounding, of which each is ``unit``. Raises `UsageError`.
+    """
+    if quantizer not in QUANTIZERS:
+        raise UsageError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {quantizer!r}")
+    if step is not None and not quantizer.startswith("tcq"):
+        raise UsageError(f"only TCQ has a step, got {step} with {quantizer}")
+    if quantizer == "uniform":
+        return ScalarCoding()
+    if gains is None or lambda_ is None:
+        raise UsageError(f"encoding with {quantizer} needs latent gains and lambda")
+    if quantizer == "rdoq":
+        return ScalarCoding(Rdoq(gains, lambda_, COHERENCE if coherence is None else coherence))
+    units = round((TCQ_STEP if step is None else step) * unit)
+    if not 1 <= units <= MOST_STEP:
+        raise UsageError(f"step must be in {1 / unit}..{MOST_STEP / unit}, got {step}")
+    kind = Quantizer[quantizer.upper()]
+    return TrellisCoding(kind, units, gains, lambda_, TCQ_COHERENCE if coherence is None else coherence)
 
 
 def coding_of(quantizer: Quantizer, step: int | None) -> LatentCoding:

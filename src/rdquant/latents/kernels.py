@@ -23,6 +23,12 @@ def _rate(symbol, table, bits, escape, starts, offsets):  # type: ignore[no-unty
 
 
 @njit(cache=True, nogil=True)
+def symbol_bits(symbols, indexes, bits, escape, starts, offsets, out):  # type: ignore[no-untyped-def]
+    for i in range(len(symbols)):
+        out[i] = _rate(symbols[i], indexes[i], bits, escape, starts, offsets)
+
+
+@njit(cache=True, nogil=True)
 def rdoq(residual, indexes, weight, bits, escape, starts, offsets, out):  # type: ignore[no-untyped-def]
     """``residual: (K,)`` float32 in steps, ``weight: (K,)`` cost in bits of a squared error of one step."""
     for i in range(len(residual)):

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..entropy import CdfTables
 from ..entropy.tables import BYPASS_BITS, TOTAL
+from . import kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,16 @@ class SymbolRates:
         lengths = np.arange(34)
         escape = (BYPASS_BITS * (1 + -(-lengths // BYPASS_BITS))).astype(np.float32)
         return cls(bits, escape, tables)
+
+    def of_symbols(self, symbols: np.ndarray, indexes: np.ndarray) -> np.ndarray:
+        """Bits of each of ``symbols: (K,)`` by the tables ``indexes: (K,)``, float32."""
+        out = np.empty(len(symbols), np.float32)
+        t = self.tables
+        kernels.symbol_bits(
+            np.ascontiguousarray(symbols, np.int32), t.check_indexes(indexes), self.bits, self.escape,
+            t.starts, t.offsets, out,
+        )  # fmt: skip
+        return out
 
     def bits_of(self, symbol: int, table: int) -> float:
         """Bits of one symbol: the slow, obvious form of the kernels' lookup."""

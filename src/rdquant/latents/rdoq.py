@@ -61,6 +61,7 @@ class Rdoq:
 
     gains: np.ndarray
     lambda_: float
+    coherence: float = COHERENCE
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.gains).all() and (self.gains >= 0).all()):
@@ -69,11 +70,12 @@ class Rdoq:
             raise UsageError(f"lambda must be positive, got {self.lambda_}")
 
     def levels(self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float) -> Tensor:
-        """int32 symbols, shaped as ``y: (1, M, H, W)``. ``step``: of ``y`` and ``means``' units.
+        """int32 symbols, shaped as ``y: (B, M, H, W)``. ``step``: of ``y`` and ``means``' units.
 
         J counts ``lambda * 255^2 * MSE`` a pixel; a picture's MSE is over three samples a pixel.
         """
-        weight = np.repeat(COHERENCE * self.lambda_ / 3 * self.gains, y.shape[2] * y.shape[3])
+        weight = np.repeat(self.coherence * self.lambda_ / 3 * self.gains, y.shape[2] * y.shape[3])
+        weight = np.tile(weight, y.shape[0])
         residual = (y.float() - means.float()).numpy().reshape(-1) / np.float32(step)
         found = rdoq(residual, indexes.reshape(-1).numpy(), weight, SymbolRates.of(tables))
         return torch.from_numpy(found).reshape(y.shape)

@@ -42,10 +42,20 @@ class TrainConfig:
     """Largest gradient norm; larger gradients are scaled down."""
     ema: float = 0.999
     """Decay of the weight average that is evaluated and exported."""
-    latent_mode: Literal["noise", "mixed"] = "mixed"
-    """"noise" everywhere, or "mixed": noise for the rate, straight-through rounding for the synthesis."""
-    scope: Literal["all", "decoder"] = "all"
-    """Which parameters move: everything, or only g_s, h_s and the entropy model."""
+    latent_mode: Literal["noise", "mixed", "quantized"] = "mixed"
+    """"noise" everywhere; "mixed": noise for the rate, straight-through rounding for the synthesis;
+    "quantized": the levels that `quantizer` chooses, as in a file (see `rdquant.train.quantized`)."""
+    quantizer: Literal["uniform", "rdoq", "tcq4", "tcq8"] = "uniform"
+    """Of "quantized" latents."""
+    quantizer_step: float | None = None
+    """Of TCQ, in steps of plain rounding; default: `rdquant.latents.coding.TCQ_STEP`."""
+    coherence: float | None = None
+    """Of RDOQ and TCQ: how far errors of the latent count more than the synthesis gain says; default: that of
+    the quantizer for codecs that were trained for plain rounding."""
+    levels: Literal["online", "stored"] = "online"
+    """"stored": levels as the hyper-coder that the run started from would have chosen them."""
+    scope: Literal["all", "hyper", "decoder"] = "all"
+    """Which parameters move: everything; g_s and the hyper-coder (h_a, h_s, entropy model); or only g_s."""
     bf16: bool = True
     compile: bool = True
     seed: int = 1

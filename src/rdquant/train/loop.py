@@ -9,6 +9,7 @@ report) and, at the end, ``model.safetensors`` with the averaged weights.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -25,9 +26,13 @@ from ..errors import TrainingError
 from ..files.atomic import atomic_write
 from ..files.float_models import load_float, save_float
 from ..files.split import split_files
+from ..latents.gains import latent_gains
 from .config import TrainConfig
 from .data import CropSource
 from .muon import Muon
+from .quantized import QuantizedRateDistortion
+
+GAINS, GAIN_PICTURES = "latent_gains", 8
 
 #: called with (step, record) at every report
 Progress = Callable[[int, dict], None]
@@ -58,18 +63,17 @@ def schedule(step: int, config: TrainConfig) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+#: what moves, by `TrainConfig.scope`: beginnings of parameter names
+SCOPES = {"all": ("",), "hyper": ("g_s.", "h_a.", "h_s.", "entropy_bottleneck."), "decoder": ("g_s.",)}
+
+
 def make_optimizers(codec: FloatCodec, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Main optimizer(s), then the auxiliary one for the factorized quantiles (always last)."""
     named = dict(codec.named_parameters())
-    quantiles = [p for n, p in named.items() if n.endswith("quantiles")]
-    moving = {
-        n: p
-        for n, p in named.items()
-        if not n.endswith("quantiles")
-        and (config.scope == "all" or n.startswith(("g_s.", "h_s.", "entropy_bottleneck.")))
-    }
     for name, p in named.items():
-        p.requires_grad_(name in moving or name.endswith("quantiles"))
+        p.requires_grad_(name.startswith(SCOPES[config.scope]))
+    quantiles = [p for n, p in named.items() if n.endswith("quantiles")]
+    moving = {n: p for n, p in named.items() if p.requires_grad and not n.endswith("quantiles")}
     kernels = [p for p in moving.values() if p.ndim == 4] if config.optimizer == "muon" else []
     chosen = {id(p) for p in kernels}
     rest = [p for p in moving.values() if id(p) not in chosen]
@@ -117,17 +121,29 @@ class Trainer:
         self.ema = {n: p.detach().clone() for n, p in self.codec.named_parameters()}
         self.step: int = 0
         self.seconds: float = 0.0
+        #: weights and latent gains that a "quantized" run started from
+        self.start: dict[str, Tensor] | None = None
         if (run / "state.pt").exists():
             self._resume()
         else:
             with atomic_write(run / "config.json") as handle:
                 handle.write(json.dumps(config.to_json(), indent=1).encode())
         self.source = CropSource(split_files(data, "train"), config.seed, self.rank)
-        self.objective: nn.Module = RateDistortion(self.codec, config)
-        if config.compile:
+        self.objective = self._objective()
+        if config.compile and config.latent_mode != "quantized":
             self.objective = torch.compile(self.objective)  # type: ignore[assignment]
         if self.world > 1:
             self.objective = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=True)
+
+    def _objective(self) -> nn.Module:
+        if self.config.latent_mode != "quantized":
+            return RateDistortion(self.codec, self.config)
+        if self.start is None:
+            gains = torch.from_numpy(latent_gains(self.codec.cpu(), self.source.pictures[:GAIN_PICTURES]))
+            self.start = {**copy.deepcopy(self.codec.cpu().state_dict()), GAINS: gains}
+            self.codec.to(self.device)
+        weights = {n: t for n, t in self.start.items() if n != GAINS}
+        return QuantizedRateDistortion(self.codec, self.config, self.start[GAINS].numpy(), weights)
 
     def _resume(self) -> None:
         old = TrainConfig.load(self.run_dir / "config.json")
@@ -140,6 +156,7 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.ema, self.step, self.seconds = state["ema"], state["step"], state["seconds"]
+        self.start = state.get("start")
 
     def save(self) -> None:
         """Write ``state.pt``, whole or not at all."""
@@ -151,6 +168,7 @@ class Trainer:
             "ema": self.ema,
             "step": self.step,
             "seconds": self.seconds,
+            "start": self.start,
         }
         with atomic_write(self.run_dir / "state.pt") as handle:
             torch.save(state, handle)
@@ -180,7 +198,8 @@ class Trainer:
         loss.backward()
         main = [p for o in self.optimizers[:-1] for g in o.param_groups for p in g["params"]]
         norm = nn.utils.clip_grad_norm_(main, config.clip)
-        self.codec.entropy_bottleneck.auxiliary_loss().backward()
+        if self.codec.entropy_bottleneck.quantiles.requires_grad:
+            self.codec.entropy_bottleneck.auxiliary_loss().backward()
         if not math.isfinite(norm):
             raise TrainingError(f"gradient is {norm} at step {self.step}; lower lr (now {config.lr})")
         for optimizer in self.optimizers:

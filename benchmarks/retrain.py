@@ -1,0 +1,130 @@
+"""Retrained codecs on test sets: whole files against the float parents with plain rounding.
+
+    python benchmarks/retrain.py --runs runs/retrain --images kodak=KODAK tecnick=TECNICK
+
+``--runs`` holds a folder NAME-LAMBDA for each call of `rdquant retrain` (its ``--run``), with the model
+NAME-LAMBDA.safetensors and the table of ``--json`` as rows.json; curves are kept there, so that the command
+resumes. Measures only: steps, coherences, lengths and rates were chosen on the training folder's val split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
+from rdquant.files.images import list_images
+from rdquant.load import QuantizerMismatch, open_coder
+
+RESULTS = Path(__file__).parent / "results"
+PARENTS, LAMBDAS = "mean-scale-s", ("0035", "0067", "0130", "0250")
+#: quantizer and effort, and the retraining's name (None: the parents themselves)
+FAMILIES: dict[str, tuple[str, str | None]] = {
+    "rdoq, not retrained": ("rdoq", None),
+    "tcq8, not retrained": ("tcq8", None),
+    "uniform": ("uniform", "uniform"),
+    "rdoq": ("rdoq", "rdoq"),
+    "tcq8": ("tcq8", "tcq8"),
+    "tcq8, analysis too": ("tcq8", "tcq8-all"),
+}
+#: for which `--effort` is measured
+REFINED = "tcq8, analysis too"
+
+
+def model(runs: Path, name: str | None, lam: str) -> str:
+    return f"{PARENTS}-{lam}" if name is None else str(runs / f"{name}-{lam}" / f"{name}-{lam}.safetensors")
+
+
+def measured(runs: Path, family: str, dataset: str, files: list[Path], effort: int, check: bool) -> Curve:
+    """The family's curve on ``files``, from the store if it is there."""
+    quantizer, name = FAMILIES[family]
+    label = f"{family}, effort {effort}" if effort else family
+    stored = runs / "curves" / f"{dataset}-{label.replace(', ', '-').replace(' ', '-')}.json"
+    if stored.exists():
+        return Curve.load(stored)
+    points = []
+    for lam in LAMBDAS:
+        coder = open_coder(model(runs, name, lam), quantizer, effort=effort)
+        points.append(Point(f"{lam}-{label}", coder.describe(), evaluate(coder, files, check)))
+        print(f"{dataset} {label} {lam}: {points[-1].bpp:.4f} bpp {points[-1].psnr:.3f} dB", flush=True)
+    stored.parent.mkdir(exist_ok=True)
+    Curve(label, dataset, points).save(stored)
+    return Curve.load(stored)
+
+
+def subset(curve: Curve, like: Curve) -> Curve:
+    """``curve`` on the pictures of ``like``."""
+    names = {i.name for i in like.points[0].images}
+    points = [dataclasses.replace(p, images=[i for i in p.images if i.name in names]) for p in curve.points]
+    return dataclasses.replace(curve, points=points)
+
+
+def above(anchor: Curve, test: Curve) -> list[float | None]:
+    """dB of each point of ``test`` over ``anchor`` at its rate; None beyond the anchor's rates."""
+    a = sorted(anchor.points, key=lambda p: p.bpp)
+    curve = PchipInterpolator(np.log([p.bpp for p in a]), [p.psnr for p in a], extrapolate=False)
+    found = [p.psnr - float(curve(np.log(p.bpp))) for p in test.points]
+    return [None if np.isnan(f) else round(f, 4) for f in found]
+
+
+def compare(anchor: Curve, test: Curve) -> dict:
+    rows = [{k: getattr(p, k) for k in ("label", "bpp", "psnr", "ms_ssim", "encode_s")} for p in test.points]
+    return {
+        **vars(bd_rate(subset(anchor, test), test)),
+        "pictures": len(test.points[0].images),
+        "points": rows,
+    }
+
+
+def studies(runs: Path) -> dict[str, list]:
+    """The tables that `rdquant retrain` printed, by run."""
+    return {p.parent.name: json.loads(p.read_text())["rows"] for p in sorted(runs.glob("*/rows.json"))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--images", nargs="+", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--effort-every", type=int, default=3, help="Effort 3 on every n-th picture.")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore", QuantizerMismatch)
+    sets = {item.partition("=")[0]: list_images(Path(item.partition("=")[2])) for item in args.images}
+    results: dict[str, dict] = {}
+    for dataset, files in sets.items():
+        anchor = Curve.load(RESULTS / f"{dataset}-{PARENTS}.json")
+        families = list(FAMILIES) if dataset == "kodak" else ["uniform", "tcq8", REFINED]
+        curves = {f: measured(args.runs, f, dataset, files, 0, dataset == "kodak") for f in families}
+        found = {f: compare(anchor, c) for f, c in curves.items()}
+        if dataset == "kodak":
+            some = files[:: args.effort_every]
+            refined = measured(args.runs, REFINED, dataset, some, 3, True)
+            found[refined.name] = compare(anchor, refined)
+            for f, before in (
+                ("tcq8", "tcq8, not retrained"),
+                ("tcq8, analysis too", "tcq8, not retrained"),
+                (refined.name, REFINED),
+            ):
+                test = refined if f == refined.name else curves[f]
+                found[f"{f}, against {before}"] = compare(curves[before], test)
+            found[REFINED]["db_above_rdoq"] = above(curves["rdoq"], curves[REFINED])
+            found["tcq8"]["db_above_rdoq"] = above(curves["rdoq"], curves["tcq8"])
+        results[dataset] = found
+        for name, r in found.items():
+            print(f"{dataset} {name}: {r['percent']:+.2f} %", r.get("db_above_rdoq", ""), flush=True)
+    names = " ".join(f"{name}={name.upper()}" for name in sets)
+    summary = {
+        "command": f"python benchmarks/retrain.py --runs RUNS --images {names}", "machine": machine(),
+        "models": f"{PARENTS}, float", "anchor": "plain rounding, not retrained", "interpolation": "pchip",
+        "bd_rate_psnr": results, "val": studies(args.runs),
+    }  # fmt: skip
+    (RESULTS / "retrain.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

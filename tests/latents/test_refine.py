@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rdquant.coder import ImageCoder
+from rdquant.errors import UsageError
+from rdquant.evaluate import psnr
+from rdquant.latents.refine import EFFORTS, rounds_of
+from rdquant.load import open_coder
+from rdquant.pixels import pad_to, to_tensor
+
+MODEL, LAMBDA = "mean-scale-s-0130", 0.013
+
+
+def cost(coder: ImageCoder, rgb: np.ndarray) -> float:
+    """J of what a decoder makes, rate by whole bytes."""
+    data = coder.encode(rgb)
+    mse = 255**2 / 10 ** (psnr(rgb, coder.decode(data)) / 10)
+    return LAMBDA * mse + 8 * len(data) / rgb[..., 0].size
+
+
+@pytest.mark.parametrize("quantizer", ["uniform", "tcq8"])
+@pytest.mark.parametrize("kind", ["-w8a8", ""])
+def test_effort_lowers_the_cost_of_the_file(quantizer: str, kind: str, photo: np.ndarray) -> None:
+    rgb = np.ascontiguousarray(photo[60:188, 150:300])
+    plain, refined = (cost(open_coder(MODEL + kind, quantizer, effort=e), rgb) for e in (0, 2))
+    assert refined < 0.99 * plain
+
+
+def test_the_relaxed_synthesis_is_the_synthesis(photo: np.ndarray) -> None:
+    """Of the integer codec, within rounding; and its gradient is its difference."""
+    codec = open_coder(MODEL + "-w8a8").codec
+    y = codec.analysis(to_tensor(pad_to(photo[:64, :64], 64)))
+    relaxed = codec.relaxed_synthesis(y.float())
+    assert float((relaxed - codec.synthesis(y)).abs().mean()) < 1
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * 20
+    at = y.float().requires_grad_(True)
+    target = torch.full_like(relaxed, 127.0)
+
+    def error(v: torch.Tensor) -> torch.Tensor:
+        return (codec.relaxed_synthesis(v) - target).square().sum()
+
+    (slope,) = torch.autograd.grad(error(at), at)
+    with torch.no_grad():
+        difference = float(error(at + 0.05 * direction) - error(at - 0.05 * direction)) / 0.1
+    assert float((slope * direction).sum()) == pytest.approx(difference, rel=0.05)
+
+
+def test_no_rounds_beyond_the_list() -> None:
+    assert [rounds_of(e) for e in range(len(EFFORTS))] == list(EFFORTS) and rounds_of(0) == 0
+    with pytest.raises(UsageError, match=r"effort must be 0..3, got 4"):
+        open_coder(MODEL + "-w8a8", effort=4)

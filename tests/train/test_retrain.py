@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rdquant.codecs import build
+from rdquant.entropy import scale_table
+from rdquant.errors import UsageError
+from rdquant.files.float_models import load_float, save_float
+from rdquant.files.images import write_image
+from rdquant.files.model_file import model_description
+from rdquant.load import QuantizerMismatch, open_coder
+from rdquant.train import TrainConfig, Trainer
+from rdquant.train.quantized import QuantizedRateDistortion
+from rdquant.train.retrain import RetrainConfig, judge, retrain
+
+QUICK = {"steps": 4, "batch": 2, "crop": 64, "compile": False, "bf16": False}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray) -> Path:
+    """A codec that has learned a little, trained for plain rounding."""
+    folder = tmp_path_factory.mktemp("model")
+    write_image(folder / "0.png", photo[:200, :200])
+    write_image(folder / "1.png", photo[100:300, 100:300])
+    small = {"N": 4, "M": 6, "batch": 2, "crop": 64, "compile": False, "bf16": False, "warmup": 5}
+    config = TrainConfig(**small, lambda_=0.05, steps=200, lr=5e-3, optimizer="muon")  # type: ignore[arg-type]
+    codec = Trainer(config, folder / "run", folder).run()
+    save_float(codec, folder / "start.safetensors", {"lambda": 0.05}, half=False)
+    return folder / "start.safetensors"
+
+
+@pytest.mark.parametrize("quantizer", ["uniform", "rdoq", "tcq4", "tcq8"])
+def test_loss_is_that_of_a_file(quantizer: str, model: Path, photo: np.ndarray) -> None:
+    """Rate and error of the training loss are those of the coder, up to interpolation between tables."""
+    codec, gains = load_float(model), np.full(6, 40.0)
+    config = RetrainConfig(quantizer=quantizer, **QUICK)  # type: ignore[arg-type]
+    rgb = np.ascontiguousarray(photo[:128, :128])
+    found = judge(codec, gains, config, 0.05, [rgb])
+    options = TrainConfig(
+        lambda_=0.05, latent_mode="quantized", quantizer=quantizer, scope="decoder", compile=False,  # type: ignore[arg-type]
+        coherence=config.latents.get("coherence"), quantizer_step=config.latents.get("step"),
+    )  # fmt: skip
+    loss = QuantizedRateDistortion(codec, options, gains, {})
+    x = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        _, bpp, mse = loss(x)
+    assert float(bpp) == pytest.approx(found.bpp, rel=0.05)
+    assert float(mse) == pytest.approx(found.mse, rel=0.1)  # of a picture that is clipped and rounded
+
+
+def test_slopes_are_those_of_the_rate(model: Path) -> None:
+    """Larger scales for all: the loss's derivative agrees with its difference, levels held fixed."""
+    codec = load_float(model)
+    options = TrainConfig(
+        lambda_=1e-9, latent_mode="quantized", quantizer="tcq8", scope="hyper", compile=False, coherence=1e9
+    )
+    loss = QuantizedRateDistortion(codec, options, np.full(6, 40.0), {})
+    levels = torch.randint(-2, 3, (1, 6, 8, 8), dtype=torch.int32)
+    position = torch.full((1, 6, 8, 8), 20.3)
+    offset = torch.zeros_like(position)
+    bits, slope, _ = loss._bits(levels, position, offset)
+    further, _, _ = loss._bits(levels, position + 0.1, offset)
+    assert torch.allclose(further - bits, 0.1 * slope, atol=1e-4)
+    scale = torch.tensor(scale_table())[20]
+    assert 0.1 < scale < 1.5 and float(slope[levels.abs() == 2].mean()) < 0 < float(slope[levels == 0].mean())
+
+
+def test_a_mean_is_pulled_to_what_it_predicts(model: Path) -> None:
+    codec = load_float(model)
+    options = TrainConfig(latent_mode="quantized", quantizer="tcq8", scope="hyper", compile=False)
+    loss = QuantizedRateDistortion(codec, options, np.full(6, 40.0), {})
+    torch.manual_seed(1)
+    offset = torch.full((1, 6, 32, 32), 0.3)  # y lies above its mean, though its level is zero
+    _, _, along = loss._bits(
+        torch.zeros_like(offset, dtype=torch.int32), torch.full_like(offset, 12.0), offset
+    )
+    assert float(along.mean()) > 0.1
+    _, _, along = loss._bits(
+        torch.zeros_like(offset, dtype=torch.int32), torch.full_like(offset, 12.0), -offset
+    )
+    assert float(along.mean()) < -0.1
+
+
+@pytest.mark.parametrize("scope", ["decoder", "hyper", "all"])
+def test_scopes_move_what_they_say(scope: str, model: Path, training_folder: Path, tmp_path: Path) -> None:
+    config = RetrainConfig(**QUICK).stage(scope, 0.05, 0, load_float(model))  # type: ignore[arg-type]
+    before = load_float(model).state_dict()
+    after = Trainer(config, tmp_path / "run", training_folder, model).run().state_dict()
+    moved = {n.split(".")[0] for n in before if not torch.allclose(before[n], after[n], atol=1e-6)}
+    everything = {"g_a", "h_a", "h_s", "g_s", "entropy_bottleneck"}
+    assert moved == {"decoder": {"g_s"}, "hyper": everything - {"g_a"}, "all": everything}[scope]
+
+
+@pytest.mark.parametrize("levels", ["online", "stored"])
+def test_a_resumed_phase_is_the_same(levels: str, model: Path, training_folder: Path, tmp_path: Path) -> None:
+    config = RetrainConfig(**QUICK, levels=levels).stage("hyper", 0.05, 0, load_float(model))  # type: ignore[arg-type]
+    whole = Trainer(config, tmp_path / "whole", training_folder, model).run()
+    part = Trainer(config, tmp_path / "part", training_folder, model)
+    part._one_step()
+    part._one_step()
+    part.save()
+    resumed = Trainer(config, tmp_path / "part", training_folder, model).run()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_retraining_lowers_j_and_says_what_for(model: Path, training_folder: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / "out.safetensors", tmp_path / "run"
+    config = RetrainConfig(**{**QUICK, "steps": 60}, lr=3e-3)  # type: ignore[arg-type]
+    rows = retrain(model, training_folder, run, out, config)
+    assert [r["phase"] for r in rows] == ["start", "1-decoder", "1-hyper"]
+    assert rows[0]["drift"] == 0 and min(r["J"] for r in rows if r["kept"]) < rows[0]["J"]
+    assert json.loads((run / "guards.json").read_text())["rows"] == rows
+    about = model_description(out)
+    assert (
+        about["latents"] == {"quantizer": "tcq8", "coherence": 2.0, "step": 0.6}
+        and len(about["latent_gains"]) == 6
+    )
+    coder = open_coder(str(out))
+    assert coder.coding.quantizer.name == "TCQ8" and coder.coding.coherence == 2.0  # type: ignore[attr-defined]
+    with pytest.warns(QuantizerMismatch, match="retrained for tcq8, and encodes with uniform"):
+        open_coder(str(out), "uniform")
+
+
+def test_a_phase_that_does_harm_is_undone(model: Path, training_folder: Path, tmp_path: Path) -> None:
+    config = RetrainConfig(**QUICK, phases=("hyper",), lr=20.0)  # type: ignore[arg-type]
+    rows = retrain(model, training_folder, tmp_path / "run", tmp_path / "out.safetensors", config)
+    assert [r["kept"] for r in rows] == [True, False]
+    for name, value in load_float(model).state_dict().items():
+        assert torch.allclose(
+            value, load_float(tmp_path / "out.safetensors").state_dict()[name], rtol=1e-3, atol=1e-3
+        )
+
+
+def test_bad_options_are_named(tmp_path: Path, training_folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"phases must be of .*, got decoder, encoder"):
+        RetrainConfig(phases=("decoder", "encoder"))
+    with pytest.raises(UsageError, match=r"quantizer must be one of .*'tcq16'"):
+        RetrainConfig(quantizer="tcq16")
+    save_float(build("mbt2018-mean", 4, 6), tmp_path / "m.safetensors")
+    with pytest.raises(UsageError, match="does not say its lambda"):
+        retrain(
+            tmp_path / "m.safetensors",
+            training_folder,
+            tmp_path / "r",
+            tmp_path / "o",
+            RetrainConfig(**QUICK),
+        )  # type: ignore[arg-type]
+    save_float(build("bmshj2018-factorized", 4, 6), tmp_path / "f.safetensors", {"lambda": 0.1})
+    with pytest.raises(UsageError, match="needs a hyperprior"):
+        retrain(
+            tmp_path / "f.safetensors",
+            training_folder,
+            tmp_path / "r",
+            tmp_path / "o",
+            RetrainConfig(**QUICK),
+        )  # type: ignore[arg-type]
