@@ -18,6 +18,7 @@ from conftest import small_codec
 from rdquant import cli, zoo
 from rdquant.errors import Corrupt, RdquantError
 from rdquant.files import container
+from rdquant.files.float_models import save_float
 from rdquant.files.images import read_image, write_image
 from rdquant.load import open_coder
 
@@ -48,6 +49,26 @@ def test_encode_and_decode_with_defaults(picture: Path) -> None:
 
 def invoke(*args: object) -> None:
     cli.app([str(a) for a in args], standalone_mode=False)
+
+
+def test_retrain_quantize_and_encode_with_its_own_quantizer(
+    training_folder: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save_float(small_codec("mbt2018-mean"), tmp_path / "m.safetensors", {"lambda": 0.02})
+    options = ["batch=1", "crop=64", "compile=false", "bf16=false"]
+    invoke(
+        "retrain", tmp_path / "m.safetensors", "--data", training_folder, "--run", tmp_path / "run",
+        "-o", tmp_path / "r.safetensors", "--quantizer", "tcq4", "--steps", 2, "--json",
+        *(word for option in options for word in ("--set", option)),
+    )  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [r["phase"] for r in rows] == ["start", "1-decoder", "1-hyper"]
+    invoke("quantize", tmp_path / "r.safetensors", "--calib", training_folder, "-o", tmp_path / "r.rdqm")
+    file = tmp_path / "photo.rdq"
+    invoke("encode", picture, "-m", tmp_path / "r.rdqm", "-o", file, "--effort", 1)
+    assert container.read(file.read_bytes())[0].quantizer.name == "TCQ4"
+    invoke("decode", file, "-m", tmp_path / "r.rdqm", "-o", tmp_path / "out.png")
+    assert read_image(tmp_path / "out.png").shape == read_image(picture).shape
 
 
 def test_from_checkpoint_to_file_and_back(

@@ -36,7 +36,7 @@ Step = Annotated[float | None, typer.Option(help="Of TCQ, in steps of plain roun
 Effort = Annotated[
     int,
     typer.Option(
-        help="0 to 3: rounds of refining levels for this picture (0, 4, 12, 40); the decoder is as fast."
+        help="0 to 3: rounds of refining levels for this picture (0, 4, 12, 32); the decoder is as fast."
     ),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model file or a zoo name (`rdquant zoo`).")]

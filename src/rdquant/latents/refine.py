@@ -2,6 +2,7 @@
 
 The searches of `rdquant.latents` judge a level by an expected error. Here the synthesis is asked: decode,
 take the gradient of the picture's true squared error, move what the search aims at against it, search again.
+The aim leaks back to what was reached: else it would run away where no level follows it.
 Errors of neighbours that would add up are then corrected instead of feared, so that the search may take an
 error nearly as cheaply as it is alone (`COHERENCE`). The cheapest levels of all rounds are kept, by D of the
 synthesis and R of the coder's own tables, so that no effort makes a picture worse.
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from .coding import LatentCoding
 
 #: rounds by `--effort`
-EFFORTS = (0, 4, 12, 40)
-COHERENCE, RATE = 1.5, 0.02
+EFFORTS = (0, 4, 12, 32)
+#: how far errors count more than the synthesis gain says; and of the aim in each round, how far it follows
+#: the slope (in steps that would be right if each error were alone) and how far it returns to what was
+#: reached. Chosen on the val split: J at lambda 0.0130 after 32 rounds -3.7 %, without the return -1.8 %
+COHERENCE, RATE, RETURN = 1.3, 0.05, 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +71,7 @@ class Refinement:
             if i < self.rounds:
                 (slope,) = torch.autograd.grad(distortion, y_hat)
                 aim = aim - rate * slope
+                aim += RETURN * (y_hat.detach() - aim)
                 levels = self.coding.levels(codec, aim, means, indexes)
         return best
 
