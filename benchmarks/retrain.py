@@ -1,10 +1,11 @@
 """Retrained codecs on test sets: whole files against the float parents with plain rounding.
 
-    python benchmarks/retrain.py --runs runs/retrain --images kodak=KODAK tecnick=TECNICK
+    python benchmarks/retrain.py --runs runs/retrain --calib TRAIN --images kodak=KODAK tecnick=TECNICK
 
 ``--runs`` holds a folder NAME-LAMBDA for each call of `rdquant retrain` (its ``--run``), with the model
 NAME-LAMBDA.safetensors and the table of ``--json`` as rows.json; curves are kept there, so that the command
-resumes. Measures only: steps, coherences, lengths and rates were chosen on the training folder's val split.
+resumes. The family SHIPPED is quantized as well, on the val split, and joins the zoo. Test sets are only
+measured on: steps, coherences, lengths and rates were chosen on the training folder's val split.
 """
 
 from __future__ import annotations
@@ -17,24 +18,34 @@ from pathlib import Path
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
+from zoo import CALIBRATION_PICTURES, entry, integer_meta, write_index
 
+from rdquant import zoo
 from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
+from rdquant.files.float_models import load_float
 from rdquant.files.images import list_images
-from rdquant.load import QuantizerMismatch, open_coder
+from rdquant.files.integer_models import save_integer
+from rdquant.files.model_file import model_description
+from rdquant.files.split import split_files
+from rdquant.load import LATENTS, QuantizerMismatch, open_coder
+from rdquant.weights import QuantizeConfig, load_calibration
+from rdquant.weights.rdo import calibrate
+from rdquant.weights.rdo_config import RdoConfig
 
 RESULTS = Path(__file__).parent / "results"
 PARENTS, LAMBDAS = "mean-scale-s", ("0035", "0067", "0130", "0250")
-#: quantizer and effort, and the retraining's name (None: the parents themselves)
+COMMAND = "python benchmarks/retrain.py --runs RUNS --calib TRAIN --images"
+#: quantizer, and the retraining's name (None: the parents themselves)
 FAMILIES: dict[str, tuple[str, str | None]] = {
     "rdoq, not retrained": ("rdoq", None),
     "tcq8, not retrained": ("tcq8", None),
     "uniform": ("uniform", "uniform"),
     "rdoq": ("rdoq", "rdoq"),
     "tcq8": ("tcq8", "tcq8"),
-    "tcq8, analysis too": ("tcq8", "tcq8-all"),
 }
-#: for which `--effort` is measured
-REFINED = "tcq8, analysis too"
+#: quantized to W8A8, for the zoo; and what `--effort` is measured with
+SHIPPED = "tcq8"
+SHIPPED_NAME = f"{PARENTS}-tcq8-w8a8"
 
 
 def model(runs: Path, name: str | None, lam: str) -> str:
@@ -56,6 +67,38 @@ def measured(runs: Path, family: str, dataset: str, files: list[Path], effort: i
     stored.parent.mkdir(exist_ok=True)
     Curve(label, dataset, points).save(stored)
     return Curve.load(stored)
+
+
+def shipped(runs: Path, calib: Path, sets: dict[str, list[Path]]) -> dict[str, Curve]:
+    """`SHIPPED` in integers: stored in the zoo, with its curves by data set."""
+    folder, config = Path(zoo.__file__).parent, QuantizeConfig()
+    crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)
+    points: dict[str, list[Point]] = {d: [] for d in sets}
+    entries = dict(zoo.index())
+    for lam in LAMBDAS:
+        source = Path(model(runs, FAMILIES[SHIPPED][1], lam))
+        codec, about = load_float(source), model_description(source)
+        about = {
+            "lambda": about["lambda"], LATENTS: about[LATENTS], "parent": source.stem,
+            "calibration_pictures": len(crops),
+        }  # fmt: skip
+        integer, _ = calibrate(codec, crops, config, RdoConfig(lambda_=about["lambda"]), about)
+        file = folder / f"{PARENTS}-{lam}-tcq8-w8a8.rdqm"
+        save_integer(integer, file)
+        coder = open_coder(str(file))
+        for dataset, files in sets.items():
+            point = Point(file.stem, coder.describe(), evaluate(coder, files, dataset == "kodak"))
+            points[dataset].append(point)
+            print(f"{dataset} {file.stem}: {point.bpp:.4f} bpp {point.psnr:.3f} dB", flush=True)
+            if dataset == "kodak":
+                entries[file.stem] = entry(file, "integer", codec, about["lambda"], point)
+    write_index(entries)
+    curves = {}
+    for dataset in sets:
+        meta = {"command": COMMAND, "machine": machine(), **integer_meta(config), "quantizer": "tcq8"}
+        curves[dataset] = Curve(SHIPPED_NAME, dataset, points[dataset], meta)
+        curves[dataset].save(RESULTS / f"{dataset}-{SHIPPED_NAME}.json")
+    return curves
 
 
 def subset(curve: Curve, like: Curve) -> Curve:
@@ -90,36 +133,38 @@ def studies(runs: Path) -> dict[str, list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--calib", type=Path, required=True)
     parser.add_argument("--images", nargs="+", required=True, metavar="NAME=FOLDER")
-    parser.add_argument("--effort-every", type=int, default=3, help="Effort 3 on every n-th picture.")
+    parser.add_argument("--effort-every", type=int, default=4, help="Effort 3 on every n-th picture.")
     args = parser.parse_args()
     warnings.simplefilter("ignore", QuantizerMismatch)
     sets = {item.partition("=")[0]: list_images(Path(item.partition("=")[2])) for item in args.images}
     results: dict[str, dict] = {}
+    integers = shipped(args.runs, args.calib, sets)
     for dataset, files in sets.items():
         anchor = Curve.load(RESULTS / f"{dataset}-{PARENTS}.json")
-        families = list(FAMILIES) if dataset == "kodak" else ["uniform", "tcq8", REFINED]
+        families = list(FAMILIES) if dataset == "kodak" else []
         curves = {f: measured(args.runs, f, dataset, files, 0, dataset == "kodak") for f in families}
         found = {f: compare(anchor, c) for f, c in curves.items()}
+        found[f"{SHIPPED}, W8A8"] = compare(anchor, integers[dataset])
         if dataset == "kodak":
             some = files[:: args.effort_every]
-            refined = measured(args.runs, REFINED, dataset, some, 3, True)
+            refined = measured(args.runs, SHIPPED, dataset, some, 3, True)
             found[refined.name] = compare(anchor, refined)
             for f, before in (
                 ("tcq8", "tcq8, not retrained"),
-                ("tcq8, analysis too", "tcq8, not retrained"),
-                (refined.name, REFINED),
+                ("rdoq", "rdoq, not retrained"),
+                (refined.name, SHIPPED),
             ):
                 test = refined if f == refined.name else curves[f]
                 found[f"{f}, against {before}"] = compare(curves[before], test)
-            found[REFINED]["db_above_rdoq"] = above(curves["rdoq"], curves[REFINED])
             found["tcq8"]["db_above_rdoq"] = above(curves["rdoq"], curves["tcq8"])
         results[dataset] = found
         for name, r in found.items():
             print(f"{dataset} {name}: {r['percent']:+.2f} %", r.get("db_above_rdoq", ""), flush=True)
     names = " ".join(f"{name}={name.upper()}" for name in sets)
     summary = {
-        "command": f"python benchmarks/retrain.py --runs RUNS --images {names}", "machine": machine(),
+        "command": f"{COMMAND} {names}", "machine": machine(),
         "models": f"{PARENTS}, float", "anchor": "plain rounding, not retrained", "interpolation": "pchip",
         "bd_rate_psnr": results, "val": studies(args.runs),
     }  # fmt: skip

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from rdquant import zoo
+from rdquant.codecs import FloatCodec
 from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.float_models import load_float, save_float
 from rdquant.files.images import list_images
@@ -25,6 +26,34 @@ from rdquant.weights.rdo_config import RdoConfig
 
 FAMILY = "mean-scale-s"
 CALIBRATION_PICTURES = 96
+
+
+def entry(file: Path, kind: str, codec: FloatCodec, lambda_: float, point: Point) -> dict:
+    """What the index says of a model; ``point``: as measured on Kodak."""
+    return {
+        "file": file.name, "kind": kind, "architecture": codec.architecture, **codec.widths(),
+        "lambda": lambda_, "fingerprint": point.model["fingerprint"], "bytes": file.stat().st_size,
+        "kodak": {
+            k: float(f"{getattr(point, k):.5g}") for k in ("bpp", "psnr", "ms_ssim", "encode_s", "decode_s")
+        },
+    }  # fmt: skip
+
+
+def write_index(entries: dict[str, dict]) -> None:
+    """Float models first, each kind in order of lambda and name."""
+    order = sorted(entries.items(), key=lambda e: (e[1]["kind"], e[1]["lambda"], e[0]))
+    path = Path(zoo.__file__).parent / "index.json"
+    path.write_text(json.dumps(dict(order), indent=1) + "\n")
+
+
+def integer_meta(config: QuantizeConfig) -> dict:
+    """What a curve of quantized models says of them."""
+    return {
+        "weight_bits": "8 (h_s: 7), per output channel, symmetric", "activation_bits": 8,
+        "granularity": f"activations per {config.granularity}, static, mixed behind each GDN",
+        "latents": "16-bit fixed point",
+        "scopes": "g_a, g_s, h_a, h_s, GDN, entropy tables", "config": config.to_json(),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -63,31 +92,13 @@ def main() -> None:
             point = Point(model, coder.describe(), evaluate(coder, files))
             points[kind].append(point)
             print(f"{model:26} {point.bpp:.4f} bpp {point.psnr:.3f} dB {point.ms_ssim:.4f}", flush=True)
-            index[model] = {
-                "file": file.name,
-                "kind": kind,
-                "architecture": codec.architecture,
-                **codec.widths(),
-                "lambda": float(lam),
-                "fingerprint": coder.fingerprint.hex(),
-                "bytes": file.stat().st_size,
-                "kodak": {
-                    k: float(f"{getattr(point, k):.5g}")
-                    for k in ("bpp", "psnr", "ms_ssim", "encode_s", "decode_s")
-                },
-            }
-    order = sorted(index.items(), key=lambda e: (e[1]["kind"], e[1]["lambda"]))
-    (folder / "index.json").write_text(json.dumps(dict(order), indent=1) + "\n")
+            index[model] = entry(file, kind, codec, float(lam), point)
+    write_index(index)
     curves = {}
     command = f"python benchmarks/zoo.py --model ... --calib TRAIN --images {args.dataset.upper()}"
     meta = {"command": command, "machine": machine()}
     for kind, label in (("float", FAMILY), ("integer", f"{FAMILY}-w8a8")):
-        about = {} if kind == "float" else {
-            "weight_bits": "8 (h_s: 7), per output channel, symmetric", "activation_bits": 8,
-            "granularity": f"activations per {config.granularity}, static, mixed behind each GDN",
-            "latents": "16-bit fixed point",
-            "scopes": "g_a, g_s, h_a, h_s, GDN, entropy tables", "config": config.to_json(),
-        }  # fmt: skip
+        about = {} if kind == "float" else integer_meta(config)
         ordered = sorted(points[kind], key=lambda p: p.bpp)
         curves[kind] = Curve(label, args.dataset, ordered, {**meta, **about})
         curves[kind].save(args.out_dir / f"{args.dataset}-{label}.json")
