@@ -250,21 +250,23 @@ def retrain() -> str:
     lead = {k: [d for d in f["db_above_rdoq"] if d is not None] for k, f in sets["kodak"].items()
             if "db_above_rdoq" in f}  # fmt: skip
     over = "; ".join(f"{k}: {min(v):+.2f} to {max(v):+.2f} dB" for k, v in lead.items() if v)
+    seconds = {
+        effort: median(p["encode_s"] for p in sets["kodak"][name]["points"])
+        for effort, name in ((0, "tcq8"), (3, "tcq8, effort 3"))
+    }
     note = (
         f"BD-rate (PSNR) of whole files, mean curves, four points, PCHIP; anchor: {r['anchor']}, unless the "
-        f"row names another. {r['models']} weights and activations; only latents are quantized. At equal "
-        f"rate above retrained RDOQ on Kodak, at the points within its rates: {over}. (`retrain.json`)"
+        f"row names another. {r['models']} weights and activations, W8A8 as the zoo's. At equal "
+        f"rate above retrained RDOQ on Kodak, at the points within its rates: {over}. Encoding a picture of "
+        f"Kodak took {seconds[0]:.1f} s, with effort 3 {seconds[3]:.0f} s (medians, {r['machine']['cpu']}, "
+        f"{r['machine']['threads']} threads, {r['machine']['date']}). (`retrain.json`)"
     )
     return "\n".join([*_table(("retrained for", *sets, "pictures"), rows), "", note])
 
 
 #: runs of `benchmarks/retrain.py` that the studies compare: name, what it is
 STUDIES = {
-    "online-400": "decoder, hyper: 400 steps each, levels searched in each step",
-    "stored-400": "the same, levels stored when each phase began",
-    "stored-400-2": "stored, 2 rounds of 200 + 200 steps",
-    "stored-400-4": "stored, 4 rounds of 100 + 100 steps",
-    "tcq8": "decoder, hyper: 1000 steps each",
+    "tcq8": "TCQ8; decoder, hyper: 1000 steps each",
     "tcq8-all": "then the analysis too, 2000 steps at twice the rate",
     "rdoq": "RDOQ; decoder, hyper: 600 steps each",
     "uniform": "plain rounding; decoder, hyper: 600 steps each",
