@@ -133,10 +133,18 @@ def studies(runs: Path) -> dict[str, list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--calib", type=Path, required=True)
-    parser.add_argument("--images", nargs="+", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--calib", type=Path)
+    parser.add_argument("--images", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--effort-every", type=int, default=4, help="Effort 3 on every n-th picture.")
+    parser.add_argument("--studies", action="store_true", help="Only take the val tables anew.")
     args = parser.parse_args()
+    if args.studies:
+        summary = json.loads((RESULTS / "retrain.json").read_text())
+        summary["val"] = studies(args.runs)
+        (RESULTS / "retrain.json").write_text(json.dumps(summary, indent=1) + "\n")
+        return
+    if args.calib is None or args.images is None:
+        parser.error("measuring needs --calib and --images")
     warnings.simplefilter("ignore", QuantizerMismatch)
     sets = {item.partition("=")[0]: list_images(Path(item.partition("=")[2])) for item in args.images}
     results: dict[str, dict] = {}

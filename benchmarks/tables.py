@@ -256,7 +256,7 @@ def retrain() -> str:
     }
     note = (
         f"BD-rate (PSNR) of whole files, mean curves, four points, PCHIP; anchor: {r['anchor']}, unless the "
-        f"row names another. {r['models']} weights and activations, W8A8 as the zoo's. At equal "
+        f"row names another. {r['models']}; W8A8 is quantized as the zoo is, the rest is float. At equal "
         f"rate above retrained RDOQ on Kodak, at the points within its rates: {over}. Encoding a picture of "
         f"Kodak took {seconds[0]:.1f} s, with effort 3 {seconds[3]:.0f} s (medians, {r['machine']['cpu']}, "
         f"{r['machine']['threads']} threads, {r['machine']['date']}). (`retrain.json`)"
@@ -266,6 +266,10 @@ def retrain() -> str:
 
 #: runs of `benchmarks/retrain.py` that the studies compare: name, what it is
 STUDIES = {
+    "online-400": "TCQ8; decoder, hyper: 400 steps each, levels searched in each step",
+    "stored-400": "the same, levels stored when each phase began",
+    "stored-400-2": "stored, 2 rounds of 200 + 200 steps",
+    "stored-400-4": "stored, 4 rounds of 100 + 100 steps",
     "tcq8": "TCQ8; decoder, hyper: 1000 steps each",
     "tcq8-all": "then the analysis too, 2000 steps at twice the rate",
     "rdoq": "RDOQ; decoder, hyper: 600 steps each",

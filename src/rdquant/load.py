@@ -10,7 +10,7 @@ import numpy as np
 
 from . import zoo
 from .coder import ImageCoder
-from .errors import ModelMismatch, UnknownModel, UsageError
+from .errors import BadModel, ModelMismatch, UnknownModel, UsageError
 from .files.container import Profile
 from .files.float_models import float_fingerprint, load_float
 from .files.integer_models import integer_fingerprint, load_integer
@@ -70,9 +70,10 @@ def latent_coding(
 ) -> LatentCoding:
     """An encoder's `LatentCoding` by the name of its quantizer, or the one that the model was retrained for.
 
-    Raises `UsageError`. Warns `QuantizerMismatch` for another one than the model was retrained for.
+    Raises `UsageError` and `BadModel`. Warns `QuantizerMismatch` for another one than the model was
+    retrained for.
     """
-    own = description.get(LATENTS) or {}
+    own = _retrained_for(description, name)
     quantizer = quantizer or own.get("quantizer", "uniform")
     settings = own if own.get("quantizer") == quantizer else {}
     if own and not settings:
@@ -95,6 +96,16 @@ def latent_coding(
         settings.get("coherence"),
         codec.quantizer.unit,
     )
+
+
+def _retrained_for(description: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a model says of its own quantizer, checked; empty if it says nothing. Raises `BadModel`."""
+    own = description.get(LATENTS, {})
+    numbers = [own.get(key) for key in ("step", "coherence")] if isinstance(own, dict) else []
+    fine = all(v is None or (type(v) in (int, float) and 0 < v < 1e6) for v in numbers)
+    if not isinstance(own, dict) or not fine or own.get("quantizer", "uniform") not in QUANTIZERS:
+        raise BadModel(f"{name} describes the quantizer of its latents as {own!r}")
+    return own
 
 
 def _refinement(

@@ -9,7 +9,7 @@ import torch
 
 from rdquant.codecs import build
 from rdquant.entropy import scale_table
-from rdquant.errors import UsageError
+from rdquant.errors import BadModel, UsageError
 from rdquant.files.float_models import load_float, save_float
 from rdquant.files.images import write_image
 from rdquant.files.model_file import model_description
@@ -125,6 +125,16 @@ def test_retraining_lowers_j_and_says_what_for(model: Path, training_folder: Pat
     assert coder.coding.quantizer.name == "TCQ8" and coder.coding.coherence == 2.0  # type: ignore[attr-defined]
     with pytest.warns(QuantizerMismatch, match="retrained for tcq8, and encodes with uniform"):
         open_coder(str(out), "uniform")
+
+
+@pytest.mark.parametrize(
+    "lie", ["tcq8", {"quantizer": "tcq16"}, {"quantizer": "tcq8", "step": "wide"}, {"coherence": -1}, [1]]
+)
+def test_a_model_that_lies_about_its_quantizer(lie: object, model: Path, tmp_path: Path) -> None:
+    about = {"lambda": 0.05, "latent_gains": [40.0] * 6, "latents": lie}
+    save_float(load_float(model), tmp_path / "m.safetensors", about)
+    with pytest.raises(BadModel, match="describes the quantizer of its latents as"):
+        open_coder(str(tmp_path / "m.safetensors"))
 
 
 def test_a_phase_that_does_harm_is_undone(model: Path, training_folder: Path, tmp_path: Path) -> None:
