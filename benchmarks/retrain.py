@@ -46,15 +46,18 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
 #: quantized to W8A8, for the zoo; and what `--effort` is measured with
 SHIPPED = "tcq8"
 SHIPPED_NAME = f"{PARENTS}-tcq8-w8a8"
+IN_ZOO = f"{SHIPPED}, W8A8"
 
 
 def model(runs: Path, name: str | None, lam: str) -> str:
+    if name == IN_ZOO:
+        return f"{PARENTS}-{lam}-tcq8-w8a8"
     return f"{PARENTS}-{lam}" if name is None else str(runs / f"{name}-{lam}" / f"{name}-{lam}.safetensors")
 
 
 def measured(runs: Path, family: str, dataset: str, files: list[Path], effort: int, check: bool) -> Curve:
     """The family's curve on ``files``, from the store if it is there."""
-    quantizer, name = FAMILIES[family]
+    quantizer, name = FAMILIES.get(family, (SHIPPED, IN_ZOO))
     label = f"{family}, effort {effort}" if effort else family
     stored = runs / "curves" / f"{dataset}-{label.replace(', ', '-').replace(' ', '-')}.json"
     if stored.exists():
@@ -71,6 +74,9 @@ def measured(runs: Path, family: str, dataset: str, files: list[Path], effort: i
 
 def shipped(runs: Path, calib: Path, sets: dict[str, list[Path]]) -> dict[str, Curve]:
     """`SHIPPED` in integers: stored in the zoo, with its curves by data set."""
+    stored = {d: runs / "curves" / f"{d}-{SHIPPED_NAME}.json" for d in sets}
+    if all(path.exists() for path in stored.values()):
+        return {d: Curve.load(path) for d, path in stored.items()}
     folder, config = Path(zoo.__file__).parent, QuantizeConfig()
     crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)
     points: dict[str, list[Point]] = {d: [] for d in sets}
@@ -97,7 +103,9 @@ def shipped(runs: Path, calib: Path, sets: dict[str, list[Path]]) -> dict[str, C
     for dataset in sets:
         meta = {"command": COMMAND, "machine": machine(), **integer_meta(config), "quantizer": "tcq8"}
         curves[dataset] = Curve(SHIPPED_NAME, dataset, points[dataset], meta)
-        curves[dataset].save(RESULTS / f"{dataset}-{SHIPPED_NAME}.json")
+        for path in (RESULTS / stored[dataset].name, stored[dataset]):
+            path.parent.mkdir(exist_ok=True)
+            curves[dataset].save(path)
     return curves
 
 
@@ -154,11 +162,14 @@ def main() -> None:
         families = list(FAMILIES) if dataset == "kodak" else []
         curves = {f: measured(args.runs, f, dataset, files, 0, dataset == "kodak") for f in families}
         found = {f: compare(anchor, c) for f, c in curves.items()}
-        found[f"{SHIPPED}, W8A8"] = compare(anchor, integers[dataset])
+        found[IN_ZOO] = compare(anchor, integers[dataset])
         if dataset == "kodak":
             some = files[:: args.effort_every]
             refined = measured(args.runs, SHIPPED, dataset, some, 3, True)
             found[refined.name] = compare(anchor, refined)
+            integer = measured(args.runs, IN_ZOO, dataset, some, 3, True)
+            found[integer.name] = compare(anchor, integer)
+            found[f"{integer.name}, against {IN_ZOO}"] = compare(integers[dataset], integer)
             for f, before in (
                 ("tcq8", "tcq8, not retrained"),
                 ("rdoq", "rdoq, not retrained"),
