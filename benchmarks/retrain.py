@@ -3,9 +3,9 @@
     python benchmarks/retrain.py --runs runs/retrain --calib TRAIN --images kodak=KODAK tecnick=TECNICK
 
 ``--runs`` holds a folder NAME-LAMBDA for each call of `rdquant retrain` (its ``--run``), with the model
-NAME-LAMBDA.safetensors and the table of ``--json`` as rows.json; curves are kept there, so that the command
-resumes. The family SHIPPED is quantized as well, on the val split, and joins the zoo. Test sets are only
-measured on: steps, coherences, lengths and rates were chosen on the training folder's val split.
+NAME-LAMBDA.safetensors; curves are kept there, so that the command resumes. The family SHIPPED joins the zoo,
+in float and quantized on the val split. Test sets are only measured on: steps, coherences, lengths and rates
+were chosen on the training folder's val split.
 """
 
 from __future__ import annotations
@@ -81,8 +81,14 @@ def shipped(runs: Path, calib: Path, sets: dict[str, list[Path]]) -> dict[str, C
     crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)
     points: dict[str, list[Point]] = {d: [] for d in sets}
     entries = dict(zoo.index())
-    for lam in LAMBDAS:
+    floats = measured(runs, SHIPPED, "kodak", sets["kodak"], 0, True)
+    for lam, point in zip(LAMBDAS, floats.points, strict=True):
         source = Path(model(runs, FAMILIES[SHIPPED][1], lam))
+        file = folder / f"{PARENTS}-{lam}-tcq8.safetensors"
+        file.write_bytes(source.read_bytes())
+        entries[file.stem] = entry(file, "float", load_float(file), model_description(file)["lambda"], point)
+    for lam in LAMBDAS:
+        source = folder / f"{PARENTS}-{lam}-tcq8.safetensors"
         codec, about = load_float(source), model_description(source)
         about = {
             "lambda": about["lambda"], LATENTS: about[LATENTS], "parent": source.stem,
@@ -133,9 +139,9 @@ def compare(anchor: Curve, test: Curve) -> dict:
     }
 
 
-def studies(runs: Path) -> dict[str, list]:
-    """The tables that `rdquant retrain` printed, by run."""
-    return {p.parent.name: json.loads(p.read_text())["rows"] for p in sorted(runs.glob("*/rows.json"))}
+def studies(runs: Path) -> dict[str, dict]:
+    """What `rdquant retrain` kept of each run: its options, and what the val split said of each phase."""
+    return {p.parent.name: json.loads(p.read_text()) for p in sorted(runs.glob("*/guards.json"))}
 
 
 def main() -> None:

@@ -280,12 +280,10 @@ STUDIES = {
 def retrain_studies() -> str:
     """What variants of retraining do to J on the val split."""
     val = json.loads((RESULTS / "retrain.json").read_text())["val"]
-    plain = val["uniform-0130"][0]["J"]
+    plain = val["uniform-0130"]["rows"][0]["J"]
     rows = []
     for name, text in STUDIES.items():
-        found = val.get(f"{name}-0130")
-        if not found:
-            continue
+        found = val[f"{name}-0130"]["rows"]
         phases = [f"{100 * (r['J'] / plain - 1):+.2f}{'' if r['kept'] else ' (undone)'}" for r in found]
         last = [r for r in found if r["kept"]][-1]
         rows.append([text, ", ".join(phases), f"{last['zeros']:.3f}", f"{last['drift']:.4f}"])

@@ -42,7 +42,7 @@ def test_any_size_decodes_to_the_forward_pass(size: tuple[int, int], photo: np.n
 def test_more_rate_is_more_quality(photo: np.ndarray) -> None:
     from rdquant.evaluate import evaluate_image
 
-    for suffix in ("", "-w8a8", "-tcq8-w8a8"):
+    for suffix in ("", "-w8a8", "-tcq8", "-tcq8-w8a8"):
         names = [f"mean-scale-s-{rate}{suffix}" for rate in ("0035", "0067", "0130", "0250")]
         results = [evaluate_image(open_coder(n), n, photo[:256, :256]) for n in names]
         assert all(a.bytes < b.bytes and a.psnr < b.psnr for a, b in itertools.pairwise(results))

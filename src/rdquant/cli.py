@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -760,7 +761,8 @@ def demo(
 
 
 def main() -> None:
-    """Entry point: errors of ours are one line and exit code 2."""
+    """Entry point: errors of ours are one line and exit code 2, warnings are one line."""
+    warnings.showwarning = lambda message, *_: console.say(f"warning: {message}")
     try:
         app()
     except RdquantError as error:

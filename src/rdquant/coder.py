@@ -23,7 +23,7 @@ from .entropy import CdfTables
 from .errors import Corrupt, ImageError, ModelMismatch, UnsupportedVersion, UsageError
 from .files.container import Header, Limits, Profile, Quantizer, checksum, read, write
 from .latents import FixedPointScalar, UniformScalar
-from .latents.coding import LatentCoding, ScalarCoding, coding_of
+from .latents.coding import LatentCoding, ScalarCoding, coded_with, coding_of
 from .latents.refine import Refinement
 from .pixels import pad_to, to_pixels, to_tensor
 
@@ -143,17 +143,13 @@ class ImageCoder:
         c, z_stream = self.codec, b""
         if coded.z is not None and coded.z_indexes is not None and c.z_tables is not None:
             z_stream = entropy.encode(_flat(coded.z), _flat(coded.z_indexes), c.z_tables)
-        y_stream = entropy.encode(_flat(coded.y), self._coded_with(coded), self.coding.tables(c))
+        y_stream = entropy.encode(
+            _flat(coded.y), coded_with(self.coding, coded.y, coded.y_indexes), self.coding.tables(c)
+        )
         return write(
             self.fingerprint, self.profile, self.coding.quantizer, width, height, (z_stream, y_stream),
             pixels, self.coding.step,
         )  # fmt: skip
-
-    def _coded_with(self, coded: Coded) -> np.ndarray:
-        """The table of each symbol of y, the quantizer's state considered."""
-        machine = self.coding.machine(coded.y.shape[2] * coded.y.shape[3])
-        indexes = _flat(coded.y_indexes)
-        return indexes if machine is None else machine.indexes(_flat(coded.y), indexes)
 
     def decode(self, data: bytes, limits: Limits | None = None, exact: bool = True) -> np.ndarray:
         """A file to ``(H, W, 3)`` uint8. Raises an error of the `DecodeError` branch, nothing else.
@@ -209,7 +205,9 @@ class ImageCoder:
 
         The estimate is the ideal code length under the coding tables, headers and checksums left out.
         """
-        bits = self.coding.tables(self.codec).bits(_flat(coded.y), self._coded_with(coded))
+        bits = self.coding.tables(self.codec).bits(
+            _flat(coded.y), coded_with(self.coding, coded.y, coded.y_indexes)
+        )
         if coded.z is not None and coded.z_indexes is not None and self.codec.z_tables is not None:
             bits += self.codec.z_tables.bits(_flat(coded.z), _flat(coded.z_indexes))
         y_hat = self.coding.dequantize(self.codec, coded.y, coded.means)

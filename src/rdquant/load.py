@@ -81,17 +81,15 @@ def latent_coding(
             QuantizerMismatch(f"{name} was retrained for {own['quantizer']}, and encodes with {quantizer}"),
             stacklevel=2,
         )
-    gains, lambda_ = description.get("latent_gains"), description.get("lambda")
-    if quantizer in QUANTIZERS[1:] and (not isinstance(gains, list) or lambda_ is None):
-        raise UsageError(
-            f"{name} does not carry latent gains and lambda; quantize it again with this release"
-        )
+    gains = lambda_ = None
+    if quantizer in QUANTIZERS[1:]:
+        gains, lambda_ = _gains(description, codec.M, name)
     if str(quantizer).startswith("tcq") and not codec.has_hyperprior:
         raise UsageError(f"{quantizer} needs a hyperprior, and {name} has none")
     return encoder_coding(
         quantizer,
-        np.array(gains, np.float64) if gains else None,
-        float(lambda_) if lambda_ else None,
+        gains,
+        lambda_,
         step if step is not None else settings.get("step"),
         settings.get("coherence"),
         codec.quantizer.unit,
@@ -103,9 +101,23 @@ def _retrained_for(description: dict[str, Any], name: str) -> dict[str, Any]:
     own = description.get(LATENTS, {})
     numbers = [own.get(key) for key in ("step", "coherence")] if isinstance(own, dict) else []
     fine = all(v is None or (type(v) in (int, float) and 0 < v < 1e6) for v in numbers)
-    if not isinstance(own, dict) or not fine or own.get("quantizer", "uniform") not in QUANTIZERS:
+    if not isinstance(own, dict) or not fine or (own and own.get("quantizer") not in QUANTIZERS):
         raise BadModel(f"{name} describes the quantizer of its latents as {own!r}")
     return own
+
+
+def _gains(description: dict[str, Any], channels: int, name: str) -> tuple[np.ndarray, float]:
+    """Latent gains ``(M,)`` and lambda of a model. Raises `UsageError` without them, `BadModel` for lies."""
+    gains, lambda_ = description.get("latent_gains"), description.get("lambda")
+    if gains is None or lambda_ is None:
+        raise UsageError(
+            f"{name} does not carry latent gains and lambda; quantize it again with this release"
+        )
+    numbers = [*gains, lambda_] if isinstance(gains, list) else []
+    fine = all(type(v) in (int, float) and 0 <= v < np.inf for v in numbers)
+    if len(numbers) != channels + 1 or not fine or not lambda_ > 0:
+        raise BadModel(f"{name} needs {channels} latent gains and a lambda, none negative")
+    return np.array(gains, np.float64), float(lambda_)
 
 
 def _refinement(
@@ -116,15 +128,12 @@ def _refinement(
     name: str,
 ) -> Refinement:
     """Of the levels of ``coding``; those of plain rounding are refined by RDOQ's search."""
-    gains, lambda_ = description.get("latent_gains"), description.get("lambda")
-    if not isinstance(gains, list) or lambda_ is None:
-        raise UsageError(f"{name} does not carry latent gains and lambda, which --effort needs")
-    weights, quantizer = np.array(gains, np.float64), "rdoq"
-    unit, step = codec.quantizer.unit, None
+    gains, lambda_ = _gains(description, codec.M, name)
+    quantizer, unit, step = "rdoq", codec.quantizer.unit, None
     if isinstance(coding, TrellisCoding):
         quantizer, step = coding.quantizer.name.lower(), coding.step / unit
-    search = encoder_coding(quantizer, weights, float(lambda_), step, COHERENCE, unit)
-    return Refinement(search, weights, float(lambda_), rounds)
+    search = encoder_coding(quantizer, gains, lambda_, step, COHERENCE, unit)
+    return Refinement(search, gains, lambda_, rounds)
 
 
 def coder_for(fingerprint: bytes) -> ImageCoder:

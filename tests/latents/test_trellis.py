@@ -78,3 +78,11 @@ def test_long_sequences_stay_exact() -> None:
 
 def test_tables_are_needed_for_both_quantizers() -> None:
     assert isinstance(LEVELS, CdfTables) and len(LEVELS) % 2 == 0
+
+
+@given(st.lists(st.tuples(st.integers(-(2**31), 2**31 - 1), st.integers(-40, 40)), min_size=1), st.data())
+def test_bits_of_many_symbols_are_those_of_each(pairs: list[tuple[int, int]], data: st.DataObject) -> None:
+    symbols = np.array([data.draw(st.sampled_from(pair)) for pair in pairs], np.int32)
+    indexes = np.array([data.draw(st.integers(0, len(RATES.tables) - 1)) for _ in pairs], np.int32)
+    expected = [RATES.bits_of(int(k), int(t)) for k, t in zip(symbols, indexes, strict=True)]
+    np.testing.assert_allclose(RATES.of_symbols(symbols, indexes), expected, rtol=1e-6)

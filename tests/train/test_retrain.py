@@ -128,13 +128,20 @@ def test_retraining_lowers_j_and_says_what_for(model: Path, training_folder: Pat
 
 
 @pytest.mark.parametrize(
-    "lie", ["tcq8", {"quantizer": "tcq16"}, {"quantizer": "tcq8", "step": "wide"}, {"coherence": -1}, [1]]
+    "lie", ["tcq8", {"quantizer": "tcq16"}, {"quantizer": "tcq8", "step": "wide"}, {"coherence": 2}, [1]]
 )
 def test_a_model_that_lies_about_its_quantizer(lie: object, model: Path, tmp_path: Path) -> None:
     about = {"lambda": 0.05, "latent_gains": [40.0] * 6, "latents": lie}
     save_float(load_float(model), tmp_path / "m.safetensors", about)
     with pytest.raises(BadModel, match="describes the quantizer of its latents as"):
         open_coder(str(tmp_path / "m.safetensors"))
+
+
+@pytest.mark.parametrize("gains", [[40.0] * 5, [40.0] * 5 + [-1], [40.0] * 5 + ["a"], "many"])
+def test_a_model_that_lies_about_its_gains(gains: object, model: Path, tmp_path: Path) -> None:
+    save_float(load_float(model), tmp_path / "m.safetensors", {"lambda": 0.05, "latent_gains": gains})
+    with pytest.raises(BadModel, match="needs 6 latent gains"):
+        open_coder(str(tmp_path / "m.safetensors"), "tcq8")
 
 
 def test_a_phase_that_does_harm_is_undone(model: Path, training_folder: Path, tmp_path: Path) -> None:
@@ -152,6 +159,10 @@ def test_bad_options_are_named(tmp_path: Path, training_folder: Path) -> None:
         RetrainConfig(phases=("decoder", "encoder"))
     with pytest.raises(UsageError, match=r"quantizer must be one of .*'tcq16'"):
         RetrainConfig(quantizer="tcq16")
+    with pytest.raises(UsageError, match="levels must be one of online, stored, got 'fresh'"):
+        RetrainConfig(levels="fresh")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="coherence must be positive, got -1"):
+        RetrainConfig(coherence=-1)
     save_float(build("mbt2018-mean", 4, 6), tmp_path / "m.safetensors")
     with pytest.raises(UsageError, match="does not say its lambda"):
         retrain(

@@ -153,6 +153,8 @@ def encoder_coding(
         raise UsageError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {quantizer!r}")
     if step is not None and not quantizer.startswith("tcq"):
         raise UsageError(f"only TCQ has a step, got {step} with {quantizer}")
+    if coherence is not None and not coherence > 0:
+        raise UsageError(f"coherence must be positive, got {coherence}")
     if quantizer == "uniform":
         return ScalarCoding()
     if gains is None or lambda_ is None:
@@ -164,6 +166,13 @@ def encoder_coding(
         raise UsageError(f"step must be in {1 / unit}..{MOST_STEP / unit}, got {step}")
     kind = Quantizer[quantizer.upper()]
     return TrellisCoding(kind, units, gains, lambda_, TCQ_COHERENCE if coherence is None else coherence)
+
+
+def coded_with(coding: LatentCoding, levels: Tensor, indexes: Tensor) -> np.ndarray:
+    """The table of each of ``levels``, flat int32, the quantizer's state considered."""
+    flat, tables = levels.reshape(-1).numpy(), indexes.reshape(-1).numpy()
+    machine = coding.machine(levels.shape[2] * levels.shape[3])
+    return tables if machine is None else machine.indexes(flat, tables)
 
 
 def coding_of(quantizer: Quantizer, step: int | None) -> LatentCoding:

@@ -14,16 +14,14 @@ of rounds; this keeps the true quantizer in the loop, which a trellis needs, and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-
-if TYPE_CHECKING:
-    from .coding import LatentCoding
+from .coding import LatentCoding, coded_with
 
 #: rounds by `--effort`
 EFFORTS = (0, 4, 12, 32)
@@ -59,13 +57,14 @@ class Refinement:
         x = pixels.float()
         weight = self.lambda_ / 3 * torch.from_numpy(self.gains).float() / codec.quantizer.step**2
         rate = RATE / (2 * weight.clamp(min=float(weight.max()) * 1e-6).reshape(1, -1, 1, 1))
-        aim = y.float()
+        aim, tables = y.float(), self.coding.tables(codec)
         best, least, levels = first, np.inf, first
         for i in range(self.rounds + 1):
             y_hat = self.coding.dequantize(codec, levels, means).float().requires_grad_(True)
             error = (codec.relaxed_synthesis(y_hat) - x)[..., : size[0], : size[1]]
             distortion = self.lambda_ / 3 * error.square().sum()
-            cost = float(distortion.detach()) + self.bits(codec, levels, indexes)
+            coded = coded_with(self.coding, levels, indexes)
+            cost = float(distortion.detach()) + tables.bits(levels.reshape(-1).numpy(), coded)
             if cost < least:
                 best, least = levels, cost
             if i < self.rounds:
@@ -74,14 +73,6 @@ class Refinement:
                 aim += RETURN * (y_hat.detach() - aim)
                 levels = self.coding.levels(codec, aim, means, indexes)
         return best
-
-    def bits(self, codec: Any, levels: Tensor, indexes: Tensor) -> float:
-        """Of ``levels`` by the coder's tables."""
-        flat, table = levels.reshape(-1).numpy(), indexes.reshape(-1).numpy()
-        machine = self.coding.machine(levels.shape[2] * levels.shape[3])
-        return self.coding.tables(codec).bits(
-            flat, table if machine is None else machine.indexes(flat, table)
-        )
 
 
 def rounds_of(effort: int) -> int:

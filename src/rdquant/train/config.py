@@ -6,11 +6,19 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError
 
 CONFIG_VERSION = 1
+
+
+def check_choices(config: Any) -> None:
+    """Raise `UsageError` for a field of a dataclass that is none of its `Literal`'s values."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            choices = ", ".join(get_args(hint))
+            raise UsageError(f"{name} must be one of {choices}, got {getattr(config, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class TrainConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.lambda_ <= 0:
             raise UsageError(f"lambda must be positive, got {self.lambda_}")
         for name in ("crop", "final_crop"):

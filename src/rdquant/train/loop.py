@@ -143,7 +143,7 @@ class Trainer:
             self.start = {**copy.deepcopy(self.codec.cpu().state_dict()), GAINS: gains}
             self.codec.to(self.device)
         weights = {n: t for n, t in self.start.items() if n != GAINS}
-        return QuantizedRateDistortion(self.codec, self.config, self.start[GAINS].numpy(), weights)
+        return QuantizedRateDistortion(self.codec, self.config, self.start[GAINS].cpu().numpy(), weights)
 
     def _resume(self) -> None:
         old = TrainConfig.load(self.run_dir / "config.json")

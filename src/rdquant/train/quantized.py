@@ -25,7 +25,7 @@ from ..codecs.base import ste_round
 from ..codecs.layers import lower_bound
 from ..entropy import scale_table
 from ..floatcodec import CodingFloatCodec
-from ..latents.coding import encoder_coding
+from ..latents.coding import coded_with, encoder_coding
 from ..latents.rates import SymbolRates
 from .config import TrainConfig
 
@@ -61,7 +61,7 @@ class QuantizedRateDistortion(nn.Module):
         self._g_a, self._g_s = (
             torch.compile(part) if config.compile else part for part in (codec.g_a, codec.g_s)
         )
-        self._view = CodingFloatCodec(codec)
+        self._view = CodingFloatCodec(codec)  # searches and tables are on the CPU
         self.coding = encoder_coding(
             config.quantizer, gains, config.lambda_, config.quantizer_step, config.coherence
         )
@@ -90,9 +90,9 @@ class QuantizedRateDistortion(nn.Module):
     def _bits(self, levels: Tensor, position: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bits of ``levels``, and their slopes in ``position`` (of the table) and in ``offset``."""
         low = position.floor().clamp(0, self._last - 1)
-        machine = self.coding.machine(levels.shape[2] * levels.shape[3])
-        flat, plain = levels.reshape(-1).numpy(), low.to(torch.int32).reshape(-1).numpy()
-        indexes = plain if machine is None else machine.indexes(flat, plain)
+        tables = low.to(torch.int32)
+        flat, plain = levels.reshape(-1).numpy(), tables.reshape(-1).numpy()
+        indexes = coded_with(self.coding, levels, tables)
         below = torch.floor(offset + torch.rand_like(offset) - 0.5).to(torch.int32).reshape(-1).numpy()
         here, next_table, left, right = (
             torch.from_numpy(self._rates.of_symbols(k, t)).reshape(levels.shape)
@@ -111,15 +111,14 @@ class QuantizedRateDistortion(nn.Module):
             z_noisy = z + torch.rand_like(z) - 0.5
             scales, means = codec.gaussian_parameters(z_hat)
             means = torch.zeros_like(y) if means is None else means
-            levels, found = self._levels(y.detach(), scales.detach(), means.detach())
+            levels, found = self._levels(*(t.detach().cpu() for t in (y, scales, means)))
             wanted = lower_bound(scales / self._spacing, self._lowest)
             position = (torch.log(wanted / self._lowest) / self._pitch).clamp(max=self._last)
             offset = (y - means) / self._spacing
-            bits = _WithSlopes.apply(
-                position, offset, *self._bits(levels, position.detach(), offset.detach())
-            )
+            costs = self._bits(levels, position.detach().cpu(), offset.detach().cpu())
+            bits = _WithSlopes.apply(position, offset, *(t.to(x.device) for t in costs))
             z_bits = -torch.log2(codec.entropy_bottleneck.likelihood(z_noisy)).sum()
             bpp = (bits.sum() + z_bits) / (x.shape[0] * x.shape[2] * x.shape[3])
-        y_hat = y + (found - y).detach()
+        y_hat = y + (found.to(x.device) - y).detach()
         mse = torch.mean((self._g_s(y_hat).float() - x) ** 2) * 255**2
         return self.lambda_ * mse + bpp, bpp, mse

@@ -34,7 +34,7 @@ from ..floatcodec import CodingFloatCodec
 from ..latents.coding import encoder_coding
 from ..latents.gains import latent_gains
 from ..load import LATENTS
-from .config import TrainConfig
+from .config import TrainConfig, check_choices
 from .loop import GAIN_PICTURES, Trainer
 
 PHASES = ("decoder", "hyper", "all")
@@ -77,9 +77,13 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         if not self.phases or set(self.phases) - set(PHASES):
             raise UsageError(f"phases must be of {', '.join(PHASES)}, got {', '.join(self.phases) or 'none'}")
-        if self.rounds < 1:
-            raise UsageError(f"rounds must be at least 1, got {self.rounds}")
-        encoder_coding(self.quantizer, np.ones(1), 1.0, self.step)  # raises what is wrong with them
+        check_choices(self)
+        for name in ("rounds", "steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        encoder_coding(
+            self.quantizer, np.ones(1), 1.0, self.step, self.coherence
+        )  # raises what is wrong with them
 
     @property
     def latents(self) -> dict[str, Any]:
