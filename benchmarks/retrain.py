@@ -43,10 +43,15 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
     "rdoq": ("rdoq", "rdoq"),
     "tcq8": ("tcq8", "tcq8"),
 }
-#: quantized to W8A8, for the zoo; and what `--effort` is measured with
+#: quantized to W8A8, for the zoo
 SHIPPED = "tcq8"
 SHIPPED_NAME = f"{PARENTS}-tcq8-w8a8"
 IN_ZOO = f"{SHIPPED}, W8A8"
+#: what `--effort` is measured with, by data set: family, effort, and on every how many-th picture
+REFINED = {
+    "kodak": [("rdoq", 1, 1), ("tcq8", 1, 1), (IN_ZOO, 1, 1), (IN_ZOO, 2, 4), (IN_ZOO, 3, 1)],
+    "tecnick": [(IN_ZOO, 1, 1), (IN_ZOO, 3, 4)],
+}
 
 
 def model(runs: Path, name: str | None, lam: str) -> str:
@@ -149,7 +154,6 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--calib", type=Path)
     parser.add_argument("--images", nargs="+", metavar="NAME=FOLDER")
-    parser.add_argument("--effort-every", type=int, default=4, help="Effort 3 on every n-th picture.")
     parser.add_argument("--studies", action="store_true", help="Only take the val tables anew.")
     args = parser.parse_args()
     if args.studies:
@@ -169,21 +173,19 @@ def main() -> None:
         curves = {f: measured(args.runs, f, dataset, files, 0, dataset == "kodak") for f in families}
         found = {f: compare(anchor, c) for f, c in curves.items()}
         found[IN_ZOO] = compare(anchor, integers[dataset])
-        if dataset == "kodak":
-            some = files[:: args.effort_every]
-            refined = measured(args.runs, SHIPPED, dataset, some, 3, True)
+        for f, effort, every in REFINED.get(dataset, ()):
+            refined = measured(args.runs, f, dataset, files[::every], effort, dataset == "kodak")
             found[refined.name] = compare(anchor, refined)
-            integer = measured(args.runs, IN_ZOO, dataset, some, 3, True)
-            found[integer.name] = compare(anchor, integer)
-            found[f"{integer.name}, against {IN_ZOO}"] = compare(integers[dataset], integer)
-            for f, before in (
-                ("tcq8", "tcq8, not retrained"),
-                ("rdoq", "rdoq, not retrained"),
-                (refined.name, SHIPPED),
-            ):
-                test = refined if f == refined.name else curves[f]
-                found[f"{f}, against {before}"] = compare(curves[before], test)
+            before = integers[dataset] if f == IN_ZOO else curves[f]
+            found[f"{refined.name}, against {f}"] = compare(before, refined)
+        if dataset == "kodak":
+            for f in ("tcq8", "rdoq"):
+                before = f"{f}, not retrained"
+                found[f"{f}, against {before}"] = compare(curves[before], curves[f])
             found["tcq8"]["db_above_rdoq"] = above(curves["rdoq"], curves["tcq8"])
+            both = [f"{f}, effort 1" for f in ("rdoq", "tcq8")]
+            rdoq, tcq = (measured(args.runs, f.split(",")[0], dataset, files, 1, True) for f in both)
+            found[f"{both[1]}, against {both[0]}"] = compare(rdoq, tcq)
         results[dataset] = found
         for name, r in found.items():
             print(f"{dataset} {name}: {r['percent']:+.2f} %", r.get("db_above_rdoq", ""), flush=True)

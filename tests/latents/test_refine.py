@@ -7,7 +7,7 @@ import torch
 from rdquant.coder import ImageCoder
 from rdquant.errors import UsageError
 from rdquant.evaluate import psnr
-from rdquant.latents.refine import EFFORTS, rounds_of
+from rdquant.latents.refine import EFFORTS, rounds_of, squared_error
 from rdquant.load import open_coder
 from rdquant.pixels import pad_to, to_tensor
 
@@ -26,7 +26,7 @@ def cost(coder: ImageCoder, rgb: np.ndarray) -> float:
 def test_effort_lowers_the_cost_of_the_file(quantizer: str, kind: str, photo: np.ndarray) -> None:
     rgb = np.ascontiguousarray(photo[60:188, 150:300])
     plain, refined = (cost(open_coder(MODEL + kind, quantizer, effort=e), rgb) for e in (0, 2))
-    assert refined < 0.99 * plain
+    assert refined < 0.97 * plain
 
 
 def test_the_relaxed_synthesis_is_the_synthesis(photo: np.ndarray) -> None:
@@ -46,6 +46,22 @@ def test_the_relaxed_synthesis_is_the_synthesis(photo: np.ndarray) -> None:
     with torch.no_grad():
         difference = float(error(at + 0.05 * direction) - error(at - 0.05 * direction)) / 0.1
     assert float((slope * direction).sum()) == pytest.approx(difference, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["-w8a8", ""])
+def test_strips_have_the_error_and_the_slope_of_the_whole(kind: str, photo: np.ndarray) -> None:
+    """The last strips lie in the padding, in part and whole."""
+    codec, rgb = open_coder(MODEL + kind).codec, np.ascontiguousarray(photo[:321, :100])
+    pixels = to_tensor(pad_to(rgb, 64))
+    y = codec.analysis(pixels).float()
+    size = rgb.shape[:2]
+    whole, slopes = squared_error(codec, y, pixels, size, slope=True)
+    for rows in (2, 8):
+        error, found = squared_error(codec, y, pixels, size, True, most=rows * 16 * pixels.shape[3])
+        assert error == pytest.approx(whole, rel=1e-5)
+        assert found is not None and slopes is not None
+        assert float((found - slopes).abs().max()) < 1e-3 * float(slopes.abs().max())
+    assert squared_error(codec, y, pixels, size, slope=False)[1] is None
 
 
 @pytest.mark.parametrize("quantizer", ["uniform", "rdoq", "tcq8"])
