@@ -335,6 +335,9 @@ def allocate(
         float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
     ] = None,
     activations: Annotated[int, typer.Option(help="Bits of an activation.")] = 8,
+    sensitivity: Annotated[
+        str, typer.Option(help="measured, width by width; or predicted from one gradient, in seconds.")
+    ] = "measured",
     table: Annotated[
         Path | None, typer.Option(help="Sensitivity table: kept here, and read instead of measured.")
     ] = None,
@@ -345,8 +348,9 @@ def allocate(
 ) -> None:
     """Choose a bit-width for every layer so that the model file has a wanted size.
 
-    Measures once what each layer at each width does to J (minutes, resumable), then solves for any size
-    in milliseconds, and measures around that plan whether layers are better otherwise together (--rounds).
+    Measures once what each layer at each width does to J (minutes, resumable), or predicts it (seconds), then
+    solves for any size in milliseconds, and measures around that plan whether layers are better otherwise
+    together (--rounds).
     `rdquant quantize --plan` takes the result.
     """
     from .allocate.run import allocate as run
@@ -363,8 +367,8 @@ def allocate(
     pictures = load_calibration(split_files(calib, split), images, side)
     config = QuantizeConfig(activation_bits=activations, number_format="coded")
     with console.progress("sensitivity") as update:
-        plans, sensitivity = run(
-            load_float(path), pictures, config, lam, target_size, method, rounds, table, update
+        plans, found_table = run(
+            load_float(path), pictures, config, lam, target_size, method, rounds, table, sensitivity, update
         )
     for text, found in plans.items():
         name = "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
@@ -374,15 +378,15 @@ def allocate(
     if as_json:
         console.show_json({k: p.to_json() for k, p in plans.items()})
         return
-    counts = sensitivity.sizes.counts
+    sizes = found_table.sizes
     rows = [
-        [k, p.size, sensitivity.sizes.float_bytes / p.size, p.average_bits(counts),
-         sensitivity.sizes.coded_bits(p.size), 100 * p.increase,
+        [k, p.size, sizes.float_bytes / p.size, p.average_bits(sizes.counts),
+         sizes.coded_bits(p.size), 100 * p.increase,
          " ".join(f"{b}" for b in p.bits.values())]
         for k, p in plans.items()
     ]  # fmt: skip
     columns = ("target", "bytes", "x smaller", "mean bits", "coded", "J +%", "bits by layer")
-    console.show_table(f"plans for {model} ({method}); layers: {' '.join(counts)}", columns, rows)
+    console.show_table(f"plans for {model} ({method}); layers: {' '.join(sizes.counts)}", columns, rows)
 
 
 @app.command()

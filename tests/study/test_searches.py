@@ -25,5 +25,11 @@ def test_every_search_meets_the_size_and_is_judged_alike(photo: np.ndarray) -> N
     assert found["refined"].increase <= found["knapsack"].increase
     assert found["knapsack"].evaluations == table.evaluations
     assert found["refined"].evaluations > table.evaluations
+    assert found["predicted"].evaluations == 1
+    for name in ("greedy", "evolutionary"):
+        for other, (asked, seconds) in found[name].reached.items():
+            assert found[name].increase <= found[other].increase, other
+            assert 0 < asked <= found[name].evaluations and 0 < seconds <= found[name].seconds
+    assert "uniform" in found["evolutionary"].reached
     assert found["greedy"].evaluations > 2 * len(table.layers)
     assert dataclasses.asdict(found["uniform"].plan)["bits"] == dict.fromkeys(table.layers, 2)

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import UsageError
 from .judge import Judge
 from .plan import Plan
+from .predict import weight_error
 from .search import check_target
 from .table import SensitivityTable, WidthTwins
 
@@ -139,22 +140,7 @@ def hessian_table(
             buffer.requires_grad_(False)
     zeta: dict[str, dict[int, float]] = {}
     for name in names:
-        reference = widest.stage(name)
-        row = {}
-        for b, twin in twins.twins.items():
-            stage = twin.stage(name)
-            with torch.no_grad():
-                # in units of the widest twin's steps, in which the trace was taken
-                ratio = _unit_ratio(stage.v, reference.v, stage.transposed)
-                error = (stage.level_weight(twin.in_log(name)) - stage.v) * ratio
-                mean_trace = abs(traces[name]) / reference.v.numel()
-                row[b] = 0.5 * mean_trace * float(error.square().sum()) / table.j_float
-        zeta[name] = row
+        mean_trace = abs(traces[name]) / widest.stage(name).v.numel()
+        squares = {b: float(weight_error(twins, name, b).square().sum()) for b in twins.twins}
+        zeta[name] = {b: 0.5 * mean_trace * s / table.j_float for b, s in squares.items()}
     return dataclasses.replace(table, zeta=zeta)
-
-
-def _unit_ratio(v: Tensor, reference: Tensor, transposed: bool) -> Tensor:
-    """Per output channel, how many of the reference's weight steps one step of ``v`` is."""
-    axes = (0, 2, 3) if transposed else (1, 2, 3)
-    shape = (1, -1, 1, 1) if transposed else (-1, 1, 1, 1)
-    return (reference.square().sum(axes) / v.square().sum(axes).clamp(min=1e-30)).sqrt().reshape(shape)

@@ -20,6 +20,8 @@ class Judge:
     ) -> None:
         self.twins, self.x, self.lambda_, self.j_float, self.outputs = twins, x, lambda_, j_float, outputs
         self.evaluations, self.seconds = 0, 0.0
+        #: widths, relative increase and seconds so far, of each evaluation in turn
+        self.log: list[tuple[dict[str, int], float, float]] = []
         self._known: dict[tuple[tuple[str, int], ...], float] = {}
 
     def __call__(self, bits: Mapping[str, int]) -> float:
@@ -30,4 +32,5 @@ class Judge:
             self._known[key] = (j - self.j_float) / self.j_float
             self.evaluations += 1
             self.seconds += time.perf_counter() - start
+            self.log.append((dict(bits), self._known[key], self.seconds))
         return self._known[key]

@@ -15,13 +15,17 @@ from ..weights.crops import probe
 from ..weights.prepare import prepare
 from .judge import Judge
 from .plan import Plan
+from .predict import predict_table
 from .refine import Neighbourhood, best_of, refine
 from .search import fmpq, knapsack
+from .sizes import LayerSizes
 from .table import SensitivityTable, WidthTwins, measure_table
 
 Progress = Callable[[int, int, str], None]
 
 METHODS = {"fmpq": fmpq, "knapsack": knapsack}
+#: a table measured width by width, or predicted from one gradient (`rdquant.allocate.predict`)
+SENSITIVITIES = ("measured", "predicted")
 #: one of so many pictures judges, and the others calibrate: no plan is judged by what it was fitted to
 JUDGES = 4
 
@@ -45,14 +49,18 @@ def allocate(
     method: str = "knapsack",
     rounds: int = 3,
     store: Path | None = None,
+    sensitivity: str = "measured",
     progress: Progress | None = None,
 ) -> tuple[dict[str, Plan], SensitivityTable]:
     """A plan per target (see `LayerSizes.target`), and the table they come from.
 
     ``rounds``: of measuring around each plan (`refine`); 0: what ``method`` makes of the table alone.
-    ``store``: a table there that is complete is used as it is, an incomplete one is completed. Raises
-    `UsageError` for a bad target or method, before and after anything is measured.
+    ``store``: a table there that is complete is used as it is, an incomplete one is completed.
+    ``sensitivity``: how a table is made (`SENSITIVITIES`). Raises `UsageError` for a bad target, method or
+    sensitivity, before and after anything is measured.
     """
+    if sensitivity not in SENSITIVITIES:
+        raise UsageError(f"sensitivity must be one of {', '.join(SENSITIVITIES)}, got {sensitivity!r}")
     if method not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if rounds < 0:
@@ -62,7 +70,11 @@ def allocate(
     if rounds or not complete or table is None:
         parameters = sum(p.numel() for p in codec.parameters())
         twins, x = judged_twins(codec, pictures, config, progress)
-        if not complete or table is None:
+        if (not complete or table is None) and sensitivity == "predicted":
+            table = predict_table(twins, x, lambda_, LayerSizes.of(twins.codecs, parameters))
+            if store is not None:
+                table.save(store)
+        elif not complete or table is None:
             table = measure_table(twins, x, lambda_, parameters, store, progress)
     sizes = {t: table.sizes.target(t) for t in targets}
     if not rounds:

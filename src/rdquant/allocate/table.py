@@ -97,13 +97,17 @@ class SensitivityTable:
 
 
 class WidthTwins:
-    """Twins of one codec at several widths, from which a mixed one can be put together at once."""
+    """Twins of one codec at several widths, from which a mixed one can be put together at once.
+
+    ``gains: (M,)``: the synthesis gain, if ``seen`` has it.
+    """
 
     def __init__(
         self, codec: FloatCodec, seen: Calibration, config: QuantizeConfig, bits: tuple[int, ...] = BITS
     ) -> None:
         self.twins: dict[int, Twin] = {}
         self.codecs: dict[int, IntegerCodec] = {}
+        self.gains = seen.gains
         for b in bits:
             uniform = dataclasses.replace(config, weight_bits=b, layer_bits={})
             self.codecs[b], unrounded = to_integer(codec, seen, uniform)

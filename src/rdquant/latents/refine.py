@@ -1,15 +1,16 @@
 """Encoder-side refinement: levels by what they do to this picture, for any decoder.
 
-The searches of `rdquant.latents` judge a level by an expected error. Here the synthesis is asked: decode, and
-take the gradient of the picture's true squared error. With the synthesis gain as its curvature, that says
-where the error would be least: the target. The search's aim goes part of the way there, and the search runs
-again. Errors of neighbours that would add up are then corrected instead of feared, so that the search may take
-an error nearly as cheaply as it is alone (`COHERENCE`). At first the aim overshoots, which shakes levels out of
-where the first search left them, and then less and less. The cheapest levels of all rounds are kept, by D of the
-synthesis and R of the coder's own tables, so that no effort makes a picture worse.
+The searches of `rdquant.latents` judge a level by an expected error. Here the synthesis is asked: decode,
+and take the gradient of the picture's true squared error. With the synthesis gain as its curvature, that
+says where the error would be least: the target. The search's aim goes part of the way there, and the search
+runs again. Errors of neighbours that would add up are then corrected instead of feared, so that the search
+may take an error nearly as cheaply as it is alone (`COHERENCE`). At first the aim overshoots, which shakes
+levels out of where the first search left them, and then less and less. The cheapest levels of all rounds are
+kept, by D of the synthesis and R of the coder's own tables, so that no effort makes a picture worse.
 
 The purpose is that of SGA (Yang, Bamler, Mandt 2020). That relaxes the rounding at random and takes thousands
-of rounds; this keeps the true quantizer in the loop, which a trellis needs, and takes a few. z is not refined.
+of rounds; this keeps the true quantizer in the loop, which a trellis needs, and takes a few. z is not
+refined.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from .coding import LatentCoding, coded_with
 
 #: rounds by `--effort`
 EFFORTS = (0, 4, 12, 32)
-#: how far errors count more than the synthesis gain says; the share of its way to the target that the aim goes
-#: in a round; and how far the target lies beyond the least error, in the first round and in the last, falling
-#: geometrically. Chosen on the val split, by J at lambda 0.0130
+#: how far errors count more than the synthesis gain says; the share of its way to the target that the aim
+#: goes in a round; and how far the target lies beyond the least error, in the first round and in the last,
+#: falling geometrically. Chosen on the val split, by J at lambda 0.0130
 COHERENCE, SHARE, OVERSHOOT = 1.3, 0.18, (2.0, 0.6)
 #: the gradient is taken of so many pixels at a time: half a kilobyte each for activations
 PIXELS = 2**21

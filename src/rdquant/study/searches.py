@@ -6,9 +6,10 @@ What a search cost counts from the sensitivity table on; the preparation is comm
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -16,10 +17,11 @@ from torch import Tensor
 from ..allocate import Neighbourhood, Plan, SensitivityTable, fmpq, knapsack, refine
 from ..allocate.baselines import evolutionary, greedy, hessian_table
 from ..allocate.judge import Judge
+from ..allocate.predict import predict_table
 from ..allocate.search import uniform
 from ..allocate.table import WidthTwins, measure_table
 
-METHODS = ("uniform", "hessian", "fmpq", "knapsack", "refined", "greedy", "evolutionary")
+METHODS = ("uniform", "hessian", "predicted", "fmpq", "knapsack", "refined", "greedy", "evolutionary")
 
 Progress = Callable[[int, int, str], None]
 
@@ -32,6 +34,9 @@ class Outcome:
     increase: float  #: relative increase of J of the whole plan, measured
     evaluations: int  #: model evaluations, of the table included; most of the table's are partial
     seconds: float
+    reached: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Of "greedy" and "evolutionary": by other method, the evaluations and seconds after which a plan of the
+    size was found that is as good as that method's."""
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "plan": self.plan.to_json()}
@@ -56,6 +61,7 @@ def compare(
     table_cost = table.evaluations, time.perf_counter() - start
     size = table.sizes.target(target)
     found: dict[str, Outcome] = {}
+    logs: dict[str, list[tuple[dict[str, int], float, float]]] = {}
 
     def add(name: str, search: Callable[[Judge], Plan], with_table: bool) -> None:
         judge, began = Judge(twins, x, lambda_, table.j_float, outputs=False), time.perf_counter()
@@ -63,11 +69,15 @@ def compare(
         seconds, asked = time.perf_counter() - began, judge.evaluations
         if with_table:
             asked, seconds = asked + table_cost[0], seconds + table_cost[1]
-        found[name] = Outcome(plan, judge(plan.bits), asked, seconds)
+        logs[name] = judge.log[:]
+        found[name] = Outcome(plan, judge(plan.bits), asked + (name == "predicted"), seconds)
 
     def widest(judge: Judge) -> Plan:
         fitting = [p for p in (uniform(table, b) for b in table.bits) if p.size <= size]
         return fitting[-1] if fitting else uniform(table, min(table.bits))
+
+    def predicted(judge: Judge) -> Plan:
+        return knapsack(predict_table(twins, x, lambda_, table.sizes), size)
 
     def by_hessian(judge: Judge) -> Plan:
         return knapsack(hessian_table(table, twins, x, lambda_), size)
@@ -75,6 +85,7 @@ def compare(
     searches: dict[str, tuple[Callable[[Judge], Plan], bool]] = {
         "uniform": (widest, False),
         "hessian": (by_hessian, False),
+        "predicted": (predicted, False),
         "fmpq": (lambda judge: fmpq(table, size), True),
         "knapsack": (lambda judge: knapsack(table, size), True),
         "refined": (lambda judge: refine(Neighbourhood(judge, table), size, rounds), True),
@@ -83,4 +94,12 @@ def compare(
     }
     for name in methods:
         add(name, *searches[name])
+    for name in {"greedy", "evolutionary"} & set(found):
+        fitting = [(i + 1, j, s) for i, (b, j, s) in enumerate(logs[name]) if table.sizes.bytes(b) <= size]
+        reached = {
+            other: next(((i, s) for i, j, s in fitting if j <= outcome.increase), None)
+            for other, outcome in found.items()
+        }
+        kept = {other: at for other, at in reached.items() if at is not None and other != name}
+        found[name] = dataclasses.replace(found[name], reached=kept)
     return found, table

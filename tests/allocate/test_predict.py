@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from rdquant.allocate import knapsack, predict
+from rdquant.allocate.judge import Judge
+from rdquant.allocate.predict import predict_table, weight_error
+from rdquant.allocate.run import allocate
+from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
+from rdquant.errors import CalibrationError, UsageError
+from rdquant.files.float_models import load_float
+from rdquant.weights import QuantizeConfig, prepare
+from rdquant.weights.crops import probe
+from rdquant.zoo import find
+
+LAMBDA, BITS = 0.013, (3, 5, 7)
+CONFIG = QuantizeConfig(number_format="coded", rounding="nearest", mixing="none")
+
+Scene = tuple[WidthTwins, torch.Tensor, SensitivityTable, SensitivityTable]
+
+
+@pytest.fixture(scope="module")
+def scene(photo: np.ndarray) -> Scene:
+    """A trained codec, for only there is J at a minimum; small pictures; its table measured and predicted."""
+    path = find("mean-scale-s-0130")
+    assert path is not None
+    codec, seen = prepare(load_float(path), [photo[:256, :256]], CONFIG)
+    tiles = [photo[i : i + 128, j : j + 128] for i in range(0, 512, 128) for j in range(0, 512, 128)]
+    twins, x = WidthTwins(codec, seen, CONFIG, BITS), probe(tiles, 128, len(tiles))
+    measured = measure_table(twins, x, LAMBDA, 441_000)
+    return twins, x, measured, predict_table(twins, x, LAMBDA, measured.sizes)
+
+
+def test_predictions_are_the_error_of_the_picture(scene: Scene) -> None:
+    """The inner products against what they stand for: the synthesis run with one layer's rounded weights."""
+    twins, x, measured, _ = scene
+    tables = [predict_table(twins, x, LAMBDA, measured.sizes, seed) for seed in range(4)]
+    base = twins.twins[max(BITS)]
+    base.set_rounding(base.names(), False, False)
+    with torch.no_grad():
+        y_hat, bits_y, bits_z = base.latents(base.run("g_a", x))
+        plain = base.run("g_s", y_hat)
+        total = float(LAMBDA / 3 * (plain - x).square().sum() + bits_y + bits_z)
+        for name in base.order["g_s"]:
+            mixed = copy.copy(base)
+            mixed._modules = dict(base._modules)
+            mixed.stages = torch.nn.ModuleDict(dict(base.stages.items()))
+            twin = twins.twins[5]
+            mixed.stages[name.replace(".", "_")] = twin.stages[name.replace(".", "_")]
+            twin.set_rounding([name], True, False)
+            error = LAMBDA / 3 * float((mixed.run("g_s", y_hat) - plain).square().sum()) / total
+            twin.set_rounding([name], False, False)
+            assert 0.4 * error < np.mean([t.zeta[name][5] for t in tables]) < 2.5 * error, name
+
+
+def test_predictions_are_near_what_is_measured(scene: Scene) -> None:
+    """Where a measurement can be told from noise and errors are still small."""
+    _, _, measured, predicted = scene
+    pairs = [
+        (predicted.zeta[n][b], z)
+        for n, row in measured.zeta.items()
+        for b, z in row.items()
+        if 0.004 < z < 0.1
+    ]
+    ratios = np.log([p / z for p, z in pairs])
+    assert len(pairs) > 5 and abs(float(np.mean(ratios))) < 0.7 and float(np.std(ratios)) < 1
+
+
+def test_plans_from_predictions_are_as_good(scene: Scene) -> None:
+    twins, x, measured, predicted = scene
+    judge = Judge(twins, x, LAMBDA, measured.j_float, outputs=False)
+    uniform = dict.fromkeys(measured.layers, 5)
+    size = measured.sizes.bytes(uniform)
+    by_prediction, by_measurement = (judge(knapsack(t, size).bits) for t in (predicted, measured))
+    assert by_prediction < 0.7 * judge(uniform) and by_prediction < 1.3 * by_measurement
+
+
+def test_more_tiles_change_nothing_but_noise(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins, x, measured, predicted = scene
+    monkeypatch.setattr(predict, "TILE", 64)
+    finer = predict_table(twins, x, LAMBDA, measured.sizes, seed=1)
+    ratios = [np.log(finer.zeta[n][5] / predicted.zeta[n][5]) for n in measured.layers if n[0] == "g"]
+    assert float(np.std(ratios)) < 0.8
+    assert predict_table(twins, x, LAMBDA, measured.sizes, seed=1).zeta == finer.zeta
+
+
+def test_weight_errors_shrink_with_bits(scene: Scene) -> None:
+    twins, _, measured, _ = scene
+    for name in measured.layers:
+        squares = [float(weight_error(twins, name, b).square().sum()) for b in BITS]
+        assert squares[0] > 4 * squares[1] > 16 * squares[2] > 0
+
+
+def test_the_twins_are_left_as_they_were(scene: Scene) -> None:
+    twins, x, measured, _ = scene
+    plan = dict.fromkeys(measured.layers, 5)
+    before = twins.cost(plan, x, LAMBDA)
+    predict_table(twins, x, LAMBDA, measured.sizes)
+    assert twins.cost(plan, x, LAMBDA) == before
+    assert not any(b.requires_grad for b in twins.twins[max(BITS)].buffers())
+
+
+def test_what_prediction_needs(scene: Scene, photo: np.ndarray) -> None:
+    twins, x, measured, _ = scene
+    bare = copy.copy(twins)
+    bare.gains = None
+    with pytest.raises(CalibrationError, match="synthesis gain"):
+        predict_table(bare, x, LAMBDA, measured.sizes)
+    path = find("mean-scale-s-0130")
+    assert path is not None
+    with pytest.raises(UsageError, match="measured, predicted, got 'guessed'"):
+        allocate(load_float(path), [photo], CONFIG, LAMBDA, ["8x"], sensitivity="guessed")
