@@ -5,6 +5,7 @@ import torch
 
 from conftest import small_codec
 from rdquant.codecs import ARCHITECTURES, build
+from rdquant.codecs.base import switched
 from rdquant.codecs.bottleneck import EntropyBottleneck, gaussian_likelihood
 from rdquant.codecs.layers import GDN, lower_bound
 from rdquant.errors import UsageError
@@ -14,7 +15,7 @@ from rdquant.errors import UsageError
 def test_forward_shapes_and_modes(architecture: str) -> None:
     codec = build(architecture, 8, 12)
     x = torch.rand(2, 3, 64, 128)
-    for mode in ("noise", "mixed", "round"):
+    for mode in ("noise", "mixed", "round", *(["switching"] if codec.has_hyperprior else [])):
         out = codec(x, mode)
         assert out.x_hat.shape == x.shape
         assert set(out.likelihoods) == ({"y", "z"} if codec.has_hyperprior else {"y"})
@@ -27,6 +28,22 @@ def test_rounded_forward_is_repeatable(architecture: str) -> None:
     codec = small_codec(architecture)
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(codec(x, "round").x_hat, codec(x, "round").x_hat)
+
+
+def test_switched_values_are_those_of_one_quantizer_or_the_other() -> None:
+    """By definition: the nearest even multiple, or the nearest of the odd ones and zero."""
+    torch.manual_seed(0)
+    v = torch.linspace(-6, 6, 4001, requires_grad=True)
+    even, odd = torch.arange(-8.0, 9, 2), torch.tensor([0.0, *range(-7, 8, 2)])
+    nearest = torch.stack([(v.detach()[:, None] - lattice).abs().amin(1) for lattice in (even, odd)])
+    out = switched(v)
+    error = (out - v).detach().abs()
+    hits = [torch.isclose(error, n, atol=1e-5) & torch.isin(out.detach().round(), lattice)
+            for n, lattice in zip(nearest, (even, odd), strict=True)]  # fmt: skip
+    assert bool((hits[0] | hits[1]).all())
+    assert all(0.4 < float((hit & ~other).float().mean()) < 0.55 for hit, other in (hits, hits[::-1]))
+    out.sum().backward()
+    assert v.grad is not None and bool((v.grad == 1).all())
 
 
 def test_unknown_architecture_and_width() -> None:

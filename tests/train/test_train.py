@@ -45,6 +45,21 @@ def test_training_lowers_the_loss(tmp_path: Path, training_folder: Path) -> None
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_training_for_a_trellis(tmp_path: Path, training_folder: Path) -> None:
+    options = {**SMALL, "steps": 60, "warmup": 5, "lr": 5e-3, "latent_mode": "switching"}
+    losses = []
+    config = TrainConfig(**options, quantizer_step=0.5, optimizer="muon", lambda_=0.05)  # type: ignore[arg-type]
+    Trainer(config, tmp_path / "run", training_folder).run(
+        lambda _, line: losses.append(line["loss"]), every=20
+    )
+    assert losses[-1] < 0.8 * losses[0]
+    with pytest.raises(UsageError, match="positive quantizer_step, got None"):
+        TrainConfig(**options)  # type: ignore[arg-type]
+    factorized = TrainConfig(**options, quantizer_step=0.5, architecture="bmshj2018-factorized")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="bmshj2018-factorized has none"):
+        Trainer(factorized, tmp_path / "f", training_folder)
+
+
 def test_other_options_do_not_resume(tmp_path: Path, training_folder: Path) -> None:
     Trainer(TrainConfig(**SMALL), tmp_path / "run", training_folder).save()  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="other options"):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from .bottleneck import EntropyBottleneck, gaussian_likelihood
 
 #: How latents are treated in `FloatCodec.forward`: additive noise (training), noise for the rate and
-#: straight-through rounding for the synthesis (Minnen & Singh 2020), or the true rounding of a file.
-LatentMode = Literal["noise", "mixed", "round"]
+#: straight-through rounding for the synthesis (Minnen & Singh 2020), the same with the two quantizers of a
+#: trellis switched at random (`switched`), or the true rounding of a file.
+LatentMode = Literal["noise", "mixed", "switching", "round"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,16 @@ def quantize_latent(v: Tensor, means: Tensor | float, mode: LatentMode) -> tuple
     if mode == "mixed":
         return v + torch.empty_like(v).uniform_(-0.5, 0.5), rounded
     return rounded, rounded
+
+
+def switched(v: Tensor) -> Tensor:
+    """``v`` in steps -> the nearest that one of TCQ's two quantizers can be, drawn for each element anew:
+    an even multiple, or an odd one or zero. Gradients pass straight through.
+    """
+    odd = torch.randint(0, 2, v.shape, device=v.device).to(v.dtype)
+    size = v.abs()
+    k = torch.floor((size + odd) / 2 + 0.5) * (size >= 0.5)
+    return v + (torch.sign(v) * (2 * k - odd * (k > 0)) - v).detach()
 
 
 class FloatCodec(nn.Module):
@@ -104,18 +115,23 @@ class FloatCodec(nn.Module):
         y_hat = torch.round(y - means) + means
         return Rounded(y, z, z_hat, scales, means, y_hat, self.g_s(y_hat))
 
-    def forward(self, x: Tensor, mode: LatentMode = "noise") -> Forward:
+    def forward(self, x: Tensor, mode: LatentMode = "noise", step: float = 0.5) -> Forward:
+        """``step``: of the union of both quantizers, in units of y; mode "switching" only."""
         y = self.g_a(x)
         z = self.h_a(self.hyper_input(y)).float()
-        z_rate, z_hat = quantize_latent(z, self.entropy_bottleneck.medians().detach(), mode)
+        z_mode: LatentMode = "mixed" if mode == "switching" else mode
+        z_rate, z_hat = quantize_latent(z, self.entropy_bottleneck.medians().detach(), z_mode)
         scales, means = self.gaussian_parameters(z_hat.to(y.dtype))
         y = y.float()
-        y_rate, y_hat = quantize_latent(y, 0.0 if means is None else means.float(), mode)
+        centre = torch.zeros_like(y) if means is None else means.float()
+        if mode == "switching":  # each quantizer's levels are two steps apart
+            offset = (y - centre) / (2 * step)
+            y_hat = switched(2 * offset) * step + centre
+            likelihood = gaussian_likelihood(
+                offset + torch.empty_like(y).uniform_(-0.5, 0.5), scales.float() / (2 * step)
+            )
+        else:
+            y_rate, y_hat = quantize_latent(y, centre, mode)
+            likelihood = gaussian_likelihood(y_rate, scales, means)
         x_hat = self.g_s(y_hat)
-        return Forward(
-            x_hat.float(),
-            {
-                "y": gaussian_likelihood(y_rate, scales, means),
-                "z": self.entropy_bottleneck.likelihood(z_rate),
-            },
-        )
+        return Forward(x_hat.float(), {"y": likelihood, "z": self.entropy_bottleneck.likelihood(z_rate)})

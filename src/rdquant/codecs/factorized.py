@@ -29,7 +29,7 @@ class FactorizedPrior(FloatCodec):
             deconv(N, 3),
         )  # fmt: skip
 
-    def forward(self, x: Tensor, mode: LatentMode = "noise") -> Forward:
+    def forward(self, x: Tensor, mode: LatentMode = "noise", step: float = 0.5) -> Forward:
         y = self.g_a(x).float()
         y_rate, y_hat = quantize_latent(y, self.entropy_bottleneck.medians().detach(), mode)
         x_hat = self.g_s(y_hat)

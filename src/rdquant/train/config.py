@@ -50,9 +50,11 @@ class TrainConfig:
     """Largest gradient norm; larger gradients are scaled down."""
     ema: float = 0.999
     """Decay of the weight average that is evaluated and exported."""
-    latent_mode: Literal["noise", "mixed", "quantized"] = "mixed"
+    latent_mode: Literal["noise", "mixed", "switching", "quantized"] = "mixed"
     """"noise" everywhere; "mixed": noise for the rate, straight-through rounding for the synthesis;
-    "quantized": the levels that `quantizer` chooses, as in a file (see `rdquant.train.quantized`)."""
+    "switching": the same with the two quantizers of a trellis, switched at random, `quantizer_step` apart
+    (hyperpriors only); "quantized": the levels that `quantizer` chooses, as in a file (see
+    `rdquant.train.quantized`)."""
     quantizer: Literal["uniform", "rdoq", "tcq4", "tcq8"] = "uniform"
     """Of "quantized" latents."""
     quantizer_step: float | None = None
@@ -72,6 +74,10 @@ class TrainConfig:
         check_choices(self)
         if self.lambda_ <= 0:
             raise UsageError(f"lambda must be positive, got {self.lambda_}")
+        if self.latent_mode == "switching" and (self.quantizer_step is None or self.quantizer_step <= 0):
+            raise UsageError(
+                f"latent_mode switching needs a positive quantizer_step, got {self.quantizer_step}"
+            )
         for name in ("crop", "final_crop"):
             side = getattr(self, name)
             if side < 64 or side % 64:

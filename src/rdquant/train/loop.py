@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..codecs import FloatCodec, build
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from ..files.atomic import atomic_write
 from ..files.float_models import load_float, save_float
 from ..files.split import split_files
@@ -44,9 +44,10 @@ class RateDistortion(nn.Module):
     def __init__(self, codec: FloatCodec, config: TrainConfig) -> None:
         super().__init__()
         self.codec, self.lambda_, self.mode = codec, config.lambda_, config.latent_mode
+        self.step = [config.quantizer_step] if self.mode == "switching" else []
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        out = self.codec(x, self.mode)
+        out = self.codec(x, self.mode, *self.step)
         bpp = out.bits() / (x.shape[0] * x.shape[2] * x.shape[3])
         mse = torch.mean((out.x_hat - x) ** 2) * 255**2
         return self.lambda_ * mse + bpp, bpp, mse
@@ -108,6 +109,10 @@ class Trainer:
         torch.manual_seed(config.seed)
         codec = build(config.architecture, config.N, config.M)
         initialise(codec)
+        if config.latent_mode in ("switching", "quantized") and not codec.has_hyperprior:
+            raise UsageError(
+                f"latent_mode {config.latent_mode} needs a hyperprior, and {config.architecture} has none"
+            )
         if init is not None:
             source = load_float(init)
             if (source.architecture, source.widths()) != (codec.architecture, codec.widths()):
