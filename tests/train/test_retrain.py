@@ -11,12 +11,16 @@ from rdquant.codecs import build
 from rdquant.entropy import scale_table
 from rdquant.errors import BadModel, UsageError
 from rdquant.files.float_models import load_float, save_float
-from rdquant.files.images import write_image
+from rdquant.files.images import read_image, write_image
 from rdquant.files.model_file import model_description
+from rdquant.files.split import split_files
+from rdquant.latents.gains import latent_gains
 from rdquant.load import QuantizerMismatch, open_coder
 from rdquant.train import TrainConfig, Trainer
+from rdquant.train.loop import GAIN_PICTURES
 from rdquant.train.quantized import QuantizedRateDistortion
 from rdquant.train.retrain import RetrainConfig, judge, retrain
+from rdquant.train.rounded import round_weights, rounded
 
 QUICK = {"steps": 4, "batch": 2, "crop": 64, "compile": False, "bf16": False}
 
@@ -142,6 +146,30 @@ def test_a_model_that_lies_about_its_gains(gains: object, model: Path, tmp_path:
     save_float(load_float(model), tmp_path / "m.safetensors", {"lambda": 0.05, "latent_gains": gains})
     with pytest.raises(BadModel, match="needs 6 latent gains"):
         open_coder(str(tmp_path / "m.safetensors"), "tcq8")
+
+
+def test_rounded_weights_are_what_is_trained_on(
+    model: Path, training_folder: Path, tmp_path: Path, photo: np.ndarray
+) -> None:
+    """They are what the guards judge, retraining lowers their J, and the stored weights are not rounded."""
+    options = {**QUICK, "steps": 60, "batch": 4, "lr": 2e-3}
+    config = RetrainConfig(quantizer="tcq8", phases=("decoder",), weight_bits=3, **options)  # type: ignore[arg-type]
+    rows = retrain(model, training_folder, tmp_path / "run", tmp_path / "o.safetensors", config)
+    plain = RetrainConfig(quantizer="tcq8", **QUICK)  # type: ignore[arg-type]
+    val = [read_image(path) for path in split_files(training_folder, "val")]
+    unrounded = judge(load_float(model), np.full(6, 40.0), plain, 0.05, val)
+    first = round_weights(load_float(model), 3)
+    pictures = [read_image(path) for path in split_files(training_folder, "train")[:GAIN_PICTURES]]
+    assert rows[0]["J"] == pytest.approx(
+        judge(first, latent_gains(first, pictures), plain, 0.05, val).J, rel=1e-5
+    )
+    assert abs(rows[0]["J"] / unrounded.J - 1) > 0.01
+    assert rows[1]["kept"] and rows[1]["J"] < rows[0]["J"]
+    kernel = load_float(tmp_path / "o.safetensors").g_s[0].weight.detach()
+    assert len(torch.unique(kernel[:, 0])) > 7
+    assert len(torch.unique((rounded(kernel, 3, 1) / kernel.abs().amax((0, 2, 3), keepdim=True))[:, 0])) <= 7
+    with pytest.raises(UsageError, match=r"weight_bits must be in 2..8, got 9"):
+        TrainConfig(weight_bits=9)
 
 
 def test_a_phase_that_does_harm_is_undone(model: Path, training_folder: Path, tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ class TrainConfig:
     """"stored": levels as the hyper-coder that the run started from would have chosen them."""
     scope: Literal["all", "hyper", "decoder"] = "all"
     """Which parameters move: everything; g_s and the hyper-coder (h_a, h_s, entropy model); or only g_s."""
+    weight_bits: int | None = None
+    """Round every convolution's weights on the way through (`rdquant.train.rounded`)."""
     bf16: bool = True
     compile: bool = True
     seed: int = 1
@@ -78,6 +80,8 @@ class TrainConfig:
             raise UsageError(
                 f"latent_mode switching needs a positive quantizer_step, got {self.quantizer_step}"
             )
+        if self.weight_bits is not None and not 2 <= self.weight_bits <= 8:
+            raise UsageError(f"weight_bits must be in 2..8, got {self.weight_bits}")
         for name in ("crop", "final_crop"):
             side = getattr(self, name)
             if side < 64 or side % 64:

@@ -31,6 +31,7 @@ from .config import TrainConfig
 from .data import CropSource
 from .muon import Muon
 from .quantized import QuantizedRateDistortion
+from .rounded import round_weights
 
 GAINS, GAIN_PICTURES = "latent_gains", 8
 
@@ -121,6 +122,8 @@ class Trainer:
                     f"which is {source.architecture} {source.widths()}"
                 )
             codec.load_state_dict(source.state_dict())
+        if config.weight_bits is not None:
+            round_weights(codec, config.weight_bits)
         self.codec = codec.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizers = make_optimizers(self.codec, config)
         self.ema = {n: p.detach().clone() for n, p in self.codec.named_parameters()}

@@ -36,6 +36,7 @@ from ..latents.gains import latent_gains
 from ..load import LATENTS
 from .config import TrainConfig, check_choices
 from .loop import GAIN_PICTURES, Trainer
+from .rounded import round_weights
 
 PHASES = ("decoder", "hyper", "all")
 #: coherence and step, by quantizer; chosen on the val split at lambda 0.0130
@@ -66,6 +67,8 @@ class RetrainConfig:
     """How often the phases are gone through."""
     lambda_: float | None = None
     """Of J; default: what the model was trained with."""
+    weight_bits: int | None = None
+    """Round all weights to so many bits on the way: one retraining repairs what both quantizations do."""
     batch: int = 4
     crop: int = 192
     lr: float = 3e-4
@@ -106,7 +109,7 @@ class RetrainConfig:
             latent_mode="mixed" if noisy else "quantized", quantizer=self.quantizer,  # type: ignore[arg-type]
             quantizer_step=self.latents.get("step"), coherence=self.latents.get("coherence"),
             levels=self.levels, scope=phase, seed=self.seed + index,  # type: ignore[arg-type]
-            bf16=self.bf16, compile=self.compile,
+            weight_bits=self.weight_bits, bf16=self.bf16, compile=self.compile,
         )  # fmt: skip
 
 
@@ -171,6 +174,8 @@ def retrain(
     calibration = [read_image(path) for path in split_files(data, "train")[:GAIN_PICTURES]]
 
     def measured(codec: FloatCodec) -> tuple[np.ndarray, Judged]:
+        if config.weight_bits is not None:
+            round_weights(codec, config.weight_bits)
         gains = latent_gains(codec, calibration)
         return gains, judge(codec, gains, config, lambda_, val)
 
