@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import time
 import warnings
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -23,12 +25,14 @@ from zoo import CALIBRATION_PICTURES, entry, integer_meta, write_index
 from rdquant import zoo
 from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.float_models import load_float
-from rdquant.files.images import list_images
+from rdquant.files.images import list_images, read_image
 from rdquant.files.integer_models import save_integer
 from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
+from rdquant.latents.refine import EFFORTS
 from rdquant.load import LATENTS, QuantizerMismatch, open_coder
-from rdquant.weights import QuantizeConfig, load_calibration
+from rdquant.train.retrain import judge_coder
+from rdquant.weights import QuantizeConfig, load_calibration, quantize
 from rdquant.weights.rdo import calibrate
 from rdquant.weights.rdo_config import RdoConfig
 
@@ -42,7 +46,18 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
     "uniform": ("uniform", "uniform"),
     "rdoq": ("rdoq", "rdoq"),
     "tcq8": ("tcq8", "tcq8"),
+    "uniform, trained with noise": ("uniform", "noise"),
+    "uniform, trained with noise, retrained": ("uniform", "uniform-of-noise"),
 }
+CLASSICAL = ("jpeg", "webp")
+#: by test, what else than the parents it is compared with
+AGAINST = {
+    "tcq8": "tcq8, not retrained",
+    "rdoq": "rdoq, not retrained",
+    "uniform, trained with noise, retrained": "uniform, trained with noise",
+}
+#: retrained on weights rounded to `ROUNDED` bits, and what that is compared with, at `ROUNDED_AT`
+ON_ROUNDED, ROUNDED, ROUNDED_AT = ("tcq8", "tcq8-on-w4"), 4, "0130"
 #: quantized to W8A8, for the zoo
 SHIPPED = "tcq8"
 SHIPPED_NAME = f"{PARENTS}-tcq8-w8a8"
@@ -50,7 +65,7 @@ IN_ZOO = f"{SHIPPED}, W8A8"
 #: what `--effort` is measured with, by data set: family, effort, and on every how many-th picture
 REFINED = {
     "kodak": [("rdoq", 1, 1), ("tcq8", 1, 1), (IN_ZOO, 1, 1), (IN_ZOO, 2, 4), (IN_ZOO, 3, 1)],
-    "tecnick": [(IN_ZOO, 1, 1), (IN_ZOO, 3, 4)],
+    "tecnick": [(IN_ZOO, 1, 1), (IN_ZOO, 3, 8)],
 }
 
 
@@ -149,6 +164,38 @@ def studies(runs: Path) -> dict[str, dict]:
     return {p.parent.name: json.loads(p.read_text()) for p in sorted(runs.glob("*/guards.json"))}
 
 
+def encode_seconds(files: list[Path]) -> dict[int, float]:
+    """Median seconds to encode a picture, by effort; integer model at the middle of the curve."""
+    pictures, found = [read_image(path) for path in files], {}
+    for effort in range(len(EFFORTS)):
+        coder, seconds = open_coder(model(Path(), IN_ZOO, "0130"), effort=effort), []
+        for rgb in [pictures[0], *pictures]:
+            start = time.perf_counter()
+            coder.encode(rgb)
+            seconds.append(time.perf_counter() - start)
+        found[effort] = round(median(seconds[1:]), 3)  # the first compiles
+    return found
+
+
+def on_rounded_weights(runs: Path, calib: Path) -> dict[str, dict]:
+    """J on the val split of integer models with few bits, by what they were retrained on."""
+    crops = load_calibration(split_files(calib, "train"), CALIBRATION_PICTURES, 256)
+    val = [read_image(path) for path in split_files(calib, "val")[:96]]
+    found = {}
+    for name in ON_ROUNDED:
+        source = Path(model(runs, name, ROUNDED_AT))
+        about, file = model_description(source), source.with_name(f"w{ROUNDED}.rdqm")
+        if not file.exists():
+            config = QuantizeConfig(weight_bits=ROUNDED)
+            kept = {k: about[k] for k in ("lambda", LATENTS)}
+            save_integer(quantize(load_float(source), crops, config, kept), file)
+        for kind, path in (("float", source), (f"W{ROUNDED}A8", file)):
+            judged = judge_coder(open_coder(str(path)), about["lambda"], val)
+            found[f"{name}, {kind}"] = {k: round(getattr(judged, k), 5) for k in ("J", "bpp", "psnr")}
+            print(name, kind, found[f"{name}, {kind}"], flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
@@ -159,6 +206,8 @@ def main() -> None:
     if args.studies:
         summary = json.loads((RESULTS / "retrain.json").read_text())
         summary["val"] = studies(args.runs)
+        if args.calib is not None:
+            summary["on_rounded_weights"] = on_rounded_weights(args.runs, args.calib)
         (RESULTS / "retrain.json").write_text(json.dumps(summary, indent=1) + "\n")
         return
     if args.calib is None or args.images is None:
@@ -180,13 +229,19 @@ def main() -> None:
             before = integers[dataset] if f == IN_ZOO else curves[f]
             found[f"{refined.name}, against {f}"] = compare(before, refined)
         if dataset == "kodak":
-            for f in ("tcq8", "rdoq"):
-                before = f"{f}, not retrained"
+            for f, before in AGAINST.items():
                 found[f"{f}, against {before}"] = compare(curves[before], curves[f])
             found["tcq8"]["db_above_rdoq"] = above(curves["rdoq"], curves["tcq8"])
             both = [f"{f}, effort 1" for f in ("rdoq", "tcq8")]
             rdoq, tcq = (measured(args.runs, f.split(",")[0], dataset, files, 1, True) for f in both)
             found[f"{both[1]}, against {both[0]}"] = compare(rdoq, tcq)
+        if dataset == "kodak":
+            refined = [measured(args.runs, IN_ZOO, dataset, files, effort, True) for effort in (1, 3)]
+            for test in (integers[dataset], *refined):
+                label = test.name if test in refined else IN_ZOO
+                for name in CLASSICAL:
+                    classical = Curve.load(RESULTS / f"{dataset}-{name}.json")
+                    found[f"{label}, against {name}"] = compare(classical, test)
         results[dataset] = found
         for name, r in found.items():
             print(f"{dataset} {name}: {r['percent']:+.2f} %", r.get("db_above_rdoq", ""), flush=True)
@@ -194,7 +249,8 @@ def main() -> None:
     summary = {
         "command": f"{COMMAND} {names}", "machine": machine(),
         "models": f"{PARENTS}, float", "anchor": "plain rounding, not retrained", "interpolation": "pchip",
-        "bd_rate_psnr": results, "val": studies(args.runs),
+        "bd_rate_psnr": results, "encode_seconds": encode_seconds(sets["kodak"][::6]),
+        "val": studies(args.runs), "on_rounded_weights": on_rounded_weights(args.runs, args.calib),
     }  # fmt: skip
     (RESULTS / "retrain.json").write_text(json.dumps(summary, indent=1) + "\n")
 

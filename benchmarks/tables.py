@@ -214,9 +214,17 @@ def searches() -> str:
         for name, s in r["searches"].items()
     ]  # fmt: skip
     m = r["machine"]
+    reached = [
+        f"To be as good as {other}, {name} took {s['reached'][other][0]} evaluations and "
+        f"{s['reached'][other][1]:.0f} seconds"
+        for name, s in r["searches"].items()
+        for other in ("predicted", "predicted-refined")
+        if other in s["reached"]
+    ]
     note = (
         f"`{r['command']}`: {r['judges']} pictures of 256x256 judge, {m['threads']} threads, {m['cpu']}, "
-        f"{m['date']}. Those with a table count its evaluations, most of them partial. (`searches.json`)"
+        f"{m['date']}. Those with a table count its evaluations, most of them partial; `predicted` counts "
+        f"one, and takes a forward and a backward pass. {'; '.join(reached)}. (`searches.json`)"
     )
     return "\n".join([*_table(("search", "bytes", "J", "model evaluations", "seconds"), rows), "", note])
 
@@ -250,18 +258,40 @@ def retrain() -> str:
     lead = {k: [d for d in f["db_above_rdoq"] if d is not None] for k, f in sets["kodak"].items()
             if "db_above_rdoq" in f}  # fmt: skip
     over = "; ".join(f"{k}: {min(v):+.2f} to {max(v):+.2f} dB" for k, v in lead.items() if v)
-    seconds = {
-        effort: median(p["encode_s"] for p in sets["kodak"][name]["points"])
-        for effort, name in ((0, "tcq8"), (3, "tcq8, effort 3"))
-    }
+    seconds = ", ".join(f"{s:.1f} s with effort {e}" for e, s in r["encode_seconds"].items())
     note = (
         f"BD-rate (PSNR) of whole files, mean curves, four points, PCHIP; anchor: {r['anchor']}, unless the "
         f"row names another. {r['models']}; W8A8 is quantized as the zoo is, the rest is float. At equal "
         f"rate above retrained RDOQ on Kodak, at the points within its rates: {over}. Encoding a picture of "
-        f"Kodak took {seconds[0]:.1f} s, with effort 3 {seconds[3]:.0f} s (medians, {r['machine']['cpu']}, "
-        f"{r['machine']['threads']} threads, {r['machine']['date']}). (`retrain.json`)"
+        f"Kodak took {seconds} (medians, W8A8, {r['machine']['cpu']}, {r['machine']['threads']} threads, "
+        f"{r['machine']['date']}). (`retrain.json`)"
     )
     return "\n".join([*_table(("retrained for", *sets, "pictures"), rows), "", note])
+
+
+def effort() -> str:
+    """The zoo's retrained integer models by effort."""
+    r = json.loads((RESULTS / "retrain.json").read_text())
+    sets, m = r["bd_rate_psnr"], r["machine"]
+    against = {"the float parents": "", "JPEG": ", against jpeg", "WebP": ", against webp"}
+    columns = [(d, f"{d}, against {a}", suffix) for d in sets for a, suffix in against.items()
+               if d == "kodak" or not suffix]  # fmt: skip
+
+    def cell(found: dict | None) -> str:
+        return f"{found['percent']:+.2f} % ({found['pictures']} pictures)" if found else "not measured"
+
+    rows = []
+    for level, seconds in r["encode_seconds"].items():
+        name = "tcq8, W8A8" if level == "0" else f"tcq8, W8A8, effort {level}"
+        cells = [cell(sets[d].get(name + suffix)) for d, _, suffix in columns]
+        rows.append([level, f"{seconds:.1f}", *cells])
+    note = (
+        "BD-rate (PSNR) of whole files, mean curves, four points, PCHIP: `mean-scale-s-*-tcq8-w8a8` (weights "
+        "8 bits per output channel, activations 8 bits static per channel; all networks and tables) against "
+        "the float parents with plain rounding, and classical codecs. Seconds to encode a picture of Kodak: "
+        f"medians, {m['cpu']}, {m['threads']} threads, {m['date']}. (`retrain.json`)"
+    )
+    return "\n".join([*_table(("effort", "encode s", *(head for _, head, _ in columns)), rows), "", note])
 
 
 #: runs of `benchmarks/retrain.py` that the studies compare: name, what it is
@@ -274,6 +304,8 @@ STUDIES = {
     "tcq8-all": "then the analysis too, 2000 steps at twice the rate",
     "rdoq": "RDOQ; decoder, hyper: 600 steps each",
     "uniform": "plain rounding; decoder, hyper: 600 steps each",
+    "tcq8-of-switching": "all networks with switched quantizers, 1500 steps; then TCQ8; decoder, hyper: 1000",
+    "tcq8-of-mixed": "all networks with plain rounding, 1500 steps; then TCQ8; decoder, hyper: 1000",
 }
 
 
@@ -288,7 +320,15 @@ def retrain_studies() -> str:
         last = [r for r in found if r["kept"]][-1]
         rows.append([text, ", ".join(phases), f"{last['zeros']:.3f}", f"{last['drift']:.4f}"])
     head = ("lambda 0.0130", "J against plain rounding, %: start and after each phase", "zeros", "drift")
-    note = "Val split, 96 pictures, estimated rates. Single runs. (`retrain.json`)"
+    weights = "; ".join(
+        f"{name} {100 * (found['J'] / plain - 1):+.2f} %"
+        for name, found in json.loads((RESULTS / "retrain.json").read_text())["on_rounded_weights"].items()
+    )
+    note = (
+        "Val split, 96 pictures, estimated rates. Single runs. Quantized with 4 bits a weight without "
+        f"gradients, after retraining on float weights and (on-w4) on rounded ones, J: {weights}. "
+        "(`retrain.json`)"
+    )
     return "\n".join([*_table(head, rows), "", note])
 
 
@@ -298,7 +338,7 @@ def updated(text: str) -> str:
         "zoo": zoo, "bdrate": bdrate, "rans": rans, "widths": widths, "growth": growth,
         "determinism": determinism, "damage": damage, "decode": decode, "allocate": allocate,
         "searches": searches, "latents": latents, "retrain": retrain,
-        "retrain_studies": retrain_studies,
+        "retrain_studies": retrain_studies, "effort": effort,
     }  # fmt: skip
     for table in (
         "strategy",

@@ -323,6 +323,11 @@ def test_allocate_and_quantize_to_a_size(
     invoke("allocate", model, "--calib", calib, "--target-size", "4bits", "--target-size", "6bits",
            "-o", tmp_path / "plans", *table)  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "plans").iterdir()) == ["4bits.json", "6bits.json"]
+    invoke("allocate", model, "--calib", calib, "--target-size", "4bits", "-o", plan,
+           "--sensitivity", "predicted", "--rounds", 0)  # fmt: skip
+    assert set(json.loads(plan.read_text())["bits"]) == set(
+        json.loads((tmp_path / "plans" / "4bits.json").read_text())["bits"]
+    )
     with pytest.raises(RdquantError, match="impossible"):
         invoke("allocate", model, "--calib", calib, "--target-size", "100B", "-o", plan, *table)
 

@@ -32,6 +32,14 @@ COLUMNS = (
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
 CALIBRATION = ("rocket", "motorcycle_left", "hubble_deep_field", "ihc")
 CROP = 256
+#: suffix of models retrained for trellis-coded latents
+TRELLIS = "-tcq8"
+#: label, suffix of the zoo's models, effort
+CURVES = (
+    ("float parents", "", 0),
+    ("W8A8, integers only", "-w8a8", 0),
+    ("W8A8, retrained for TCQ, effort 1", f"{TRELLIS}-w8a8", 1),
+)
 
 
 def photographs(names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -66,8 +74,9 @@ def calibration_crops() -> list[np.ndarray]:
 def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list[list[Any]], Path]:
     """Everything; returns the table's rows and the report's path. Files go to ``out``."""
     out.mkdir(parents=True, exist_ok=True)
-    points = [n for n in zoo.index() if zoo.index()[n]["kind"] == "float"]
-    steps, done = 3 + 2 * len(points), 0
+    floats = [n for n, about in zoo.index().items() if about["kind"] == "float"]
+    points = [n for n in floats if f"{n}{TRELLIS}" in floats]  # those that others were retrained from
+    steps, done = 3 + len(CURVES) * len(points), 0
 
     def step(note: str) -> None:
         nonlocal done
@@ -100,11 +109,11 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
         shown.append((name, rgb, decoded, r.bytes, r.psnr, *_jpeg_of_size(rgb, len(data))))
 
     curves = []
-    for curve, suffix in (("float parents", ""), ("W8A8, integers only", "-w8a8")):
+    for curve, suffix, effort in CURVES:
         measured = []
         for name in points:
             step(f"measure {name}{suffix}")
-            c = open_coder(name + suffix)
+            c = open_coder(name + suffix, effort=effort)
             measured.append(Point(name, {}, [evaluate_image(c, k, v) for k, v in pictures.items()]))
         curves.append(Curve(curve, "demo", measured, {}))
     step("JPEG and WebP")

@@ -21,7 +21,10 @@ from ..allocate.predict import predict_table
 from ..allocate.search import uniform
 from ..allocate.table import WidthTwins, measure_table
 
-METHODS = ("uniform", "hessian", "predicted", "fmpq", "knapsack", "refined", "greedy", "evolutionary")
+METHODS = (
+    "uniform", "hessian", "predicted", "predicted-refined", "fmpq", "knapsack", "refined", "greedy",
+    "evolutionary",
+)  # fmt: skip
 
 Progress = Callable[[int, int, str], None]
 
@@ -70,14 +73,15 @@ def compare(
         if with_table:
             asked, seconds = asked + table_cost[0], seconds + table_cost[1]
         logs[name] = judge.log[:]
-        found[name] = Outcome(plan, judge(plan.bits), asked + (name == "predicted"), seconds)
+        found[name] = Outcome(plan, judge(plan.bits), asked + name.startswith("predicted"), seconds)
 
     def widest(judge: Judge) -> Plan:
         fitting = [p for p in (uniform(table, b) for b in table.bits) if p.size <= size]
         return fitting[-1] if fitting else uniform(table, min(table.bits))
 
-    def predicted(judge: Judge) -> Plan:
-        return knapsack(predict_table(twins, x, lambda_, table.sizes), size)
+    def predicted(judge: Judge, rounds: int = 0) -> Plan:
+        guess = predict_table(twins, x, lambda_, table.sizes)
+        return refine(Neighbourhood(judge, guess), size, rounds) if rounds else knapsack(guess, size)
 
     def by_hessian(judge: Judge) -> Plan:
         return knapsack(hessian_table(table, twins, x, lambda_), size)
@@ -86,6 +90,7 @@ def compare(
         "uniform": (widest, False),
         "hessian": (by_hessian, False),
         "predicted": (predicted, False),
+        "predicted-refined": (lambda judge: predicted(judge, rounds), False),
         "fmpq": (lambda judge: fmpq(table, size), True),
         "knapsack": (lambda judge: knapsack(table, size), True),
         "refined": (lambda judge: refine(Neighbourhood(judge, table), size, rounds), True),

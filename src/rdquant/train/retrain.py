@@ -136,6 +136,11 @@ def judge(
     settings = config.latents
     coding = encoder_coding(config.quantizer, gains, lambda_, settings.get("step"), settings.get("coherence"))
     coder = ImageCoder(CodingFloatCodec(codec), float_fingerprint(codec), Profile.FLOAT, coding)
+    return judge_coder(coder, lambda_, pictures)
+
+
+def judge_coder(coder: ImageCoder, lambda_: float, pictures: list[np.ndarray]) -> Judged:
+    """Measure what ``coder`` makes of ``pictures: (H, W, 3)`` uint8."""
     counts = np.zeros(2 * _REACH + 1)
     bpps, errors, psnrs = [], [], []
     for rgb in pictures:
