@@ -50,6 +50,8 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
     "uniform, trained with noise, retrained": ("uniform", "uniform-of-noise"),
 }
 CLASSICAL = ("jpeg", "webp")
+#: trained at these lambdas only
+POINTS = dict.fromkeys([f for f in FAMILIES if "noise" in f], ("0035", "0130", "0250"))
 #: by test, what else than the parents it is compared with
 AGAINST = {
     "tcq8": "tcq8, not retrained",
@@ -57,7 +59,7 @@ AGAINST = {
     "uniform, trained with noise, retrained": "uniform, trained with noise",
 }
 #: retrained on weights rounded to `ROUNDED` bits, and what that is compared with, at `ROUNDED_AT`
-ON_ROUNDED, ROUNDED, ROUNDED_AT = ("tcq8", "tcq8-on-w4"), 4, "0130"
+ON_ROUNDED, ROUNDED, ROUNDED_AT = ("tcq8", "tcq8-on-w6"), 6, "0130"
 #: quantized to W8A8, for the zoo
 SHIPPED = "tcq8"
 SHIPPED_NAME = f"{PARENTS}-tcq8-w8a8"
@@ -83,7 +85,7 @@ def measured(runs: Path, family: str, dataset: str, files: list[Path], effort: i
     if stored.exists():
         return Curve.load(stored)
     points = []
-    for lam in LAMBDAS:
+    for lam in POINTS.get(family, LAMBDAS):
         coder = open_coder(model(runs, name, lam), quantizer, effort=effort)
         points.append(Point(f"{lam}-{label}", coder.describe(), evaluate(coder, files, check)))
         print(f"{dataset} {label} {lam}: {points[-1].bpp:.4f} bpp {points[-1].psnr:.3f} dB", flush=True)
@@ -117,7 +119,7 @@ def shipped(runs: Path, calib: Path, sets: dict[str, list[Path]]) -> dict[str, C
         integer, _ = calibrate(codec, crops, config, RdoConfig(lambda_=about["lambda"]), about)
         file = folder / f"{PARENTS}-{lam}-tcq8-w8a8.rdqm"
         save_integer(integer, file)
-        coder = open_coder(str(file))
+        coder = open_coder(str(file), effort=0)
         for dataset, files in sets.items():
             point = Point(file.stem, coder.describe(), evaluate(coder, files, dataset == "kodak"))
             points[dataset].append(point)
@@ -190,7 +192,7 @@ def on_rounded_weights(runs: Path, calib: Path) -> dict[str, dict]:
             kept = {k: about[k] for k in ("lambda", LATENTS)}
             save_integer(quantize(load_float(source), crops, config, kept), file)
         for kind, path in (("float", source), (f"W{ROUNDED}A8", file)):
-            judged = judge_coder(open_coder(str(path)), about["lambda"], val)
+            judged = judge_coder(open_coder(str(path), effort=0), about["lambda"], val)
             found[f"{name}, {kind}"] = {k: round(getattr(judged, k), 5) for k in ("J", "bpp", "psnr")}
             print(name, kind, found[f"{name}, {kind}"], flush=True)
     return found

@@ -215,7 +215,7 @@ def searches() -> str:
     ]  # fmt: skip
     m = r["machine"]
     reached = [
-        f"To be as good as {other}, {name} took {s['reached'][other][0]} evaluations and "
+        f"{name} was as good as {other} after {s['reached'][other][0]} evaluations and "
         f"{s['reached'][other][1]:.0f} seconds"
         for name, s in r["searches"].items()
         for other in ("predicted", "predicted-refined")
@@ -224,7 +224,7 @@ def searches() -> str:
     note = (
         f"`{r['command']}`: {r['judges']} pictures of 256x256 judge, {m['threads']} threads, {m['cpu']}, "
         f"{m['date']}. Those with a table count its evaluations, most of them partial; `predicted` counts "
-        f"one, and takes a forward and a backward pass. {'; '.join(reached)}. (`searches.json`)"
+        f"one, and takes a forward and a backward pass. Measured: {'; '.join(reached)}. (`searches.json`)"
     )
     return "\n".join([*_table(("search", "bytes", "J", "model evaluations", "seconds"), rows), "", note])
 
@@ -245,14 +245,23 @@ def latents() -> str:
     return "\n".join([*_table(("quantizer", *sets), rows), "", note])
 
 
+def _percent(found: dict | None) -> str:
+    """A BD-rate; with its points, if they are not four."""
+    if found is None:
+        return "not measured"
+    points = min(found["anchor_points"], found["test_points"])
+    return f"{found['percent']:+.2f} %" + ("" if points == 4 else f" ({points} points)")
+
+
 def retrain() -> str:
     """Retrained codecs against their parents."""
     r = json.loads((RESULTS / "retrain.json").read_text())
     sets = r["bd_rate_psnr"]
     names = list(dict.fromkeys(name for found in sets.values() for name in found))
+    names = [name for name in names if not name.endswith(("jpeg", "webp"))]  # in `effort`
     rows = []
     for name in names:
-        cells = [f"{f[name]['percent']:+.2f} %" if name in f else "not measured" for f in sets.values()]
+        cells = [_percent(f.get(name)) for f in sets.values()]
         pictures = ", ".join(str(f[name]["pictures"]) for f in sets.values() if name in f)
         rows.append([name, *cells, pictures])
     lead = {k: [d for d in f["db_above_rdoq"] if d is not None] for k, f in sets["kodak"].items()
@@ -325,8 +334,8 @@ def retrain_studies() -> str:
         for name, found in json.loads((RESULTS / "retrain.json").read_text())["on_rounded_weights"].items()
     )
     note = (
-        "Val split, 96 pictures, estimated rates. Single runs. Quantized with 4 bits a weight without "
-        f"gradients, after retraining on float weights and (on-w4) on rounded ones, J: {weights}. "
+        "Val split, 96 pictures, estimated rates. Single runs. Quantized with 6 bits a weight without "
+        f"gradients, after retraining on float weights and (on-w6) on rounded ones, J: {weights}. "
         "(`retrain.json`)"
     )
     return "\n".join([*_table(head, rows), "", note])

@@ -35,9 +35,10 @@ Quantizer = Annotated[
 ]
 Step = Annotated[float | None, typer.Option(help="Of TCQ, in steps of plain rounding.")]
 Effort = Annotated[
-    int,
+    int | None,
     typer.Option(
-        help="0 to 3: rounds of refining levels for this picture (0, 4, 12, 32); the decoder is as fast."
+        help="0 to 3: rounds of refining levels for this picture (0, 4, 12, 32); the decoder is as fast. "
+        "Default: 1 for models retrained for rdoq or tcq, else 0."
     ),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model file or a zoo name (`rdquant zoo`).")]
@@ -68,7 +69,7 @@ def zoo_command(as_json: Json = False) -> None:
         (name, e["kind"], e["lambda"], *map(e["kodak"].get, MEASURED), e["bytes"], e["fingerprint"])
         for name, e in index.items()
     ]
-    console.show_table("zoo (Kodak means, real files)", columns, rows)
+    console.show_table("zoo (Kodak means, real files, effort 0)", columns, rows)
 
 
 @app.command("import")
@@ -399,7 +400,7 @@ def encode(
     ] = None,
     quantizer: Quantizer = None,
     step: Step = None,
-    effort: Effort = 0,
+    effort: Effort = None,
     pixel_checksum: Annotated[
         bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
     ] = False,
@@ -540,7 +541,7 @@ def evaluate(
     check: Annotated[bool, typer.Option(help="Compare each decoded file with the forward pass.")] = True,
     quantizer: Quantizer = None,
     step: Step = None,
-    effort: Effort = 0,
+    effort: Effort = None,
 ) -> None:
     """Code a folder of pictures to real files, decode them, and measure rate, quality and time."""
     from .evaluate import Curve, Point, machine
@@ -560,7 +561,7 @@ def evaluate(
         [
             *parts,
             *([f"--quantizer {quantizer}"] if quantizer else []),
-            *([f"--effort {effort}"] if effort else []),
+            *([] if effort is None else [f"--effort {effort}"]),
             *([] if step is None else [f"--step {step}"]),
         ]
     )

@@ -107,6 +107,7 @@ class ImageCoder:
         return {
             "fingerprint": self.fingerprint.hex(),
             "profile": self.profile.name.lower(),
+            **({"refinement_rounds": self.refinement.rounds} if self.refinement else {}),
             **getattr(self.codec, "description", {}),
         }
 

@@ -18,7 +18,7 @@ from .files.model_file import model_description, model_kind
 from .floatcodec import CodingFloatCodec
 from .integer import IntegerCodec
 from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
-from .latents.refine import COHERENCE, Refinement, rounds_of
+from .latents.refine import COHERENCE, DEFAULT_EFFORT, Refinement, rounds_of
 
 #: in a model's description: the quantizer that it was retrained for, with its "step" and "coherence"
 LATENTS = "latents"
@@ -38,11 +38,12 @@ def model_path(name: str) -> Path:
 
 
 def open_coder(
-    name: str, quantizer: str | None = None, step: float | None = None, effort: int = 0
+    name: str, quantizer: str | None = None, step: float | None = None, effort: int | None = None
 ) -> ImageCoder:
     """A coder for a float or integer model. ``quantizer``: how it quantizes latents when encoding, by
     default as it was retrained for, else plainly; ``step``: of TCQ, in steps of plain rounding; ``effort``:
-    0..3, how long the encoder refines levels (`rdquant.latents.refine`).
+    0..3, how long the encoder refines levels (`rdquant.latents.refine`); by default 1 with the search that a
+    model was retrained for, else 0.
 
     Raises `UnknownModel`, `BadModel`, and `UsageError` for a quantizer that the model cannot have.
     """
@@ -56,6 +57,9 @@ def open_coder(
         codec, profile = CodingFloatCodec(parent), Profile.FLOAT
         fingerprint, description = float_fingerprint(parent), model_description(path)
     coding = latent_coding(quantizer, codec, description, name, step)
+    if effort is None:
+        own = description.get(LATENTS, {}).get("quantizer", "uniform")
+        effort = DEFAULT_EFFORT if own != "uniform" and quantizer in (None, own) else 0
     rounds = rounds_of(effort)
     refinement = _refinement(rounds, coding, codec, description, name) if rounds else None
     return ImageCoder(codec, fingerprint, profile, coding, refinement)

@@ -15,6 +15,7 @@ from rdquant.files.images import read_image, write_image
 from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.latents.gains import latent_gains
+from rdquant.latents.refine import DEFAULT_EFFORT, EFFORTS
 from rdquant.load import QuantizerMismatch, open_coder
 from rdquant.train import TrainConfig, Trainer
 from rdquant.train.loop import GAIN_PICTURES
@@ -127,8 +128,11 @@ def test_retraining_lowers_j_and_says_what_for(model: Path, training_folder: Pat
     )
     coder = open_coder(str(out))
     assert coder.coding.quantizer.name == "TCQ8" and coder.coding.coherence == 2.0  # type: ignore[attr-defined]
+    assert coder.refinement is not None and coder.refinement.rounds == EFFORTS[DEFAULT_EFFORT]
+    assert coder.describe()["refinement_rounds"] == EFFORTS[DEFAULT_EFFORT]
+    assert open_coder(str(out), effort=0).refinement is None
     with pytest.warns(QuantizerMismatch, match="retrained for tcq8, and encodes with uniform"):
-        open_coder(str(out), "uniform")
+        assert open_coder(str(out), "uniform").refinement is None
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from .coding import LatentCoding, coded_with
 
 #: rounds by `--effort`
 EFFORTS = (0, 4, 12, 32)
+#: of models that were retrained for an encoder's search; the others have none by default
+DEFAULT_EFFORT = 1
 #: how far errors count more than the synthesis gain says; the share of its way to the target that the aim
 #: goes in a round; and how far the target lies beyond the least error, in the first round and in the last,
 #: falling geometrically. Chosen on the val split, by J at lambda 0.0130
