@@ -3,9 +3,9 @@
     python benchmarks/retrain.py --runs runs/retrain --calib TRAIN --images kodak=KODAK tecnick=TECNICK
 
 ``--runs`` holds a folder NAME-LAMBDA for each call of `rdquant retrain` (its ``--run``), with the model
-NAME-LAMBDA.safetensors; curves are kept there, so that the command resumes. The family SHIPPED joins the zoo,
-in float and quantized on the val split. Test sets are only measured on: steps, coherences, lengths and rates
-were chosen on the training folder's val split.
+NAME-LAMBDA.safetensors: `benchmarks/retrain_runs.sh` makes them. Curves are kept there, so that the command
+resumes. The family SHIPPED joins the zoo, in float and quantized on the val split. Test sets are only
+measured on: steps, coherences, lengths and rates were chosen on the training folder's val split.
 """
 
 from __future__ import annotations

@@ -174,6 +174,8 @@ def test_rounded_weights_are_what_is_trained_on(
     assert len(torch.unique((rounded(kernel, 3, 1) / kernel.abs().amax((0, 2, 3), keepdim=True))[:, 0])) <= 7
     with pytest.raises(UsageError, match=r"weight_bits must be in 2..8, got 9"):
         TrainConfig(weight_bits=9)
+    with pytest.raises(UsageError, match=r"weight_bits must be in 2..8, got 1"):
+        RetrainConfig(weight_bits=1)
 
 
 def test_a_phase_that_does_harm_is_undone(model: Path, training_folder: Path, tmp_path: Path) -> None:

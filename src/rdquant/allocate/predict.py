@@ -13,7 +13,6 @@ second order. Left out: errors that meet in later layers, and the curvature of J
 
 from __future__ import annotations
 
-import math
 import time
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..errors import CalibrationError
 from ..integer import Z_FRACTION_BITS
 from ..weights.config import is_mixing
+from ..weights.mixing import output_costs
 from ..weights.twin import Twin
 from .sizes import LayerSizes
 from .table import NOISE, SensitivityTable, WidthTwins
@@ -70,7 +70,9 @@ def predict_table(
     latents = torch.cat(flow.latents)
     for name in (n for n in names if n.startswith("h_")):
         for b in widths:
-            more = (_rate_with(base, name, twins.twins[b], latents) - flow.bits) / total
+            with twins.swapped(base, name, b), torch.no_grad():
+                _, bits_y, bits_z = base.latents(latents)
+            more = (float(bits_y + bits_z) - flow.bits) / total
             zeta[name][b] = max(zeta[name][b], more)
             if more < NOISE:  # and so will the wider ones be
                 break
@@ -94,24 +96,11 @@ def _tiles(x: Tensor) -> list[Tensor]:
     return [tile for rows in x.split(side, 2) for cut in rows.split(side, 3) for tile in cut.split(1)]
 
 
-@torch.no_grad()
-def _rate_with(base: Twin, name: str, twin: Twin, y: Tensor) -> float:
-    """Bits of latents with a stage of the hyper-coder quantized as it is in ``twin``."""
-    key = name.replace(".", "_")
-    own, base.stages[key] = base.stages[key], twin.stages[key]
-    base.set_rounding([name], True, False)
-    _, bits_y, bits_z = base.latents(y)
-    base.set_rounding([name], False, False)
-    base.stages[key] = own
-    return float(bits_y + bits_z)
-
-
 class _Flow:
     """A tile on its way through the float twin, and what errors of each network's output cost."""
 
     def __init__(self, base: Twin, gains: Tensor, lambda_: float) -> None:
-        self.base, self.lambda_ = base, lambda_
-        self.gains = gains.float().reshape(1, -1, 1, 1)
+        self.base, self.gains, self.lambda_ = base, gains, lambda_
         self.bits = self.squares = 0.0
         self.latents: list[Tensor] = []
         self._z_hat = self._y_hat = torch.empty(0)
@@ -125,17 +114,20 @@ class _Flow:
             with torch.no_grad():
                 self._y_hat, bits_y, bits_z = base.latents(out)
             self.bits += float(bits_y + bits_z)
-            return out, (self.lambda_ / 3 * self.gains).sqrt() / base.unit
+            return out, self._root(part, base.unit, self.lambda_ / 3)
         if part == "h_a":
             out = base.run(part, base.hyper_input(self.latents[-1]))
             self._z_hat = base.hyper_symbols(out.detach())[1]
-            return out, torch.tensor(math.sqrt(0.5) * 2.0**-Z_FRACTION_BITS)
+            return out, self._root(part, 2.0**Z_FRACTION_BITS)
         if part == "h_s":
             out = base.run(part, self._z_hat)
-            has_means = base.integer.has_means
-            scales = (out.chunk(2, 1)[0] if has_means else out).detach() / base.unit
-            cost = 1 / (math.log(2) * (scales.clamp(min=0.11) ** 2 + 1 / 12))
-            return out, (torch.cat([cost, cost / 2], 1) if has_means else cost).sqrt() / base.unit
+            scales = (out.chunk(2, 1)[0] if base.integer.has_means else out).detach() / base.unit
+            return out, self._root(part, base.unit, scales=scales)
         out = base.run(part, self._y_hat)
         self.squares += float((out.detach() - tile).square().sum())
-        return out, torch.tensor(math.sqrt(self.lambda_ / 3))
+        return out, self._root(part, 1.0, self.lambda_ / 3)
+
+    def _root(self, part: str, unit: float, price: float = 1.0, scales: Tensor | None = None) -> Tensor:
+        """``unit``: integers of the output that one is; ``price``: in bits, of the network's own unit."""
+        has_means = self.base.integer.has_means
+        return (price * output_costs(part, self.gains, scales, has_means)).sqrt() / unit

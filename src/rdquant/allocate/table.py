@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,19 @@ class WidthTwins:
         twin.set_rounding(twin.names(), True, outputs)
         return twin
 
+    @contextmanager
+    def swapped(self, base: Twin, name: str, bits: int) -> Iterator[None]:
+        """``base``, which `mixed` made, with one layer's weights rounded at ``bits``; then as it was."""
+        key, was = name.replace(".", "_"), bool(base.stage(name).weights_rounded)
+        own, base.stages[key] = base.stages[key], self.twins[bits].stages[key]
+        base.set_rounding([name], True, False)
+        try:
+            yield
+        finally:
+            base.set_rounding([name], False, False)
+            base.stages[key] = own
+            base.set_rounding([name], was, False)
+
     @torch.no_grad()
     def cost(self, plan: Mapping[str, int], x: Tensor, lambda_: float, outputs: bool = True) -> float:
         """J of ``x: (B, 3, H, W)``, 0..255, under a whole plan: one model evaluation."""
@@ -140,14 +154,10 @@ def width_costs(
     ``suffix``: of ``base``; advanced to the layer, which is left as it was.
     """
     suffix.advance(name)
-    key, was = name.replace(".", "_"), bool(base.stage(name).weights_rounded)
-    own, costs = base.stages[key], {}
+    costs = {}
     for b in widths:
-        base.stages[key] = twins.twins[b].stages[key]
-        base.set_rounding([name], True, False)
-        costs[b] = suffix.cost()
-    base.stages[key] = own
-    base.set_rounding([name], was, False)
+        with twins.swapped(base, name, b):
+            costs[b] = suffix.cost()
     return costs
 
 

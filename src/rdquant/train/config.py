@@ -21,6 +21,12 @@ def check_choices(config: Any) -> None:
             raise UsageError(f"{name} must be one of {choices}, got {getattr(config, name)!r}")
 
 
+def check_weight_bits(bits: int | None) -> None:
+    """Raise `UsageError` for a width that weights cannot be rounded to in training."""
+    if bits is not None and not 2 <= bits <= 8:
+        raise UsageError(f"weight_bits must be in 2..8, got {bits}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One end-to-end training run. Round-trips through JSON; every field is a `rdquant train` option."""
@@ -80,8 +86,7 @@ class TrainConfig:
             raise UsageError(
                 f"latent_mode switching needs a positive quantizer_step, got {self.quantizer_step}"
             )
-        if self.weight_bits is not None and not 2 <= self.weight_bits <= 8:
-            raise UsageError(f"weight_bits must be in 2..8, got {self.weight_bits}")
+        check_weight_bits(self.weight_bits)
         for name in ("crop", "final_crop"):
             side = getattr(self, name)
             if side < 64 or side % 64:

@@ -34,7 +34,7 @@ from ..floatcodec import CodingFloatCodec
 from ..latents.coding import encoder_coding
 from ..latents.gains import latent_gains
 from ..load import LATENTS
-from .config import TrainConfig, check_choices
+from .config import TrainConfig, check_choices, check_weight_bits
 from .loop import GAIN_PICTURES, Trainer
 from .rounded import round_weights
 
@@ -81,6 +81,7 @@ class RetrainConfig:
         if not self.phases or set(self.phases) - set(PHASES):
             raise UsageError(f"phases must be of {', '.join(PHASES)}, got {', '.join(self.phases) or 'none'}")
         check_choices(self)
+        check_weight_bits(self.weight_bits)
         for name in ("rounds", "steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")

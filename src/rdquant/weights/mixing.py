@@ -174,7 +174,7 @@ def _collect(
                     outputs[f"{part}.{name}"] = h
             source = hyper_generator if part.startswith("h") else generator
             signs = torch.randint(0, 2, h.shape, generator=source) * 2.0 - 1
-            amplitudes = _amplitudes(codec, part, passed, gains)
+            amplitudes = output_costs(part, gains, passed.scales, codec.has_means).sqrt()
             gradients = torch.autograd.grad(h, list(outputs.values()), signs * amplitudes)
             counts = weight if part in ("g_a", "g_s") else 1.0
             for (name, out), gradient in zip(outputs.items(), gradients, strict=True):
@@ -201,21 +201,21 @@ def _input(codec: FloatCodec, part: str, x: Tensor, passed: Rounded) -> Tensor:
     return found
 
 
-def _amplitudes(codec: FloatCodec, part: str, passed: Rounded, gains: Tensor) -> Tensor:
-    """Square roots of what a squared error of each output of a network costs, in a unit of the network's.
+def output_costs(part: str, gains: Tensor, scales: Tensor | None, has_means: bool) -> Tensor:
+    """What a squared error of each output of a network costs, in a unit of the network's.
 
     To second order, as in `rdquant.weights.judges.Mismatch`: the picture's squared error for g_s, that of the
-    latent times its synthesis gain for g_a, bits for h_a and h_s.
+    latent times its synthesis gain for g_a, bits for h_a and h_s. ``scales``: what h_s gives; h_s only.
     """
     if part == "g_s":
         return torch.ones(())
     if part == "g_a":
-        return gains.float().sqrt().reshape(1, -1, 1, 1)
+        return gains.float().reshape(1, -1, 1, 1)
     if part == "h_a":
-        return torch.tensor(0.5).sqrt()
-    assert passed.scales is not None
-    per_scale = 1 / (math.log(2) * (passed.scales.clamp(min=0.11) ** 2 + 1 / 12))
-    return torch.cat([per_scale, per_scale / 2], 1).sqrt() if codec.has_means else per_scale.sqrt()
+        return torch.tensor(0.5)
+    assert scales is not None
+    per_scale = 1 / (math.log(2) * (scales.clamp(min=0.11) ** 2 + 1 / 12))
+    return torch.cat([per_scale, per_scale / 2], 1) if has_means else per_scale
 
 
 def rounding_cost(matrix: Tensor, samples: Tensor, sensitivity: Tensor, share: float | None) -> Tensor:
