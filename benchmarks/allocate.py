@@ -35,8 +35,9 @@ from rdquant.files.images import list_images
 from rdquant.files.integer_models import file_bytes, integer_fingerprint
 from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
+from rdquant.graph.capture import capture
+from rdquant.passes import QuantizeConfig, load_calibration, prepare, to_integer
 from rdquant.study.plots import bits_figure, pareto_figure, to_png
-from rdquant.weights import QuantizeConfig, load_calibration, prepare, to_integer
 
 FAMILY, LAMBDAS = "mean-scale-s", ("0035", "0067", "0130", "0250")
 RESULTS = Path(__file__).parent / "results"
@@ -119,8 +120,8 @@ def main() -> None:
             digest = hashlib.sha256(json.dumps(dict(plan.bits), sort_keys=True).encode()).hexdigest()[:8]
             store = args.run / f"{lam}-{digest}.json"
             if not store.exists():
-                if seen is None:
-                    mixed, seen = prepare(codec, crops, CONFIG)
+                if mixed is None or seen is None:
+                    mixed, seen = prepare(capture(codec), crops, CONFIG)
                 config = dataclasses.replace(CONFIG, layer_bits=plan.bits)
                 integer, _ = to_integer(mixed, seen, config)
                 coder = ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER)

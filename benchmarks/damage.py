@@ -29,7 +29,7 @@ from rdquant.errors import DecodeError  # noqa: E402
 from rdquant.evaluate import machine  # noqa: E402
 from rdquant.files.container import Profile  # noqa: E402
 from rdquant.files.float_models import float_fingerprint  # noqa: E402
-from rdquant.floatcodec import CodingFloatCodec  # noqa: E402
+from rdquant.graph.capture import capture  # noqa: E402
 from rdquant.load import open_coder  # noqa: E402
 
 
@@ -42,7 +42,7 @@ def subjects() -> dict[str, tuple[ImageCoder, bytes]]:
             found[f"integer {name} {size}"] = coder, (HERE / f"{name}-{size}.rdq").read_bytes()
     for architecture in ARCHITECTURES:
         codec = small_codec(architecture)
-        coder = ImageCoder(CodingFloatCodec(codec), float_fingerprint(codec), Profile.FLOAT)
+        coder = ImageCoder(capture(codec), float_fingerprint(codec), Profile.FLOAT)
         found[f"float {architecture} 70x45"] = coder, coder.encode(picture("70x45"), pixel_checksum=True)
     for quantizer in ("uniform", "rdoq", "tcq4", "tcq8"):
         coder = open_coder("mean-scale-s-0035-w8a8", quantizer)

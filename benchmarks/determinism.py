@@ -38,17 +38,14 @@ def child(pictures: list[str], model: str, parent: str, out: Path) -> None:
     """Everything of every picture, as one file of arrays per batch."""
     import torch
 
-    from rdquant.entropy import scale_boundaries, scale_table
-    from rdquant.files.float_models import load_float
     from rdquant.files.images import read_image
-    from rdquant.load import model_path, open_coder
+    from rdquant.latents.parts import quantized
+    from rdquant.load import open_coder
     from rdquant.pixels import pad_to, to_tensor
 
     batch = int(os.environ.get("BATCH", "1"))
-    codec, floats = open_coder(model).codec, load_float(model_path(parent))
+    codec, floats = open_coder(model).codec, open_coder(parent).codec
     dtype = torch.float64 if os.environ.get("RDQUANT_ENGINE") == "reference" else torch.float32
-    floats.to(dtype)
-    boundaries = torch.from_numpy(scale_boundaries(scale_table()))
     shapes: dict[tuple, list[str]] = {}
     for path in pictures:
         shapes.setdefault(read_image(Path(path)).shape, []).append(path)
@@ -59,22 +56,12 @@ def child(pictures: list[str], model: str, parent: str, out: Path) -> None:
             if all(t.exists() for t in targets):
                 continue
             x = torch.cat([to_tensor(pad_to(read_image(Path(p)), 64)) for p in group])
-            found = {}
-            y = codec.analysis(x)
-            z = codec.hyper_analysis(y)
-            indexes, means = codec.entropy_parameters(z)
-            symbols = codec.quantizer.quantize(y, means)
-            y_hat = codec.quantizer.dequantize(symbols, means)
-            found |= {"y symbols": symbols.short(), "z symbols": z.short(), "indexes": indexes.byte()}
-            found |= {"means": means.short(), "exact pixels": codec.synthesis(y_hat)}
-            found["approximate pixels"] = codec.synthesis(y_hat, exact=False)
-            with torch.no_grad():
-                y = floats.g_a(x.to(dtype) / 255)
-                medians = floats.entropy_bottleneck.medians()
-                z = torch.round(floats.h_a(floats.hyper_input(y)) - medians)
-                scales, means = floats.gaussian_parameters(z + medians)
-            found["float indexes"] = torch.searchsorted(boundaries, scales.double().contiguous()).byte()
-            found["float symbols"] = torch.round(y - means).short()
+            c, f = quantized(codec, x), quantized(floats, x.to(dtype) / 255)
+            found = {"y symbols": c.levels.short(), "z symbols": c.z_symbols.short()}
+            found |= {"indexes": c.indexes.byte(), "means": c.means.short()}
+            found["exact pixels"] = codec.synthesis(c.y_hat)
+            found["approximate pixels"] = codec.synthesis(c.y_hat, exact=False)
+            found |= {"float indexes": f.indexes.byte(), "float symbols": f.levels.short()}
             for j, target in enumerate(targets):
                 np.savez(out / "part.tmp.npz", **{k: v[j].numpy() for k, v in found.items()})
                 (out / "part.tmp.npz").replace(target)

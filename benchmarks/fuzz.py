@@ -30,8 +30,8 @@ def child(corpus: str, seconds: int) -> None:
 
     sys.path.insert(0, str(ROOT / "tests"))
     # compiled code cannot be traced
-    kernels = ["rdquant.entropy.rans", "rdquant.integer.kernels", "rdquant.latents.kernels"]
-    kernels += ["rdquant.weights.rounding"]
+    kernels = ["rdquant.entropy.rans", "rdquant.graph.kernels", "rdquant.latents.kernels"]
+    kernels += ["rdquant.passes.rounding"]
     with atheris.instrument_imports(include=["rdquant", "fuzz_target"], exclude=kernels):
         import fuzz_target
 

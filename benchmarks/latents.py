@@ -20,6 +20,7 @@ from rdquant.coder import ImageCoder
 from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.images import list_images, read_image
 from rdquant.latents.coding import TCQ_STEP
+from rdquant.latents.parts import quantized
 from rdquant.load import open_coder
 from rdquant.pixels import pad_to, to_tensor
 
@@ -43,13 +44,14 @@ def speed(files: list[Path]) -> dict[str, float]:
     rgb = read_image(files[0])
     plain, coder = (open_coder(f"{FAMILY}-0130-w8a8", q) for q in ("uniform", "tcq8"))
     codec = coder.codec
-    y = codec.analysis(to_tensor(pad_to(rgb, codec.downsampling)))
-    indexes, means = codec.entropy_parameters(codec.hyper_analysis(y), coder.coding.spacing)
+    c = quantized(codec, to_tensor(pad_to(rgb, codec.downsampling)), coder.coding)
     found = {}
     for name, threads in (("one_thread", 1), ("two_threads", 2)):
         numba.set_num_threads(threads)
-        found[name] = y.numel() / _seconds(lambda: coder.coding.levels(codec, y, means, indexes)) / 1e6
-    found["picture_seconds"] = y.numel() / found["two_threads"] / 1e6
+        found[name] = (
+            c.y.numel() / _seconds(lambda: coder.coding.levels(codec, c.y, c.means, c.indexes)) / 1e6
+        )
+    found["picture_seconds"] = c.y.numel() / found["two_threads"] / 1e6
     files_of = {c: c.encode(rgb) for c in (plain, coder)}
     times: dict[ImageCoder, list[float]] = {plain: [], coder: []}
     for _ in range(10):

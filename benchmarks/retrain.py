@@ -31,10 +31,10 @@ from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.latents.refine import EFFORTS
 from rdquant.load import LATENTS, QuantizerMismatch, open_coder
+from rdquant.passes import QuantizeConfig, load_calibration, quantize
+from rdquant.passes.rdo import calibrate
+from rdquant.passes.rdo_config import RdoConfig
 from rdquant.train.retrain import judge_coder
-from rdquant.weights import QuantizeConfig, load_calibration, quantize
-from rdquant.weights.rdo import calibrate
-from rdquant.weights.rdo_config import RdoConfig
 
 RESULTS = Path(__file__).parent / "results"
 PARENTS, LAMBDAS = "mean-scale-s", ("0035", "0067", "0130", "0250")

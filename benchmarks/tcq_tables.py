@@ -21,8 +21,9 @@ from rdquant.files.container import Quantizer
 from rdquant.files.integer_models import load_integer
 from rdquant.files.split import split_files
 from rdquant.latents import coding, trellis
+from rdquant.latents.parts import quantized, requantized
+from rdquant.passes import load_calibration
 from rdquant.pixels import pad_to, to_tensor
-from rdquant.weights import load_calibration
 
 PICTURES, ROUNDS, PRIOR, STEP = 24, 3, 30, 0.65
 
@@ -57,8 +58,8 @@ def main() -> None:
     for name, entry in zoo.index().items():
         if entry["kind"] == "integer":
             codec = load_integer(zoo.find(name))  # type: ignore[arg-type]
-            latents = [codec.analysis(to_tensor(pad_to(p, codec.downsampling))) for p in pictures]
-            models.append((codec, entry["lambda"], [(y, codec.hyper_analysis(y)) for y in latents]))
+            latents = [quantized(codec, to_tensor(pad_to(p, codec.downsampling))) for p in pictures]
+            models.append((codec, entry["lambda"], latents))
     for k in range(ROUNDS):
         current: CdfTables = tables
         for module in (trellis, coding):
@@ -69,10 +70,8 @@ def main() -> None:
             gains = np.array(codec.description["latent_gains"])
             units = round(STEP * codec.quantizer.unit)
             tcq = coding.TrellisCoding(Quantizer.TCQ8, units, gains, lambda_)
-            for y, z in latents:
-                indexes, means = codec.entropy_parameters(z, tcq.spacing)
-                levels = tcq.levels(codec, y, means, indexes).reshape(-1).numpy()
-                used = tcq.machine(y.shape[2] * y.shape[3]).indexes(levels, indexes.reshape(-1).numpy())
+            for plain in latents:
+                levels, used = requantized(codec, plain, plain.y, tcq).stream(tcq)
                 bits, symbols = bits + current.bits(levels, used), symbols + len(levels)
                 at = levels - np.array(offsets)[used]
                 for t in np.unique(used):

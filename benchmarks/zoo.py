@@ -18,11 +18,12 @@ from rdquant.files.float_models import load_float, save_float
 from rdquant.files.images import list_images
 from rdquant.files.integer_models import save_integer
 from rdquant.files.split import split_files
+from rdquant.graph.capture import capture
 from rdquant.latents.gains import latent_gains
 from rdquant.load import open_coder
-from rdquant.weights import QuantizeConfig, load_calibration
-from rdquant.weights.rdo import calibrate
-from rdquant.weights.rdo_config import RdoConfig
+from rdquant.passes import QuantizeConfig, load_calibration
+from rdquant.passes.rdo import calibrate
+from rdquant.passes.rdo_config import RdoConfig
 
 FAMILY = "mean-scale-s"
 CALIBRATION_PICTURES = 96
@@ -31,7 +32,7 @@ CALIBRATION_PICTURES = 96
 def entry(file: Path, kind: str, codec: FloatCodec, lambda_: float, point: Point) -> dict:
     """What the index says of a model; ``point``: as measured on Kodak."""
     return {
-        "file": file.name, "kind": kind, "architecture": codec.architecture, **codec.widths(),
+        "file": file.name, "kind": kind, "architecture": codec.architecture, **codec.options(),
         "lambda": lambda_, "fingerprint": point.model["fingerprint"], "bytes": file.stat().st_size,
         "kodak": {
             k: float(f"{getattr(point, k):.5g}") for k in ("bpp", "psnr", "ms_ssim", "encode_s", "decode_s")
@@ -49,7 +50,7 @@ def write_index(entries: dict[str, dict]) -> None:
 def integer_meta(config: QuantizeConfig) -> dict:
     """What a curve of quantized models says of them."""
     return {
-        "weight_bits": "8 (h_s: 7), per output channel, symmetric", "activation_bits": 8,
+        "weight_bits": "8 (hyper_synthesis: 7), per output channel, symmetric", "activation_bits": 8,
         "granularity": f"activations per {config.granularity}, static, mixed behind each GDN",
         "latents": "16-bit fixed point",
         "scopes": "g_a, g_s, h_a, h_s, GDN, entropy tables", "config": config.to_json(),
@@ -74,7 +75,7 @@ def main() -> None:
         lam, _, path = item.partition("=")
         name = f"{FAMILY}-{lam.split('.')[1]:0<4}"
         codec = load_float(Path(path))
-        gains = [float(f"{g:.4g}") for g in latent_gains(codec, crops[:8])]
+        gains = [float(f"{g:.4g}") for g in latent_gains(capture(codec), crops[:8])]
         save_float(codec, folder / f"{name}.safetensors", {"lambda": float(lam), "latent_gains": gains})
         codec = load_float(folder / f"{name}.safetensors")
         about = {

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
-from rdquant.codecs import FloatCodec, build
+from rdquant.codecs import ARCHITECTURES, FloatCodec, build
 from rdquant.files.images import write_image
 from rdquant.train.loop import initialise
 
@@ -36,7 +37,7 @@ def photo() -> np.ndarray:
 def quick_mixings() -> Iterator[None]:
     """Mixing matrices that are learned less well, in a fraction of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rdquant.weights.mixing.STEPS", 4)
+        patch.setattr("rdquant.passes.mixing.STEPS", 4)
         yield
 
 
@@ -48,15 +49,31 @@ def rng() -> np.random.Generator:
 def small_codec(architecture: str, N: int = 8, M: int = 12) -> FloatCodec:
     """An untrained codec whose latents are lively enough to code."""
     torch.manual_seed(1)
-    codec = build(architecture, N, M)
+    options = {"N": N, "M": M, "groups": [M // 6, M // 3, M - M // 6 - M // 3], "heads": 2, "window": 4}
+    codec = build(architecture, **{name: options[name] for name in ARCHITECTURES[architecture].OPTIONS})
     initialise(codec)
     with torch.no_grad():
-        codec.g_a[-1].weight.mul_(20)
-        codec.g_s[0].weight.mul_(0.05)
-        if codec.has_hyperprior:
-            codec.h_s[-1 if codec.has_means else -2].bias.add_(1.0)
+        _convolutions(codec.g_a)[-1].weight.mul_(20)
+        _convolutions(codec.g_s)[0].weight.mul_(0.05)
+        for name in codec.prior.outputs(codec.M):
+            parts = {"hyper_synthesis": "h_s", "parameters": "entropy_parameters"}
+            _convolutions(codec.get_submodule(parts.get(name, name)))[-1].bias.add_(1.0)
+        picture = torch.rand(1, 3, 64, 64)
+        while (y := codec.analysis(picture)).std() < 1.5:
+            _scale(codec.g_a, 1.2)
+        while codec.synthesis(y).abs().max() > 6:
+            _scale(codec.g_s, 0.8)
     codec.entropy_bottleneck.solve_quantiles()
     return codec.eval()
+
+
+def _convolutions(module: nn.Module) -> list[nn.Conv2d | nn.ConvTranspose2d]:
+    return [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+
+
+def _scale(module: nn.Module, factor: float) -> None:
+    for convolution in _convolutions(module):
+        convolution.weight.mul_(factor)
 
 
 @pytest.fixture

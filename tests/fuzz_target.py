@@ -24,13 +24,15 @@ from rdquant.files.container import Limits, Profile, Quantizer, checksum, descri
 from rdquant.files.integer_models import integer_fingerprint, load_integer
 from rdquant.files.model_file import read
 from rdquant.load import open_coder
+from tiny import KINDS, make_coder
 
 LIMITS = Limits(pixels=4096)
 
 
 @functools.cache
 def coders() -> list[ImageCoder]:
-    return [open_coder(str(HERE / f"{name}.rdqm")) for name in MODELS]
+    golden = [open_coder(str(HERE / f"{name}.rdqm")) for name in MODELS]
+    return [*golden, *(make_coder(kind) for kind in KINDS)]
 
 
 def _answered(coder: ImageCoder, data: bytes) -> None:
@@ -58,7 +60,7 @@ def streams(coder: ImageCoder, data: bytes) -> None:
     """The bytes are a size and two streams, in a file that is otherwise right."""
     width, height, split = (1 + b % 64 for b in data[:3].ljust(3, b"\0"))
     body = data[3:]
-    z, y = (body[: 4 * split], body[4 * split :]) if coder.codec.has_hyperprior else (b"", body)
+    z, y = (body[: 4 * split], body[4 * split :]) if coder.codec.prior.hyper else (b"", body)
     _answered(coder, write(coder.fingerprint, Profile.INTEGER, Quantizer.UNIFORM, width, height, (z, y)))
 
 
@@ -80,14 +82,16 @@ def entropy_coder(coder: ImageCoder, data: bytes) -> None:
 
 
 @functools.cache
-def _model_parts() -> tuple[bytes, dict[str, torch.Tensor]]:
-    header, tensors = read(HERE / "factorized-w8.rdqm")
+def _model_parts(name: str) -> tuple[bytes, dict[str, torch.Tensor]]:
+    header, tensors = read(HERE / f"{name}.rdqm")
     return json.dumps(header).encode(), tensors
 
 
 def model(coder: ImageCoder, data: bytes) -> None:
-    """The bytes are edits of a model file: of its JSON and its tensors. What still loads must decode."""
-    text, tensors = _model_parts()
+    """The bytes are edits of a model file of version 4 or 5: of its JSON and its tensors. What still loads
+    must code a picture.
+    """
+    text, tensors = _model_parts("factorized-w8" if coder.codec.known_as else "handmade-elic")
     tensors = {k: t.clone() for k, t in tensors.items()}
     names = sorted(tensors)
     for i in range(0, len(data) - 5, 6):
@@ -120,10 +124,8 @@ def model(coder: ImageCoder, data: bytes) -> None:
             codec = load_integer(Path(handle.name))
         except BadModel:
             return
-    fingerprint = integer_fingerprint(codec)
-    stream = entropy.encode(np.zeros(codec.M, np.int32), np.arange(codec.M, dtype=np.int32), codec.y_tables)
-    file = write(fingerprint, Profile.INTEGER, Quantizer.UNIFORM, 9, 9, (b"", stream))
-    _answered(ImageCoder(codec, fingerprint, Profile.INTEGER), file)
+    changed = ImageCoder(codec, integer_fingerprint(codec), Profile.INTEGER)
+    changed.decode(changed.encode(np.full((9, 9, 3), 99, np.uint8)))
 
 
 #: by the first byte's remainder; models take a hundred times as long, so that they get one value of it
@@ -142,16 +144,22 @@ def run(data: bytes) -> None:
 def seeds() -> dict[str, bytes]:
     """Inputs to start from: real files, in each mode."""
     found = {}
-    for i, name in enumerate(MODELS):
-        for size in ("1x1", "noise"):
-            data = (HERE / f"{name}-{size}.rdq").read_bytes()
-            if len(data) > 2000:
-                continue
+    files = [
+        (i, n, s, (HERE / f"{n}-{s}.rdq").read_bytes())
+        for i, n in enumerate(MODELS)
+        for s in ("1x1", "noise")
+    ]
+    grey = np.full((9, 21, 3), 90, np.uint8)
+    files += [(i, k, "grey", coders()[i].encode(grey)) for i, k in enumerate(KINDS, len(MODELS))]
+    for i, name, size, data in files:
+        if len(data) < 2000:
             found[f"file-{name}-{size}"] = bytes([0, i]) + data
             found[f"header-{name}-{size}"] = bytes([1, i, len(data) % 32]) + data[12:]
             found[f"streams-{name}-{size}"] = bytes([2, i, 63, 63, 8]) + data[26:]
             found[f"entropy-{name}-{size}"] = bytes([3, i, 40]) + data[-44:-4]
     for what in range(4):
         for which in (0, 20):
-            found[f"model-{what}-{which}"] = bytes([MODEL, 0, what, which, which, 0, 200 + which, 255])
+            for model, version in ((0, 4), (len(MODELS) - 1, 5)):
+                edit = bytes([MODEL, model, what, which, which, 0, 200 + which, 255])
+                found[f"model-{what}-{which}-{version}"] = edit
     return found

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from bisect import bisect_right
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +33,8 @@ TRELLISES = {
         ((0, 2), (7, 5), (1, 3), (6, 4), (2, 0), (5, 7), (3, 1), (4, 6)),
     ),
 }
-PLAIN = ((0,), ((0, 0),))
+#: four parts: position 2 row + column in its square that group g of the channels decodes in pass k
+FOUR_PARTS = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
 
 
 def need(condition: bool, message: str) -> None:
@@ -133,68 +136,69 @@ class Tables:
             used += end - first - 1
             self.cdfs.append(cdf)
 
-    def latents(self, stream: bytes, indexes: np.ndarray, means: np.ndarray, bits: int) -> np.ndarray:
-        """The latents of a rANS stream with their means and fraction bits, a symbol for each table index."""
+
+class Stream:
+    """A rANS stream, decoded part by part."""
+
+    def __init__(self, data: bytes) -> None:
+        need(len(data) >= 8 and len(data) % 4 == 0, "bad length of a stream")
+        self.words = iter([int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)])
+        self.state = next(self.words) | next(self.words) << 32
+
+    def refill(self) -> None:
+        if self.state < RANS_L:
+            word = next(self.words, None)
+            need(word is not None, "a stream is too short")
+            self.state = self.state << 32 | word
+
+    def nibble(self) -> int:
+        value = self.state & 15
+        self.state >>= 4
+        self.refill()
+        return value
+
+    def symbol(self, tables: Tables, index: int) -> int:
+        cdf = tables.cdfs[index]
+        low = self.state & 0xFFFF
+        value = bisect_right(cdf, low) - 1
+        self.state = (cdf[value + 1] - cdf[value]) * (self.state >> 16) + low - cdf[value]
+        self.refill()
+        if value == len(cdf) - 2:  # the escape: how many nibbles, then the zigzag
+            count = self.nibble()
+            need(count <= 9, "an escape has too many nibbles")
+            zigzag = sum(self.nibble() << 4 * place for place in range(count))
+            value = -(zigzag >> 1) - 1 if zigzag & 1 else value + (zigzag >> 1)
+        value += tables.offsets[index]
+        need(-(1 << 31) <= value < 1 << 31, "a symbol does not fit 32 bits")
+        return value
+
+    def symbols(self, tables: Tables, indexes: np.ndarray) -> np.ndarray:
+        """One for each table index, in its order."""
+        found = [self.symbol(tables, index) for index in indexes.ravel().tolist()]
+        return np.array(found, np.int64).reshape(indexes.shape)
+
+    def latents(self, tables: Tables, indexes: np.ndarray, means: np.ndarray, bits: int) -> np.ndarray:
+        """Latents with their means and fraction bits, a symbol for each table index."""
         limit = 1 << 17 - bits
-        return clip16((np.clip(self.decode(stream, indexes), -limit, limit) << bits) + means)
+        return clip16((np.clip(self.symbols(tables, indexes), -limit, limit) << bits) + means)
 
     def trellis(
-        self, stream: bytes, indexes: np.ndarray, means: np.ndarray, step: int, trellis: tuple
+        self, tables: Tables, indexes: np.ndarray, means: np.ndarray, step: int, trellis: tuple
     ) -> np.ndarray:
-        """The latents of a rANS stream of trellis-coded levels, ``indexes`` being those of quantizer 0."""
-        levels = self.decode(stream, indexes, trellis, indexes[0].size)
-        odd = np.empty_like(levels)
-        for channel, sequence in enumerate(levels.reshape(len(levels), -1).tolist()):
+        """Latents of trellis-coded levels, ``(channels, n)``; ``indexes`` are those of quantizer 0."""
+        levels, odd = np.empty_like(indexes), np.empty_like(indexes)
+        for channel, row in enumerate(indexes.tolist()):
             state = 0
-            for at, level in enumerate(sequence):
-                odd.reshape(len(odd), -1)[channel, at] = trellis[0][state]
-                state = trellis[1][state][level & 1]
+            for at, index in enumerate(row):
+                odd[channel, at] = trellis[0][state]
+                levels[channel, at] = self.symbol(tables, index + 64 * trellis[0][state])
+                state = trellis[1][state][int(levels[channel, at]) & 1]
         levels = np.clip(levels, -(1 << 16), 1 << 16)
         return clip16(means + (2 * levels - np.sign(levels) * odd) * step)
 
-    def decode(
-        self, stream: bytes, indexes: np.ndarray, trellis: tuple = PLAIN, run: int = 1 << 62
-    ) -> np.ndarray:
-        """The symbols of a rANS stream, one for each table index; a trellis begins anew after each run."""
-        need(len(stream) >= 8 and len(stream) % 4 == 0, "bad length of a stream")
-        words = iter([int.from_bytes(stream[at : at + 4], "little") for at in range(0, len(stream), 4)])
-        state = next(words) | next(words) << 32
-
-        def refill() -> None:
-            nonlocal state
-            if state < RANS_L:
-                word = next(words, None)
-                need(word is not None, "a stream is too short")
-                state = state << 32 | word
-
-        def nibble() -> int:
-            nonlocal state
-            value = state & 15
-            state >>= 4
-            refill()
-            return value
-
-        symbols = []
-        machine_state = 0
-        for position, plain_index in enumerate(indexes.ravel().tolist()):
-            if position % run == 0:
-                machine_state = 0
-            index = plain_index + 64 * trellis[0][machine_state]
-            cdf = self.cdfs[index]
-            low = state & 0xFFFF
-            value = bisect_right(cdf, low) - 1
-            state = (cdf[value + 1] - cdf[value]) * (state >> 16) + low - cdf[value]
-            refill()
-            if value == len(cdf) - 2:  # the escape: how many nibbles, then the zigzag
-                count = nibble()
-                need(count <= 9, "an escape has too many nibbles")
-                zigzag = sum(nibble() << 4 * place for place in range(count))
-                value = -(zigzag >> 1) - 1 if zigzag & 1 else value + (zigzag >> 1)
-            symbols.append(value + self.offsets[index])
-            need(-(1 << 31) <= symbols[-1] < 1 << 31, "a symbol does not fit 32 bits")
-            machine_state = trellis[1][machine_state][symbols[-1] & 1]
-        need(state == RANS_L and next(words, None) is None, "a stream does not end in the coder's end state")
-        return np.array(symbols, np.int64).reshape(indexes.shape)
+    def end(self) -> None:
+        at_end = self.state == RANS_L and next(self.words, None) is None
+        need(at_end, "a stream does not end in the coder's end state")
 
 
 # ---- integer arithmetic, on (channels, rows, columns)
@@ -204,11 +208,10 @@ def per_channel(values: np.ndarray) -> np.ndarray:
     return values[:, None, None]
 
 
-def convolve(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
+def convolve(x: np.ndarray, weight: np.ndarray, stride: int, padding: int) -> np.ndarray:
     size = weight.shape[2]
-    margin = size // 2
-    rows, columns = (-(-side // stride) for side in x.shape[1:])
-    x = np.pad(x, ((0, 0), (margin, margin + stride), (margin, margin + stride)))
+    rows, columns = (side // stride for side in x.shape[1:])
+    x = np.pad(x, ((0, 0), (padding, size + stride), (padding, size + stride)))
     result = np.zeros((weight.shape[0], rows, columns), np.int64)
     for i in range(size):
         for j in range(size):
@@ -217,16 +220,15 @@ def convolve(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
     return result
 
 
-def convolve_transposed(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
-    """Input row r adds to output row r * stride + i - k // 2, and so for columns; sides grow by stride."""
-    size = weight.shape[2]
-    margin, rows, columns = size // 2, x.shape[1], x.shape[2]
+def convolve_transposed(x: np.ndarray, weight: np.ndarray, stride: int, padding: int) -> np.ndarray:
+    """Input row r adds to output row r * stride + i - padding, and so for columns; sides grow by stride."""
+    size, rows, columns = weight.shape[2], x.shape[1], x.shape[2]
     result = np.zeros((weight.shape[1], rows * stride + 2 * size, columns * stride + 2 * size), np.int64)
     for i in range(size):
         for j in range(size):
             target = result[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
             target += np.tensordot(weight[:, :, i, j].T, x, 1)
-    return result[:, margin : margin + rows * stride, margin : margin + columns * stride]
+    return result[:, padding : padding + rows * stride, padding : padding + columns * stride]
 
 
 def scaled(values: np.ndarray, m: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -235,37 +237,151 @@ def scaled(values: np.ndarray, m: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return (values * per_channel(m) + half) >> per_channel(shift)
 
 
-def run_stage(x: np.ndarray, stage: dict, tensors: dict[str, np.ndarray]) -> np.ndarray:
-    def get(what: str) -> np.ndarray:
-        return tensors[f"{stage['name']}.{what}"]
+def divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """floor(above / below + 1/2) of a positive ``below``."""
+    return (2 * above + below) // (2 * below)
 
-    convolution = convolve_transposed if stage["transposed"] else convolve
-    accumulator = convolution(x, get("weight"), stage["stride"]) + per_channel(get("bias"))
-    m, shift, (low, high) = get("factor.m"), get("factor.shift"), stage["out"]
 
-    if "gdn" in stage:
-        need(stage["gdn"]["inverse"], "a decoder has inverse GDN only")
-        wide = clip16(scaled(accumulator, get("widen.m"), get("widen.shift")))
-        squares = np.minimum((wide * wide + (1 << 13)) >> 14, 65535)
-        norm = np.tensordot(get("gamma"), squares, 1) + per_channel(get("beta"))
-        root = np.floor(np.sqrt((norm << 10).astype(np.float64))).astype(np.int64)  # exact below 2^52
-        return np.clip(scaled(wide * root, m, shift), low, high)
+def root_of(values: np.ndarray) -> np.ndarray:
+    """floor(sqrt(values * 2^10))."""
+    return np.floor(np.sqrt((values << 10).astype(np.float64))).astype(np.int64)  # exact below 2^52
 
-    if stage.get("compensate"):
-        offset, feedback = get("offset"), get("feedback")
-        rest = 256 * np.clip(scaled(accumulator, m, shift), -(1 << 23), 1 << 23)
-        result = np.empty_like(rest)
-        for i in range(len(rest)):
-            result[i] = np.clip((rest[i] + (1 << 15)) >> 16, low + offset[i], high + offset[i])
-            error = np.clip(((rest[i] + 128) >> 8) - 256 * result[i], -2048, 2048)
-            rest[i + 1 :] += error * per_channel(feedback[i, i + 1 :])
-        return result
 
-    result = scaled(accumulator, m, shift)
-    if stage.get("leaky"):
-        negative = scaled(accumulator, get("negative.m"), get("negative.shift"))
-        result = np.where(accumulator < 0, negative, result)
-    return np.clip(result, low, high)
+# ---- operations: (node, its tensors, inputs) -> output; a node is its entry in the structure
+
+
+class Fields:
+    """The tensors of a node, by field."""
+
+    def __init__(self, prefix: str, tensors: dict[str, np.ndarray]) -> None:
+        self.prefix, self.tensors = prefix, tensors
+
+    def __getitem__(self, field: str) -> np.ndarray:
+        return self.tensors[f"{self.prefix}.{field}"]
+
+    def __contains__(self, field: str) -> bool:
+        return f"{self.prefix}.{field}" in self.tensors
+
+    def factor(self, field: str) -> tuple[np.ndarray, np.ndarray]:
+        return self[f"{field}.m"], self[f"{field}.shift"]
+
+
+def clipped(node: dict, values: np.ndarray) -> np.ndarray:
+    return np.clip(values, node["lo"], node["hi"])
+
+
+def convolution(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
+    function = convolve_transposed if node["transposed"] else convolve
+    groups = node["groups"]
+    weights = np.split(get["weight"], groups)  # by output channel, or by input channel if transposed
+    parts = zip(np.split(x, groups), weights, strict=True)
+    outs = [function(part, weight, node["stride"], node["padding"]) for part, weight in parts]
+    return np.concatenate(outs) + per_channel(get["bias"])
+
+
+def requantize(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
+    x = abs(x) if node["absolute"] else x
+    result = scaled(x, *get.factor("factor"))
+    if "negative.m" in get:
+        result = np.where(x < 0, scaled(x, *get.factor("negative")), result)
+    return clipped(node, result)
+
+
+def gdn(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
+    wide = clip16(scaled(x, *get.factor("widen")))
+    squares = np.minimum((wide * wide + (1 << 13)) >> 14, 65535)
+    root = root_of(np.tensordot(get["gamma"], squares, 1) + per_channel(get["beta"]))
+    m, shift = get.factor("factor")
+    if node["inverse"]:
+        return clipped(node, scaled(wide * root, m, shift))
+    return clipped(node, divided(wide * per_channel(m), root << per_channel(shift)))
+
+
+def compensate(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
+    offset, feedback = get["offset"], get["feedback"]
+    rest = 256 * np.clip(scaled(x, *get.factor("factor")), -(1 << 23), 1 << 23)
+    result = np.empty_like(rest)
+    for i in range(len(rest)):
+        result[i] = np.clip((rest[i] + (1 << 15)) >> 16, node["lo"] + offset[i], node["hi"] + offset[i])
+        error = np.clip(((rest[i] + 128) >> 8) - 256 * result[i], -2048, 2048)
+        rest[i + 1 :] += error * per_channel(feedback[i, i + 1 :])
+    return result
+
+
+def add(node: dict, get: Fields, *inputs: np.ndarray) -> np.ndarray:
+    total = sum(x * per_channel(m) for x, m in zip(inputs, get["m"], strict=True))
+    return clipped(node, scaled(np.asarray(total), np.ones_like(get["shift"]), get["shift"]))
+
+
+def multiply(node: dict, get: Fields, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return clipped(node, scaled(a * b, *get.factor("factor")))
+
+
+def shuffle(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
+    r, (channels, rows, columns) = node["factor"], x.shape
+    parts = x.reshape(channels // r**2, r, r, rows, columns).transpose(0, 3, 1, 4, 2)
+    return parts.reshape(channels // r**2, rows * r, columns * r)
+
+
+def unshuffle(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
+    r, (channels, rows, columns) = node["factor"], x.shape
+    parts = x.reshape(channels, rows // r, r, columns // r, r).transpose(0, 2, 4, 1, 3)
+    return parts.reshape(channels * r**2, rows // r, columns // r)
+
+
+def layer_norm(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
+    channels = len(x)
+    d = divided(channels * x - x.sum(0), np.int64(channels))
+    m, shift = get.factor("factor")
+    below = root_of((d * d).sum(0) + node["floor"]) << per_channel(shift)
+    above = 256 * d * per_channel(m * get["sign"]) + below * per_channel(get["bias"])
+    return clipped(node, divided(above, 256 * below))
+
+
+def window_attention(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
+    n, shift, heads = node["window"], node["shift"], node["heads"]
+    _, rows, columns = x.shape
+    need(rows % n == 0 and columns % n == 0, "windows do not fit")
+    queries, keys, values = np.split(x, 3)
+    result = np.empty_like(values)
+    width = len(values) // heads
+    m, down = get.factor("factor")
+    logit_m, logit_shift = get.factor("logit")
+    for top in range(-shift, rows - shift, n):
+        for left in range(-shift, columns - shift, n):
+            # positions of the window, those beyond an edge taken from around the other
+            r, c = (axis.ravel() for axis in np.mgrid[top : top + n, left : left + n])
+            around = 2 * (r < 0) + (c < 0)
+            visible = around[:, None] == around[None, :]
+            apart = (r[:, None] - r[None, :] + n - 1) * (2 * n - 1) + c[:, None] - c[None, :] + n - 1
+            for head in range(heads):
+                own = slice(head * width, (head + 1) * width)
+                q, k, v = (t[own, r, c] for t in (queries, keys, values))  # negative indexes are around
+                products = q.T @ k * logit_m[head] + (1 << logit_shift[head] >> 1)
+                t = (products >> logit_shift[head]) + get["bias"][head][apart]
+                largest = np.where(visible, t, t.min()).max(1, keepdims=True)
+                e = np.where(visible, get["exponential"][np.clip(largest - t, 0, 1023)], 0)
+                below = e.sum(1) << down[own, None]
+                result[own, r, c] = divided(v @ e.T * m[own, None], below)
+    return clipped(node, result)
+
+
+OPERATIONS = {
+    "convolution": convolution,
+    "requantize": requantize,
+    "gdn": gdn,
+    "compensate": compensate,
+    "sum": add,
+    "product": multiply,
+    "concatenate": lambda node, get, *inputs: np.concatenate(inputs),
+    "slice": lambda node, get, x: x[node["start"] : node["stop"]],
+    "shuffle": shuffle,
+    "unshuffle": unshuffle,
+    "table": lambda node, get, x: get["values"][x - node["lo"]],
+    "layer_norm": layer_norm,
+    "window_attention": window_attention,
+    "latent_shift": lambda node, get, x: clip16(x << per_channel(get.tensors["latent_shift"])),  # version 4
+}
 
 
 # ---- the model file
@@ -278,7 +394,7 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     return flags[: count * bits].reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits))
 
 
-def read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+def read_safetensors(path: Path) -> tuple[int, dict, dict[str, np.ndarray]]:
     need(path.stat().st_size <= 1 << 30, "the model file is too large")
     unzip = zlib.decompressobj(wbits=31)
     try:
@@ -290,14 +406,14 @@ def read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     need(8 < start <= len(data), "the model file ends early")
     header = json.loads(data[8:start])
     metadata = json.loads(header.pop("__metadata__")["rdquant"])
-    need(metadata["version"] == 4 and metadata["kind"] == "integer", "not an integer model of version 4")
+    need(metadata["version"] in (4, 5) and metadata["kind"] == "integer", "not an integer model")
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
         need(0 <= begin <= end <= len(data) - start, "a tensor lies outside the model file")
         flat = np.frombuffer(data[start + begin : start + end], TYPES[entry["dtype"]])
         tensors[name] = flat.astype(np.int64).reshape(entry["shape"])
-    return metadata["structure"], tensors
+    return metadata["version"], metadata["structure"], tensors
 
 
 def trellis_tables() -> Tables:
@@ -312,37 +428,72 @@ def read_tables(kind: str, tensors: dict[str, np.ndarray]) -> Tables:
     return Tables(tensors[f"{kind}.starts"], frequencies, tensors[f"{kind}.offsets"])
 
 
-def decode_weights(stage: dict, tensors: dict[str, np.ndarray], tables: Tables) -> np.ndarray:
-    name, (first, second, *taps) = stage["name"], stage["shape"]
-    ins, outs = (first, second) if stage["transposed"] else (second, first)
-    rows, columns, places = (tensors.pop(f"{name}.{axis}") for axis in ("rows", "columns", "taps"))
+def decode_weights(node: dict, get: Fields, tables: Tables) -> np.ndarray:
+    groups, (first, second, *taps) = node["groups"], node["shape"]
+    outs, ins = (second * groups, first // groups) if node["transposed"] else (first, second)
+    rows, columns, places = (get.tensors.pop(f"{get.prefix}.{axis}") for axis in ("rows", "columns", "taps"))
     need((len(rows), len(columns), len(places)) == (outs, ins, taps[0] * taps[1]), "spreads do not fit")
     spread = rows[:, None, None] + columns[None, :, None] + places + 5
-    stream = tensors[f"{name}.weight"].astype(np.uint8).tobytes()
-    weight = tables.decode(stream, np.clip(spread, 0, 19)).reshape(outs, ins, *taps)
-    need(int(abs(weight).max()) < 1 << stage["bits"] - 1, "a weight is too large")
-    return weight.transpose(1, 0, 2, 3) if stage["transposed"] else weight
+    stream = Stream(get["weight"].astype(np.uint8).tobytes())
+    weight = stream.symbols(tables, np.clip(spread, 0, 19)).reshape(outs, ins, *taps)
+    stream.end()
+    need(int(abs(weight).max()) < 1 << node["bits"] - 1, "a weight is too large")
+    if node["transposed"]:
+        weight = weight.reshape(groups, second, ins, *taps).swapaxes(1, 2).reshape(node["shape"])
+    return weight
 
 
-def unpack_stage(stage: dict, tensors: dict[str, np.ndarray], weight_tables: Tables | None) -> None:
-    """Replaces the packed tensors of a stage with whole ones."""
-    name, shape, bits = stage["name"], stage["shape"], stage["bits"]
-    channels = shape[1 if stage["transposed"] else 0]
-    if f"{name}.rows" in tensors:
-        need(weight_tables is not None, "coded weights without tables")
-        tensors[f"{name}.weight"] = decode_weights(stage, tensors, weight_tables)
-    else:
-        levels = tensors.get(f"{name}.levels", np.arange(1 - (1 << bits - 1), 1 << bits - 1))
-        indexes = unpack(tensors[f"{name}.weight"], bits, int(np.prod(shape)))
-        need(int(indexes.max()) < len(levels), "a weight has no level")
-        tensors[f"{name}.weight"] = levels[indexes].reshape(shape)
-    if "gdn" in stage:
-        gamma = unpack(tensors[f"{name}.gamma"], stage["gdn"]["bits"], channels**2)
-        tensors[f"{name}.gamma"] = gamma.reshape(channels, channels)
-    if stage.get("compensate"):
+def unpack_node(node: dict, get: Fields, weight_tables: Tables | None) -> None:
+    """Replaces the packed tensors of a node with whole ones."""
+    whole = get.tensors
+    if node["kind"] == "convolution":
+        if "rows" in get:
+            need(weight_tables is not None, "coded weights without tables")
+            whole[f"{get.prefix}.weight"] = decode_weights(node, get, weight_tables)
+        else:
+            top = (1 << node["bits"] - 1) - 1
+            levels = get["levels"] if "levels" in get else np.arange(-top, top + 1)
+            indexes = unpack(get["weight"], node["bits"], int(np.prod(node["shape"])))
+            need(int(indexes.max()) < len(levels), "a weight has no level")
+            whole[f"{get.prefix}.weight"] = levels[indexes].reshape(node["shape"])
+    elif node["kind"] == "gdn":
+        channels = len(get["beta"])
+        gamma = unpack(get["gamma"], node["bits"], channels**2)
+        whole[f"{get.prefix}.gamma"] = gamma.reshape(channels, channels)
+    elif node["kind"] == "compensate":
+        channels = len(get["offset"])
         feedback = np.zeros((channels, channels), np.int64)
-        feedback[np.triu_indices(channels, 1)] = tensors[f"{name}.feedback"]
-        tensors[f"{name}.feedback"] = feedback
+        feedback[np.triu_indices(channels, 1)] = get["feedback"]
+        whole[f"{get.prefix}.feedback"] = feedback
+
+
+def networks_of_version_4(structure: dict) -> dict:
+    """As version 5 has them. The nodes of a stage share its tensors: ``prefix``."""
+    found = {}
+    for name, chain, source in (
+        ("analysis", "g_a", "x"), ("synthesis", "g_s", "y_hat"), ("hyper_analysis", "h_a", "y"),
+        ("hyper_synthesis", "h_s", "z"),
+    ):  # fmt: skip
+        stages, edge, nodes = structure["stages"].get(chain), source, []
+        if stages is None:
+            continue
+        if chain == "g_s":
+            nodes, edge = [{"name": "shift", "kind": "latent_shift", "inputs": [source]}], "shift"
+        for stage in stages:
+            conv, (low, high), padding = stage["name"], stage["out"], stage["shape"][2] // 2
+            nodes.append({**stage, "kind": "convolution", "inputs": [edge], "padding": padding, "groups": 1})
+            after = {"name": f"{conv}+", "prefix": conv, "inputs": [conv], "lo": low, "hi": high}
+            if "gdn" in stage:
+                after |= {"kind": "gdn", **stage["gdn"]}
+            else:
+                kind = "compensate" if stage.get("compensate") else "requantize"
+                after |= {"kind": kind, "absolute": False}
+            nodes.append(after)
+            edge = after["name"]
+        (low, high), shape = stages[0]["in"], stages[0]["shape"]
+        channels = shape[0 if stages[0]["transposed"] else 1]
+        found[name] = {"inputs": [[source, channels, low, high]], "output": edge, "nodes": nodes}
+    return found
 
 
 def fingerprint_of(structure: dict, tensors: dict[str, np.ndarray]) -> bytes:
@@ -363,56 +514,147 @@ class PlainDecoder:
             raise ValueError(f"bad model file: {error!r}") from error
 
     def load(self, path: Path) -> None:
-        self.structure, self.tensors = read_safetensors(path)
-        self.hyperprior = "h_s" in self.structure["stages"]
+        version, structure, self.tensors = read_safetensors(path)
+        if version == 4:
+            self.networks = networks_of_version_4(structure)
+            kind = "hyperprior" if "h_s" in structure["stages"] else "factorized"
+            self.prior = {"kind": kind, "means": structure["has_means"]}
+        else:
+            self.networks, self.prior = structure["networks"], structure["prior"]
+        self.fraction_bits = structure["fraction_bits"]
+        self.hyperprior = self.prior["kind"] != "factorized"
         weight_tables = None
         if "weight_tables.starts" in self.tensors:
             weight_tables = read_tables("weight_tables", self.tensors)
             del self.tensors["weight_tables.starts"], self.tensors["weight_tables.offsets"]
-        for stages in self.structure["stages"].values():
-            for stage in stages:
-                unpack_stage(stage, self.tensors, weight_tables)
+        for network in self.networks.values():
+            for node in network["nodes"]:
+                unpack_node(node, self.fields(node), weight_tables)
         self.tables = {}
         for kind in ("z_tables", "y_tables") if self.hyperprior else ("y_tables",):
             self.tables[kind] = read_tables(kind, self.tensors)
             flat = [value for cdf in self.tables[kind].cdfs for value in cdf]
             self.tensors[f"{kind}.cdf"] = np.array(flat, np.int64)
-        self.fingerprint = fingerprint_of(self.structure, self.tensors)
+        self.fingerprint = fingerprint_of(structure, self.tensors)
+        #: pixels of a side for a position of y, of the smallest latent, and what pictures are padded to
+        self.stride = int(1 / self.scales("analysis")[self.networks["analysis"]["output"]])
+        self.z_stride = self.stride
+        if self.hyperprior:
+            hyper = self.scales("hyper_analysis")[self.networks["hyper_analysis"]["output"]]
+            self.z_stride = int(self.stride / hyper)
+        self.unit = self.z_stride
+        for name, network in self.networks.items():
+            start = {"analysis": 1, "hyper_synthesis": self.z_stride}.get(name, self.stride)
+            for node in network["nodes"]:
+                if node["kind"] == "window_attention":
+                    pixels = node["window"] * start / self.scales(name)[node["inputs"][0]]
+                    self.unit = math.lcm(self.unit, pixels.numerator)
 
-    def run(self, network: str, x: np.ndarray) -> np.ndarray:
-        for stage in self.structure["stages"][network]:
-            x = run_stage(x, stage, self.tensors)
-        return x
+    def fields(self, node: dict) -> Fields:
+        return Fields(node.get("prefix", node["name"]), self.tensors)
+
+    def scales(self, network: str) -> dict[str, Fraction]:
+        """Positions of each node by one of the input, a side."""
+        graph = self.networks[network]
+        found = {name: Fraction(1) for name, *_ in graph["inputs"]}
+        for node in graph["nodes"]:
+            factor = node["stride"] if node["kind"] == "convolution" else node.get("factor", 1)
+            grows = node["kind"] == "shuffle" or node.get("transposed", False)
+            at = found[node["inputs"][0]]
+            found[node["name"]] = at * factor if grows else at / factor
+        return found
+
+    def run(self, network: str, *inputs: np.ndarray) -> np.ndarray:
+        graph = self.networks[network]
+        found = {}
+        for (name, _, low, high), x in zip(graph["inputs"], inputs, strict=True):
+            found[name] = np.clip(x, low, high)
+        for node in graph["nodes"]:
+            given = (found[edge] for edge in node["inputs"])
+            found[node["name"]] = OPERATIONS[node["kind"]](node, self.fields(node), *given)
+        return found[graph["output"]]
+
+    # the parts of a latent: channels, and the positions of each, (channels, positions)
+
+    def parts(self, channels: int, rows: int, columns: int) -> list[tuple[slice, np.ndarray]]:
+        kind, every = self.prior["kind"], np.arange(rows * columns)
+        r, c = every // columns, every % columns
+        if kind == "serial":
+            steps = [every[c + 3 * r == k] for k in range(columns + 3 * (rows - 1))]
+            chosen = [(slice(0, channels), [at] * channels) for at in steps if len(at)]
+        elif kind == "channel_groups":
+            ends = np.cumsum(self.prior["groups"])
+            groups = [slice(int(e) - n, int(e)) for e, n in zip(ends, self.prior["groups"], strict=True)]
+            passes = [every[(r + c) % 2 == p] for p in (0, 1)] if self.prior["checkerboard"] else [every]
+            chosen = [(g, [at] * (g.stop - g.start)) for g in groups for at in passes]
+        elif kind == "four_part":
+            squares, quarter = 2 * (r % 2) + c % 2, channels // 4
+            each = [[every[squares == order[i // quarter]] for i in range(channels)] for order in FOUR_PARTS]
+            chosen = [(slice(0, channels), positions) for positions in each]
+        else:
+            chosen = [(slice(0, channels), [every] * channels)]
+        return [(own, np.array(positions)) for own, positions in chosen]
+
+    def parameters(self, k: int, features: np.ndarray, y_hat: np.ndarray) -> np.ndarray:
+        """What the networks give for part k: of the channels of the part, scales, and then means."""
+        kind = self.prior["kind"]
+        if kind == "serial":
+            return self.run("parameters", features, self.run("context", y_hat))
+        if kind == "four_part":
+            return self.run(f"parameters_{k}", features, *([y_hat] if k else []))
+        if kind != "channel_groups":
+            return features
+        g, second = divmod(k, 2) if self.prior["checkerboard"] else (k, 0)
+        first, inputs = sum(self.prior["groups"][:g]), []
+        if self.prior["checkerboard"]:
+            context = self.run(f"spatial_context_{g}", y_hat[first : first + self.prior["groups"][g]])
+            inputs.append(context if second else 0 * context)
+        if g:
+            inputs.append(self.run(f"channel_context_{g}", y_hat[:first]))
+        return self.run(f"parameters_{g}", *inputs, features)
+
+    def latent(self, file: Container, features: np.ndarray) -> np.ndarray:
+        """y_hat, part by part."""
+        stream, bits = Stream(file.y_stream), self.fraction_bits
+        _, rows, columns = features.shape
+        ((_, channels, *_),) = self.networks["synthesis"]["inputs"]
+        thresholds = self.tensors["thresholds"]
+        if file.quantizer:
+            thresholds = (thresholds * 2 * file.step) >> bits
+        y_hat = np.zeros((channels, rows * columns), np.int64)
+        for k, (own, positions) in enumerate(self.parts(channels, rows, columns)):
+            found = self.parameters(k, features, y_hat.reshape(channels, rows, columns))
+            found = found.reshape(len(found), -1)
+            scales, means = np.split(found, 2) if self.prior["means"] else (found, np.zeros_like(found))
+            scales, means = (np.take_along_axis(t, positions, 1) for t in (scales, means))
+            indexes = np.searchsorted(thresholds, scales, side="left")
+            if file.quantizer:
+                trellis = TRELLISES[file.quantizer]
+                values = stream.trellis(trellis_tables(), indexes, means, file.step, trellis)
+            else:
+                values = stream.latents(self.tables["y_tables"], indexes, means, bits)
+            np.put_along_axis(y_hat[own], positions, values, 1)
+        stream.end()
+        return y_hat.reshape(channels, rows, columns)
 
     def decode(self, data: bytes) -> np.ndarray:
         """The picture of a file: (height, width, 3), uint8."""
         file = parse_container(data)
         need(file.fingerprint == self.fingerprint, "the picture is of another model")
-        unit = 64 if self.hyperprior else 16
-        rows, columns = -(-file.height // unit), -(-file.width // unit)
+        padded = [-(-side // self.unit) * self.unit for side in (file.height, file.width)]
+        rows, columns = (side // self.z_stride for side in padded)
         medians = per_channel(self.tensors["medians"])
         each_channel = np.broadcast_to(per_channel(np.arange(len(medians))), (len(medians), rows, columns))
-        bits = self.structure["fraction_bits"]
+        first = Stream(file.z_stream if self.hyperprior else file.y_stream)
+        kind, bits = ("z_tables", 8) if self.hyperprior else ("y_tables", self.fraction_bits)
+        y_hat = first.latents(self.tables[kind], each_channel, medians, bits)
+        first.end()
         if self.hyperprior:
-            z_hat = self.tables["z_tables"].latents(file.z_stream, each_channel, medians, 8)
-            scales = self.run("h_s", z_hat)
-            means = np.zeros_like(scales)
-            if self.structure["has_means"]:
-                scales, means = np.split(scales, 2)
-            thresholds = self.tensors["thresholds"]
-            if file.quantizer:
-                thresholds = (thresholds * 2 * file.step) >> bits
-            indexes = np.searchsorted(thresholds, scales, side="left")
-            if file.quantizer:
-                trellis = TRELLISES[file.quantizer]
-                y_hat = trellis_tables().trellis(file.y_stream, indexes, means, file.step, trellis)
-            else:
-                y_hat = self.tables["y_tables"].latents(file.y_stream, indexes, means, bits)
+            y_hat = self.latent(file, self.run("hyper_synthesis", y_hat))
         else:
             need(not file.quantizer, "trellis-coded, and the model has no hyperprior")
             need(not file.z_stream, "a z stream without a hyperprior")
-            y_hat = self.tables["y_tables"].latents(file.y_stream, each_channel, medians, bits)
-        pixels = self.run("g_s", clip16(y_hat << per_channel(self.tensors["latent_shift"])))
+        pixels = self.run("synthesis", y_hat)
         picture = pixels.transpose(1, 2, 0)[: file.height, : file.width].astype(np.uint8)
         if file.pixel_checksum is not None:
             need(crc32c(picture.tobytes()) == file.pixel_checksum, "wrong checksum of the pixels")

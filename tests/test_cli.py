@@ -16,6 +16,7 @@ from PIL import Image
 
 from conftest import small_codec
 from rdquant import cli, zoo
+from rdquant.cli import quantizing
 from rdquant.errors import Corrupt, RdquantError
 from rdquant.files import container
 from rdquant.files.float_models import save_float
@@ -89,8 +90,8 @@ def test_from_checkpoint_to_file_and_back(
     fields = {row[0]: row[3] for row in json.loads(capsys.readouterr().out)["rows"]}
     assert (fields["width"], fields["height"]) == ("130", "100")
     invoke("inspect", model, "--json")
-    layers = {row[0]: row for row in json.loads(capsys.readouterr().out)["rows"]}
-    assert layers["g_s.2"][3] == 8 and layers["h_s.0"][3] == 7
+    bits = {row[0]: row[4] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert bits["g_s.2"] == 8 and bits["h_s.0"] == 7
     for kind, file in (("m", tmp_path / "m.safetensors"), ("q", model)):
         invoke(
             "evaluate",
@@ -333,9 +334,9 @@ def test_allocate_and_quantize_to_a_size(
 
 
 def test_help_shows_the_defaults_that_are_used() -> None:
-    from rdquant.weights.rdo_config import RdoConfig
+    from rdquant.passes.rdo_config import RdoConfig
 
-    config, options = RdoConfig(lambda_=1.0), inspect.signature(cli.quantize).parameters
+    config, options = RdoConfig(lambda_=1.0), inspect.signature(quantizing.quantize).parameters
     assert {k: getattr(config, k) for k in ("strategy", "steps")} == {
         k: options[k].default for k in ("strategy", "steps")
     }

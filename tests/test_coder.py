@@ -1,3 +1,5 @@
+"""One picture to one file and back, with small codecs of every prior (`tiny`)."""
+
 from __future__ import annotations
 
 import contextlib
@@ -6,35 +8,36 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small_codec
-from rdquant.codecs import ARCHITECTURES
 from rdquant.coder import ImageCoder
-from rdquant.errors import DecodeError, ImageError, ModelMismatch, UnsupportedVersion
-from rdquant.files.container import Profile, Quantizer, write
-from rdquant.files.float_models import float_fingerprint
-from rdquant.files.integer_models import integer_fingerprint
-from rdquant.floatcodec import CodingFloatCodec
-from rdquant.latents.coding import TrellisCoding
-from rdquant.pixels import to_tensor
-from rdquant.weights import quantize
+from rdquant.errors import Corrupt, DecodeError, ImageError, ModelMismatch, UnsupportedVersion, UsageError
+from rdquant.files.container import Profile, Quantizer, read, write
+from rdquant.latents.coding import ScalarCoding, TrellisCoding
+from rdquant.latents.parts import quantized, requantized
+from rdquant.latents.rdoq import Rdoq
+from rdquant.latents.refine import Refinement
+from rdquant.pixels import pad_to, to_tensor
+from tiny import KINDS, STRIDE, M, make_coder
 
-SIZES = [(1, 1), (1, 300), (63, 65), (389, 517), (128, 64)]
+SIZES = [(1, 1), (1, 60), (33, 41), (64, 32)]
+GAINS, LAMBDA = np.full(M, 600.0), 0.01
+TRELLISES = [k for k, p in KINDS.items() if p.no_trellis is None]
+#: those that are coded in several parts
+CONTEXTS = ["serial", "checkerboard", "groups", "plain-groups", "four-part"]
 
 
-def make_coder(architecture: str, photo: np.ndarray, profile: Profile = Profile.INTEGER) -> ImageCoder:
-    codec = small_codec(architecture)
-    if profile == Profile.FLOAT:
-        return ImageCoder(CodingFloatCodec(codec), float_fingerprint(codec), profile)
-    integer = quantize(codec, [photo[:128, :128], photo[128:256, 128:256]])
-    return ImageCoder(integer, integer_fingerprint(integer), profile)
+def with_coding(plain: ImageCoder, quantizer: str) -> ImageCoder:
+    coding = ScalarCoding(Rdoq(GAINS, LAMBDA)) if quantizer == "rdoq" else None
+    if quantizer.startswith("tcq"):
+        coding = TrellisCoding(Quantizer[quantizer.upper()], 170, GAINS, LAMBDA)  # type: ignore[assignment]
+    return ImageCoder(plain.codec, plain.fingerprint, plain.profile, coding)
 
 
 @pytest.mark.parametrize("profile", Profile)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_decode_of_encode_is_the_forward_pass(architecture: str, profile: Profile, photo: np.ndarray) -> None:
-    coder = make_coder(architecture, photo, profile)
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode_of_encode_is_the_forward_pass(kind: str, profile: Profile, photo: np.ndarray) -> None:
+    coder = make_coder(kind, profile)
     for h, w in SIZES:
-        rgb = photo[:h, :w] if (h, w) != (389, 517) else np.pad(photo[:389], ((0, 0), (0, 5), (0, 0)), "wrap")
+        rgb = photo[:h, 100 : 100 + w]
         data = coder.encode(rgb)
         decoded = coder.decode(data)
         forward, bits = coder.forward(rgb)
@@ -42,48 +45,83 @@ def test_decode_of_encode_is_the_forward_pass(architecture: str, profile: Profil
         assert abs(len(data) - bits / 8) <= 0.01 * bits / 8 + 40 + 8
 
 
-@pytest.mark.parametrize("kind", [Quantizer.TCQ4, Quantizer.TCQ8])
+@pytest.mark.parametrize("quantizer", ["rdoq", "tcq4", "tcq8"])
 @pytest.mark.parametrize("profile", Profile)
-@pytest.mark.parametrize("architecture", ["bmshj2018-hyperprior", "mbt2018-mean"])
-def test_trellis_coded_files_decode_to_the_forward_pass(
-    architecture: str, profile: Profile, kind: Quantizer, photo: np.ndarray
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_choice_of_levels_decodes_to_the_forward_pass(
+    kind: str, profile: Profile, quantizer: str, photo: np.ndarray
 ) -> None:
-    plain = make_coder(architecture, photo, profile)
-    gains = np.full(plain.codec.M, 3000.0)
-    for step in (40, 170):
-        coding = TrellisCoding(kind, step, gains, 0.01)
-        coder = ImageCoder(plain.codec, plain.fingerprint, profile, coding)
-        for rgb in (photo[:63, :65], photo[:128, :64]):
-            data = coder.encode(rgb)
-            forward, bits = coder.forward(rgb)
-            assert np.array_equal(plain.decode(data), forward)  # the file says how, not the coder
-            assert abs(len(data) - bits / 8) <= 0.01 * bits / 8 + 40 + 8
+    if quantizer.startswith("tcq") and kind not in TRELLISES:
+        return
+    plain = make_coder(kind, profile)
+    coder = with_coding(plain, quantizer)
+    for rgb in (photo[:31, :33], photo[:1, :9]):
+        data = coder.encode(rgb)
+        forward, bits = coder.forward(rgb)
+        assert np.array_equal(plain.decode(data), forward)  # the file says how, not the coder
+        assert abs(len(data) - bits / 8) <= 0.01 * bits / 8 + 40 + 8
 
 
-def test_trellis_needs_a_hyperprior(photo: np.ndarray) -> None:
-    coder = make_coder("bmshj2018-factorized", photo)
-    data = write(coder.fingerprint, coder.profile, Quantizer.TCQ8, 16, 16, (b"", bytes(8)), None, 100)
-    with pytest.raises(UnsupportedVersion, match="TCQ8"):
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(TRELLISES)))
+def test_priors_that_no_trellis_can_code_say_so(kind: str, photo: np.ndarray) -> None:
+    coder = make_coder(kind)
+    reason = str(coder.codec.prior.no_trellis)
+    streams = (b"", bytes(8)) if kind == "factorized" else (bytes(8), bytes(8))
+    data = write(coder.fingerprint, coder.profile, Quantizer.TCQ8, 16, 16, streams, None, 100)
+    with pytest.raises(UnsupportedVersion, match=f"TCQ8.*{reason}"):
         coder.decode(data)
+    with pytest.raises(UsageError, match=f"TCQ8.*{reason}"):
+        with_coding(coder, "tcq8").encode(photo[:16, :16])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_are_decided_by_what_decoders_made_of_the_earlier_ones(kind: str, photo: np.ndarray) -> None:
+    """The means and tables of all parts are those that the finished y_hat gives."""
+    coder = with_coding(make_coder(kind), "rdoq")
+    c, coded = coder.codec, coder.symbols(photo[:56, :40])
+    assert torch.equal(coded.y_hat, coder.coding.dequantize(c, coded.levels, coded.means))
+    if coded.features is None:
+        return
+    scales, means = c.prior.all_parameters(c.run, coded.features, coded.y_hat)
+    assert torch.equal(c.table_indexes(scales), coded.indexes)
+    assert torch.equal(torch.zeros_like(coded.means) if means is None else means.int(), coded.means)
+
+
+@pytest.mark.parametrize("quantizer", ["uniform", "rdoq", "tcq8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_effort_lowers_the_cost_or_leaves_it(kind: str, quantizer: str, photo: np.ndarray) -> None:
+    if quantizer == "tcq8" and kind not in TRELLISES:
+        return
+    coder, rgb = with_coding(make_coder(kind), quantizer), photo[60:100, 100:148]
+    search = coder.coding if quantizer != "uniform" else ScalarCoding(Rdoq(GAINS, LAMBDA))
+
+    def cost() -> float:
+        pixels, bits = coder.forward(rgb)
+        return LAMBDA / 3 * float(((pixels.astype(float) - rgb) ** 2).sum()) + bits
+
+    plain = cost()
+    coder.refinement = Refinement(search, GAINS, LAMBDA, 4)
+    data = coder.encode(rgb)
+    assert cost() < plain * (1.0 if kind in CONTEXTS else 0.999)
+    assert np.array_equal(coder.decode(data), coder.forward(rgb)[0])
 
 
 def test_finer_steps_cost_more_and_lose_less(photo: np.ndarray) -> None:
-    plain = make_coder("mbt2018-mean", photo)
+    plain = make_coder("mean")
     found = []
     for step in (60, 120, 240):
-        coding = TrellisCoding(Quantizer.TCQ8, step, np.full(plain.codec.M, 3000.0), 0.01)
+        coding = TrellisCoding(Quantizer.TCQ8, step, GAINS, LAMBDA)
         coder = ImageCoder(plain.codec, plain.fingerprint, plain.profile, coding)
         coded = coder.symbols(photo[:128, :128])
-        y = plain.codec.analysis(to_tensor(photo[:128, :128]))
-        error = coding.dequantize(plain.codec, coded.y, coded.means).double() - y
+        error = coded.y_hat.double() - coded.y
         found.append((coder.forward(photo[:128, :128])[1], float(error.square().mean())))
     assert found[0][0] > found[1][0] > found[2][0] and found[0][1] < found[1][1] < found[2][1]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_engines_threads_and_batches_give_the_same_symbols(architecture: str, photo: np.ndarray) -> None:
-    coder = make_coder(architecture, photo)
-    rgb = photo[:192, :128]
+@pytest.mark.parametrize("kind", KINDS)
+def test_engines_and_threads_give_the_same_symbols(kind: str, photo: np.ndarray) -> None:
+    coder = make_coder(kind)
+    rgb = photo[:32, :48]
     data, threads = coder.encode(rgb), torch.get_num_threads()
     pixels = coder.decode(data)
     try:
@@ -97,8 +135,31 @@ def test_engines_threads_and_batches_give_the_same_symbols(architecture: str, ph
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("quantizer", ["uniform", "rdoq", "tcq8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_its_pictures(kind: str, quantizer: str, photo: np.ndarray) -> None:
+    if quantizer == "tcq8" and kind not in TRELLISES:
+        return
+    coder = with_coding(make_coder(kind), quantizer)
+    pixels = torch.cat([to_tensor(np.ascontiguousarray(photo[i : i + 16, :24])) for i in (0, 200, 300)])
+    together = quantized(coder.codec, pixels, coder.coding)
+    for i in range(3):
+        alone = quantized(coder.codec, pixels[i : i + 1], coder.coding)
+        for name in ("y", "levels", "indexes", "means", "y_hat"):
+            assert torch.equal(getattr(together, name)[i : i + 1], getattr(alone, name)), name
+
+
+def test_levels_can_be_decided_for_another_latent(photo: np.ndarray) -> None:
+    coder = make_coder("serial")
+    first = quantized(coder.codec, to_tensor(pad_to(photo[:32, :32], 8)))
+    again = requantized(coder.codec, first, first.y, coder.coding)
+    assert torch.equal(again.levels, first.levels)
+    far = requantized(coder.codec, first, first.y_hat + 1024, coder.coding)
+    assert float((far.y_hat - first.y_hat - 1024).abs().max()) <= 128
+
+
 def test_damage_is_a_decode_error(photo: np.ndarray, rng: np.random.Generator) -> None:
-    coder = make_coder("mbt2018-mean", photo)
+    coder = make_coder("mean")
     data = coder.encode(photo[:64, :64])
     for n in range(0, len(data), 7):
         with pytest.raises(DecodeError):
@@ -110,18 +171,55 @@ def test_damage_is_a_decode_error(photo: np.ndarray, rng: np.random.Generator) -
             coder.decode(bytes(bad))
 
 
-def test_valid_checksums_around_nonsense_are_survived(photo: np.ndarray, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_valid_checksums_around_nonsense_are_survived(
+    kind: str, photo: np.ndarray, rng: np.random.Generator
+) -> None:
     """Checksums keep no attacker out: any stream must give a picture or a `DecodeError`."""
-    coder = make_coder("mbt2018-mean", photo)
-    for _ in range(60):
-        streams = tuple(rng.bytes(4 * int(rng.integers(0, 40))) for _ in range(2))
-        data = write(coder.fingerprint, coder.profile, Quantizer.UNIFORM, 64, 64, streams)  # type: ignore[arg-type]
+    coder = make_coder(kind)
+    z, good = read(coder.encode(photo[:32, :48]))[1]
+    pictures = 0
+    for i in range(40):
+        y = bytearray(good if i % 2 else rng.bytes(4 * int(rng.integers(0, 40))))
+        for at in rng.integers(0, max(1, len(y)), 3 if i % 2 else 0):
+            y[at] ^= 1 << int(rng.integers(8))
+        first = z if i % 4 or kind == "factorized" else rng.bytes(4 * int(rng.integers(0, 9)))
+        kinds = [Quantizer.UNIFORM, *([Quantizer.TCQ8] if kind in TRELLISES else [])]
+        quantizer = kinds[i % len(kinds)]
+        step = 65_535 if quantizer.has_step else None
+        data = write(coder.fingerprint, coder.profile, quantizer, 48, 32, (first, bytes(y)), None, step)
         with contextlib.suppress(DecodeError):
-            assert coder.decode(data).shape == (64, 64, 3)
+            assert coder.decode(data).shape == (32, 48, 3)
+            pictures += 1
+    assert pictures < 40
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_wild_levels_stay_bounded(kind: str) -> None:
+    """Levels of 32 bits in one part do not leave the contract in the next."""
+    coder = make_coder(kind)
+    c, coding = coder.codec, coder.coding
+    y_hat = c.blank(1, 4, 6)
+    coded = quantized(c, torch.zeros(1, 3, 4 * STRIDE, 6 * STRIDE, dtype=torch.uint8))
+    for i, (part, indexes, means) in enumerate(c.conditions(coded.features, y_hat)):
+        assert 0 <= int(indexes.min()) <= int(indexes.max()) < len(c.y_tables)
+        assert -(2**15) <= int(means.min()) <= int(means.max()) < 2**15
+        wild = torch.full(indexes.shape, 2**31 - 1 if i % 2 else -(2**31), dtype=torch.int32)
+        part.put(coding.dequantize(c, wild, means), y_hat)
+    assert int(y_hat.min()) >= -(2**15) and int(y_hat.max()) < 2**15
+
+
+def test_a_stream_that_is_not_used_up_is_corrupt(photo: np.ndarray) -> None:
+    coder = make_coder("serial")
+    _, (z, y) = read(coder.encode(photo[:32, :48]))
+    for longer in (y + bytes(4), y[:8] + bytes(4) + y[8:]):
+        data = write(coder.fingerprint, coder.profile, Quantizer.UNIFORM, 48, 32, (z, longer))
+        with pytest.raises((Corrupt, DecodeError)):
+            coder.decode(data)
 
 
 def test_wrong_model_and_profile(photo: np.ndarray) -> None:
-    coder = make_coder("bmshj2018-factorized", photo)
+    coder = make_coder("factorized")
     data = coder.encode(photo[:16, :16])
     other = ImageCoder(coder.codec, b"otherone", coder.profile)
     with pytest.raises(ModelMismatch, match=coder.fingerprint.hex()):
@@ -133,6 +231,6 @@ def test_wrong_model_and_profile(photo: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "bad", [np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3))]
 )
-def test_only_8_bit_rgb(bad: np.ndarray, photo: np.ndarray) -> None:
+def test_only_8_bit_rgb(bad: np.ndarray) -> None:
     with pytest.raises(ImageError, match="uint8"):
-        make_coder("bmshj2018-factorized", photo).encode(bad)
+        make_coder("factorized").encode(bad)

@@ -17,14 +17,35 @@ from damaged import bit_flips, extensions, lies, overwrites, truncations
 from golden.make import HERE, MODELS
 from rdquant.coder import ImageCoder
 from rdquant.errors import DecodeError, NotOurFormat
+from rdquant.files.container import Quantizer
+from rdquant.latents.coding import TrellisCoding
 from rdquant.load import open_coder
+from tiny import KINDS, make_coder
 
-FILES = [*((name, "70x45") for name in MODELS), ("mean-w8", "70x45-tcq8")]
+TINY = "tiny"
+FILES = [
+    *((name, "70x45") for name in MODELS),
+    ("mean-w8", "70x45-tcq8"),
+    *((TINY, kind) for kind in KINDS),
+    (TINY, "groups-tcq8"),
+]
+
+
+def tiny(kind: str, photo: np.ndarray) -> tuple[ImageCoder, bytes]:
+    """A coder of a prior, and a small file of it, pixel checksum included."""
+    decoder = make_coder(kind.removesuffix("-tcq8"))
+    encoder = decoder
+    if kind.endswith("-tcq8"):
+        coding = TrellisCoding(Quantizer.TCQ8, 170, np.full(decoder.codec.M, 600.0), 0.01)
+        encoder = ImageCoder(decoder.codec, decoder.fingerprint, decoder.profile, coding)
+    return decoder, encoder.encode(photo[100:112, 100:115], pixel_checksum=True)
 
 
 @pytest.fixture(scope="module", params=FILES, ids="-".join)
-def coder(request: pytest.FixtureRequest) -> tuple[ImageCoder, bytes]:
+def coder(request: pytest.FixtureRequest, photo: np.ndarray) -> tuple[ImageCoder, bytes]:
     name, picture = request.param
+    if name == TINY:
+        return tiny(picture, photo)
     decoder, data = open_coder(str(HERE / f"{name}.rdqm")), (HERE / f"{name}-{picture}.rdq").read_bytes()
     decoder.decode(data)  # kernels are compiled and tested at the first
     return decoder, data
@@ -79,6 +100,7 @@ from damaged import lies
 from golden.make import HERE
 from rdquant.errors import DecodeError
 from rdquant.load import open_coder
+from tiny import KINDS, make_coder
 coder = open_coder(str(HERE / "mean-w8.rdqm"))
 data = (HERE / "mean-w8-70x45.rdq").read_bytes()
 coder.decode(data)

@@ -2,66 +2,32 @@
 
 ::
 
-    picture ─ analysis ─ y ─ quantize ─ symbols ─ rANS ─ container ─ file
+    picture ─ analysis ─ y ─ part after part: quantize ─ symbols ─ rANS ─ container ─ file
                          └─ hyper_analysis ─ z symbols ─ rANS ┘
 
-`ImageCoder` works with any codec that has the methods of `Codec`, float or integer.
+`ImageCoder` works with any `rdquant.codec.Codec`, float or integer. How y is coded in parts, given what is
+decoded, is the codec's prior (`rdquant.priors`); the loop over them is `rdquant.latents.parts`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import entropy
+from .codec import Codec
 from .entropy import CdfTables
 from .errors import Corrupt, ImageError, ModelMismatch, UnsupportedVersion, UsageError
 from .files.container import Header, Limits, Profile, Quantizer, checksum, read, write
-from .latents import FixedPointScalar, UniformScalar
-from .latents.coding import LatentCoding, ScalarCoding, coded_with, coding_of
+from .latents.coding import LatentCoding, ScalarCoding, coding_of
+from .latents.parts import Coded, quantized, walk
 from .latents.refine import Refinement
 from .pixels import pad_to, to_pixels, to_tensor
-
-
-class Codec(Protocol):
-    """What `ImageCoder` needs of a codec; see `rdquant.integer.IntegerCodec` for shapes and units."""
-
-    @property
-    def M(self) -> int: ...
-    @property
-    def N(self) -> int: ...
-    @property
-    def has_hyperprior(self) -> bool: ...
-    @property
-    def downsampling(self) -> int: ...
-    @property
-    def quantizer(self) -> UniformScalar | FixedPointScalar: ...
-    @property
-    def y_tables(self) -> CdfTables: ...
-    @property
-    def z_tables(self) -> CdfTables | None: ...
-    def analysis(self, pixels: Tensor) -> Tensor: ...
-    def hyper_analysis(self, y: Tensor) -> Tensor: ...
-    def entropy_parameters(self, z_symbols: Tensor, spacing: int | None = None) -> tuple[Tensor, Tensor]: ...
-    def factorized_means(self, shape: torch.Size) -> Tensor: ...
-    def synthesis(self, y_hat: Tensor, exact: bool = True) -> Tensor: ...
-    def relaxed_synthesis(self, y_hat: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Coded:
-    """The symbols of one picture, and what the entropy coder needs for them."""
-
-    y: Tensor  #: int32 (1, M, H/16, W/16)
-    y_indexes: Tensor  #: int32, the table of each symbol (of TCQ, in quantizer 0)
-    means: Tensor
-    z: Tensor | None  #: int32 (1, N, H/64, W/64)
-    z_indexes: Tensor | None
+from .priors import Part
 
 
 def channel_indexes(shape: torch.Size) -> Tensor:
@@ -108,27 +74,24 @@ class ImageCoder:
             "fingerprint": self.fingerprint.hex(),
             "profile": self.profile.name.lower(),
             **({"refinement_rounds": self.refinement.rounds} if self.refinement else {}),
-            **getattr(self.codec, "description", {}),
+            **self.codec.description,
         }
 
     def symbols(self, rgb: np.ndarray) -> Coded:
-        """``rgb: (H, W, 3)`` uint8 of any size from 1x1 -> its symbols. Raises `ImageError`."""
+        """``rgb: (H, W, 3)`` uint8 of any size from 1x1 -> its symbols.
+
+        Raises `ImageError`, and `UsageError` for a trellis that the model's prior cannot have.
+        """
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
             raise ImageError(f"pictures are (H, W, 3) uint8, got {rgb.shape} {rgb.dtype}")
-        c = self.codec
-        pixels = to_tensor(pad_to(rgb, c.downsampling))
-        y = c.analysis(pixels)
-        z = z_indexes = None
-        if c.has_hyperprior:
-            z = c.hyper_analysis(y)
-            z_indexes = channel_indexes(z.shape)
-            y_indexes, means = c.entropy_parameters(z, self.coding.spacing)
-        else:
-            y_indexes, means = channel_indexes(y.shape), c.factorized_means(y.shape)
-        levels = self.coding.levels(c, y, means, y_indexes)
+        if self.coding.step is not None and self.codec.prior.no_trellis:
+            kind = self.coding.quantizer.name
+            raise UsageError(f"{kind} cannot code the latents of this model: {self.codec.prior.no_trellis}")
+        pixels = to_tensor(pad_to(rgb, self.codec.downsampling))
+        found = quantized(self.codec, pixels, self.coding)
         if self.refinement is not None:
-            levels = self.refinement.levels(c, pixels, rgb.shape[:2], y, means, y_indexes, levels)
-        return Coded(levels, y_indexes, means, z, z_indexes)
+            found = self.refinement.best(self.codec, pixels, rgb.shape[:2], found)
+        return found
 
     def encode(self, rgb: np.ndarray, pixel_checksum: bool = False) -> bytes:
         """A whole ``.rdq`` file. ``pixel_checksum``: decode too, and let the file say what must come out."""
@@ -142,11 +105,10 @@ class ImageCoder:
     def pack(self, coded: Coded, width: int, height: int, pixels: int | None = None) -> bytes:
         """Symbols to file. ``pixels``: checksum of the decoded picture."""
         c, z_stream = self.codec, b""
-        if coded.z is not None and coded.z_indexes is not None and c.z_tables is not None:
-            z_stream = entropy.encode(_flat(coded.z), _flat(coded.z_indexes), c.z_tables)
-        y_stream = entropy.encode(
-            _flat(coded.y), coded_with(self.coding, coded.y, coded.y_indexes), self.coding.tables(c)
-        )
+        if coded.z_symbols is not None and c.z_tables is not None:
+            z_indexes = channel_indexes(coded.z_symbols.shape)
+            z_stream = entropy.encode(_flat(coded.z_symbols), _flat(z_indexes), c.z_tables)
+        y_stream = entropy.encode(*coded.stream(self.coding), self.coding.tables(c))
         return write(
             self.fingerprint, self.profile, self.coding.quantizer, width, height, (z_stream, y_stream),
             pixels, self.coding.step,
@@ -164,20 +126,24 @@ class ImageCoder:
         coding = self._coding_of(header)
         c, tables = self.codec, coding.tables(self.codec)
         h, w = (-(-side // c.downsampling) * c.downsampling for side in (header.height, header.width))
-        y_shape = torch.Size((1, c.M, h // 16, w // 16))
-        _check_room("y", y_stream, y_shape, tables)
-        if c.has_hyperprior and c.z_tables is not None:
-            z_shape = torch.Size((1, len(c.z_tables.offsets), h // 64, w // 64))
-            _check_room("z", z_stream, z_shape, c.z_tables)
-            z_indexes = _flat(channel_indexes(z_shape))
-            z = torch.from_numpy(entropy.decode(z_stream, z_indexes, c.z_tables)).reshape(z_shape)
-            indexes, means = c.entropy_parameters(z, coding.spacing)
-        else:
-            if z_stream:
-                raise Corrupt(f"{len(z_stream)} bytes of a z stream, and the model has no hyperprior")
-            indexes, means = channel_indexes(y_shape), c.factorized_means(y_shape)
-        symbols = entropy.decode(y_stream, _flat(indexes), tables, coding.machine(y_shape[2] * y_shape[3]))
-        y_hat = coding.dequantize(c, torch.from_numpy(symbols).reshape(y_shape), means)
+        _check_room("y", y_stream, torch.Size((1, c.M, h // c.stride, w // c.stride)), tables)
+        z_hat = None
+        if c.z_tables is not None:
+            shape = torch.Size((1, len(c.z_tables), h // c.z_stride, w // c.z_stride))
+            _check_room("z", z_stream, shape, c.z_tables)
+            z = entropy.decode(z_stream, _flat(channel_indexes(shape)), c.z_tables)
+            z_hat = c.z_hat(torch.from_numpy(z).reshape(shape))
+        elif z_stream:
+            raise Corrupt(f"{len(z_stream)} bytes of a z stream, and the model has no hyperprior")
+        y_hat, decoder = c.blank(1, h // c.stride, w // c.stride), entropy.Decoder(y_stream, tables)
+
+        def read_levels(part: Part, indexes: Tensor, means: Tensor) -> Tensor:
+            found = decoder.next(_flat(indexes), coding.machine(max(1, indexes.shape[3])))
+            return torch.from_numpy(found).reshape(indexes.shape)
+
+        for _ in walk(c, c.begin(z_hat), y_hat, coding, read_levels):
+            pass
+        decoder.finish()
         pixels = self._synthesise(y_hat, header.height, header.width, exact)
         if exact and header.pixels not in (None, checksum(pixels.tobytes())):
             raise Corrupt("the decoded pixels are not those that the encoder saw")
@@ -186,11 +152,12 @@ class ImageCoder:
     def _coding_of(self, header: Header) -> LatentCoding:
         if header.fingerprint != self.fingerprint:
             raise ModelMismatch(header.fingerprint.hex(), self.fingerprint.hex())
-        if header.profile != self.profile or (header.step is not None and not self.codec.has_hyperprior):
+        no_trellis = self.codec.prior.no_trellis
+        if header.profile != self.profile or (header.step is not None and no_trellis):
             raise UnsupportedVersion(
                 f"the file needs profile {header.profile.name} with quantizer {header.quantizer.name}, "
                 f"this coder has {self.profile.name}"
-                + ("" if self.codec.has_hyperprior else f" with {Quantizer.UNIFORM.name}")
+                + (f" with {Quantizer.UNIFORM.name} alone: {no_trellis}" if no_trellis else "")
             )
         return coding_of(header.quantizer, header.step)
 
@@ -206,10 +173,8 @@ class ImageCoder:
 
         The estimate is the ideal code length under the coding tables, headers and checksums left out.
         """
-        bits = self.coding.tables(self.codec).bits(
-            _flat(coded.y), coded_with(self.coding, coded.y, coded.y_indexes)
-        )
-        if coded.z is not None and coded.z_indexes is not None and self.codec.z_tables is not None:
-            bits += self.codec.z_tables.bits(_flat(coded.z), _flat(coded.z_indexes))
-        y_hat = self.coding.dequantize(self.codec, coded.y, coded.means)
-        return self._synthesise(y_hat, height, width), bits
+        c = self.codec
+        bits = self.coding.tables(c).bits(*coded.stream(self.coding))
+        if coded.z_symbols is not None and c.z_tables is not None:
+            bits += c.z_tables.bits(_flat(coded.z_symbols), _flat(channel_indexes(coded.z_symbols.shape)))
+        return self._synthesise(coded.y_hat, height, width), bits

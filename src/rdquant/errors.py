@@ -10,6 +10,7 @@
     ├── TrainingError               a training run cannot start, resume or go on
     ├── ModelError                  a model or checkpoint file
     │   ├── BadModel                damaged, incomplete, or values outside the contract
+    │   │   └── CaptureError        a network that no graph of our operations can be made of
     │   └── UnknownModel            no such zoo name, path or fingerprint
     └── DecodeError                 an image file (.rdq)
         ├── NotOurFormat            the magic is missing
@@ -55,6 +56,10 @@ class ModelError(RdquantError):
 
 class BadModel(ModelError):
     """A model file is damaged, incomplete, or holds values outside the contract."""
+
+
+class CaptureError(BadModel):
+    """A network holds something that is no operation of our graphs; the module is named."""
 
 
 class UnknownModel(ModelError):

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from . import zoo
+from .codec import Codec
 from .coder import ImageCoder
 from .errors import BadModel, ModelMismatch, UnknownModel, UsageError
 from .files.container import Profile
 from .files.float_models import float_fingerprint, load_float
 from .files.integer_models import integer_fingerprint, load_integer
 from .files.model_file import model_description, model_kind
-from .floatcodec import CodingFloatCodec
-from .integer import IntegerCodec
+from .graph.capture import capture
 from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
 from .latents.refine import COHERENCE, DEFAULT_EFFORT, Refinement, rounds_of
 
@@ -48,26 +48,46 @@ def open_coder(
     Raises `UnknownModel`, `BadModel`, and `UsageError` for a quantizer that the model cannot have.
     """
     path = model_path(name)
-    codec: IntegerCodec | CodingFloatCodec
     if model_kind(path) == "integer":
-        codec = integer = load_integer(path)
-        fingerprint, profile, description = integer_fingerprint(integer), Profile.INTEGER, integer.description
-    else:
-        parent = load_float(path)
-        codec, profile = CodingFloatCodec(parent), Profile.FLOAT
-        fingerprint, description = float_fingerprint(parent), model_description(path)
+        codec = load_integer(path)
+        return _coder(codec, integer_fingerprint(codec), codec.description, name, quantizer, step, effort)
+    parent = load_float(path)
+    own, description = float_fingerprint(parent), model_description(path)
+    return _coder(capture(parent), own, description, name, quantizer, step, effort)
+
+
+def coder_of(
+    codec: Codec, quantizer: str | None = None, step: float | None = None, effort: int | None = None
+) -> ImageCoder:
+    """The same for a codec in memory. What a float codec (`rdquant.graph.capture`) writes has zeros for a
+    fingerprint: it is for measuring.
+    """
+    name = integer_fingerprint(codec) if codec.integer else bytes(8)
+    return _coder(codec, name, codec.description, codec.architecture, quantizer, step, effort)
+
+
+def _coder(
+    codec: Codec,
+    fingerprint: bytes,
+    description: dict[str, Any],
+    name: str,
+    quantizer: str | None,
+    step: float | None,
+    effort: int | None,
+) -> ImageCoder:
     coding = latent_coding(quantizer, codec, description, name, step)
     if effort is None:
         own = description.get(LATENTS, {}).get("quantizer", "uniform")
         effort = DEFAULT_EFFORT if own != "uniform" and quantizer in (None, own) else 0
     rounds = rounds_of(effort)
     refinement = _refinement(rounds, coding, codec, description, name) if rounds else None
+    profile = Profile.INTEGER if codec.integer else Profile.FLOAT
     return ImageCoder(codec, fingerprint, profile, coding, refinement)
 
 
 def latent_coding(
     quantizer: str | None,
-    codec: IntegerCodec | CodingFloatCodec,
+    codec: Codec,
     description: dict[str, Any],
     name: str,
     step: float | None = None,
@@ -88,8 +108,8 @@ def latent_coding(
     gains = lambda_ = None
     if quantizer in QUANTIZERS[1:]:
         gains, lambda_ = _gains(description, codec.M, name)
-    if str(quantizer).startswith("tcq") and not codec.has_hyperprior:
-        raise UsageError(f"{quantizer} needs a hyperprior, and {name} has none")
+    if str(quantizer).startswith("tcq") and codec.prior.no_trellis:
+        raise UsageError(f"{quantizer} cannot code the latents of {name}: {codec.prior.no_trellis}")
     return encoder_coding(
         quantizer,
         gains,
@@ -127,7 +147,7 @@ def _gains(description: dict[str, Any], channels: int, name: str) -> tuple[np.nd
 def _refinement(
     rounds: int,
     coding: LatentCoding,
-    codec: IntegerCodec | CodingFloatCodec,
+    codec: Codec,
     description: dict[str, Any],
     name: str,
 ) -> Refinement:

@@ -13,8 +13,9 @@ from rdquant.allocate.run import allocate
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
 from rdquant.errors import CalibrationError, UsageError
 from rdquant.files.float_models import load_float
-from rdquant.weights import QuantizeConfig, prepare
-from rdquant.weights.crops import probe
+from rdquant.graph.capture import capture
+from rdquant.passes import QuantizeConfig, prepare
+from rdquant.passes.crops import probe
 from rdquant.zoo import find
 
 LAMBDA, BITS = 0.013, (3, 5, 7)
@@ -28,9 +29,11 @@ def scene(photo: np.ndarray) -> Scene:
     """A trained codec, for only there is J at a minimum; small pictures; its table measured and predicted."""
     path = find("mean-scale-s-0130")
     assert path is not None
-    codec, seen = prepare(load_float(path), [photo[:256, :256]], CONFIG)
+    trained = load_float(path)
+    codec, seen = prepare(capture(trained), [photo[:256, :256]], CONFIG)
     tiles = [photo[i : i + 128, j : j + 128] for i in range(0, 512, 128) for j in range(0, 512, 128)]
-    twins, x = WidthTwins(codec, seen, CONFIG, BITS), probe(tiles, 128, len(tiles))
+    twins = WidthTwins(codec, seen, CONFIG, trained.entropy_bottleneck, BITS)
+    x = probe(tiles, 128, len(tiles))
     measured = measure_table(twins, x, LAMBDA, 441_000)
     return twins, x, measured, predict_table(twins, x, LAMBDA, measured.sizes)
 
@@ -42,18 +45,14 @@ def test_predictions_are_the_error_of_the_picture(scene: Scene) -> None:
     base = twins.twins[max(BITS)]
     base.set_rounding(base.names(), False, False)
     with torch.no_grad():
-        y_hat, bits_y, bits_z = base.latents(base.run("g_a", x))
-        plain = base.run("g_s", y_hat)
+        y_hat, bits_y, bits_z = base.latents(base.run("analysis", x))
+        plain = base.run("synthesis", y_hat)
         total = float(LAMBDA / 3 * (plain - x).square().sum() + bits_y + bits_z)
-        for name in base.order["g_s"]:
-            mixed = copy.copy(base)
-            mixed._modules = dict(base._modules)
-            mixed.stages = torch.nn.ModuleDict(dict(base.stages.items()))
-            twin = twins.twins[5]
-            mixed.stages[name.replace(".", "_")] = twin.stages[name.replace(".", "_")]
-            twin.set_rounding([name], True, False)
-            error = LAMBDA / 3 * float((mixed.run("g_s", y_hat) - plain).square().sum()) / total
-            twin.set_rounding([name], False, False)
+        mixed = twins.mixed(dict.fromkeys(twins.layers, max(BITS)), outputs=False)
+        mixed.set_rounding(mixed.names(), False, False)
+        for name in base.of_network("synthesis"):
+            with twins.swapped(mixed, name, 5):
+                error = LAMBDA / 3 * float((mixed.run("synthesis", y_hat) - plain).square().sum()) / total
             assert 0.4 * error < np.mean([t.zeta[name][5] for t in tables]) < 2.5 * error, name
 
 

@@ -15,8 +15,9 @@ from rdquant.allocate.run import allocate
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
 from rdquant.errors import UsageError
 from rdquant.files.integer_models import save_integer
-from rdquant.weights import QuantizeConfig, prepare, quantize
-from rdquant.weights.crops import probe
+from rdquant.graph.capture import capture
+from rdquant.passes import QuantizeConfig, prepare, quantize
+from rdquant.passes.crops import probe
 
 LAMBDA = 0.001
 BITS = (2, 4, 8)
@@ -25,12 +26,12 @@ CONFIG = QuantizeConfig(number_format="coded")
 
 @pytest.fixture(scope="module")
 def scene(photo: np.ndarray) -> tuple[WidthTwins, torch.Tensor, SensitivityTable]:
-    codec = small_codec("mbt2018-mean")
+    trained = small_codec("mbt2018-mean")
     pictures = [photo[:128, :128]]
-    codec, seen = prepare(codec, pictures, CONFIG)
-    twins = WidthTwins(codec, seen, CONFIG, BITS)
+    codec, seen = prepare(capture(trained), pictures, CONFIG)
+    twins = WidthTwins(codec, seen, CONFIG, trained.entropy_bottleneck, BITS)
     x = probe(pictures, 128)
-    return twins, x, measure_table(twins, x, LAMBDA, sum(p.numel() for p in codec.parameters()))
+    return twins, x, measure_table(twins, x, LAMBDA, sum(p.numel() for p in trained.parameters()))
 
 
 def test_cells_are_what_a_whole_evaluation_gives(scene) -> None:  # type: ignore[no-untyped-def]

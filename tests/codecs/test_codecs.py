@@ -7,27 +7,53 @@ from conftest import small_codec
 from rdquant.codecs import ARCHITECTURES, build
 from rdquant.codecs.base import switched
 from rdquant.codecs.bottleneck import EntropyBottleneck, gaussian_likelihood
-from rdquant.codecs.layers import GDN, lower_bound
+from rdquant.codecs.layers import GDN, MaskedConv2d, lower_bound
 from rdquant.errors import UsageError
+from rdquant.graph.capture import capture
+from rdquant.latents.parts import quantized
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_forward_shapes_and_modes(architecture: str) -> None:
-    codec = build(architecture, 8, 12)
+    codec = small_codec(architecture).train()
     x = torch.rand(2, 3, 64, 128)
-    for mode in ("noise", "mixed", "round", *(["switching"] if codec.has_hyperprior else [])):
+    for mode in ("noise", "mixed", "round", *(["switching"] if codec.prior.hyper else [])):
         out = codec(x, mode)
         assert out.x_hat.shape == x.shape
-        assert set(out.likelihoods) == ({"y", "z"} if codec.has_hyperprior else {"y"})
+        assert set(out.likelihoods) == ({"y", "z"} if codec.prior.hyper else {"y"})
         assert out.bits() > 0
-        out.bits().backward()
+        codec.zero_grad()
+        (out.bits() + out.x_hat.sum()).backward()
+        without = [n for n, p in codec.named_parameters() if p.grad is None and not n.endswith("quantiles")]
+        assert not without, f"{mode}: no gradient of {without}"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rounded_forward_is_repeatable(architecture: str) -> None:
+def test_round_is_what_a_file_holds(architecture: str) -> None:
+    """Latents, and likelihoods up to what tables make of them, are those of the captured codec's coding loop."""
     codec = small_codec(architecture)
-    x = torch.rand(1, 3, 64, 64)
-    assert torch.equal(codec(x, "round").x_hat, codec(x, "round").x_hat)
+    x = torch.rand(2, 3, 64, 128, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        out = codec(x, "round")
+        assert torch.equal(out.x_hat, codec(x, "round").x_hat)
+        coded = quantized(capture(codec), x)
+        torch.testing.assert_close(out.x_hat, codec.synthesis(coded.y_hat), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["mbt2018", "elic2022-chandelier"])
+def test_contexts_of_training_are_nearly_those_of_coding(architecture: str) -> None:
+    """Straight-through rounding costs about what true rounding does, whose contexts are known one by one."""
+    codec = small_codec(architecture)
+    x = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        mixed, true = (float(codec(x, mode).bits()) for mode in ("mixed", "round"))
+    assert mixed == pytest.approx(true, rel=0.1)
+
+
+def test_masks_are_those_of_their_order() -> None:
+    causal, board = MaskedConv2d(1, 1).mask[0, 0], MaskedConv2d(1, 1, checkerboard=True).mask[0, 0]
+    assert causal.flatten().tolist() == [1.0] * 12 + [0.0] * 13
+    assert all(board[r, c] == (r + c) % 2 for r in range(5) for c in range(5))
 
 
 def test_switched_values_are_those_of_one_quantizer_or_the_other() -> None:
@@ -51,6 +77,16 @@ def test_unknown_architecture_and_width() -> None:
         build("cheng2020", 8, 8)
     with pytest.raises(UsageError, match="0"):
         build("mbt2018-mean", 0, 8)
+    with pytest.raises(UsageError, match="has the options N, M, groups, got"):
+        build("elic2022-official", N=8, M=8, heads=2)
+    with pytest.raises(UsageError, match=r"sum to M = 9, got \[4, 4\]"):
+        build("elic2022-official", N=8, M=9, groups=[4, 4])
+    with pytest.raises(UsageError, match="heads must divide N = 8, got 3"):
+        build("window-attention", N=8, M=9, heads=3)
+    with pytest.raises(UsageError, match="groups must be 1..4096, got 'four'"):
+        build("elic2022-official", N=8, M=9, groups=["four"])
+    with pytest.raises(UsageError, match="mbt2018: .*missing"):
+        build("mbt2018", N=8)
 
 
 def test_gdn_is_its_formula() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from rdquant.entropy import (
     CdfTables,
+    Decoder,
     ParityMachine,
     decode,
     encode,
@@ -20,7 +22,7 @@ from rdquant.entropy import (
     rans_reference,
     scale_table,
 )
-from rdquant.errors import Corrupt, Truncated, UsageError
+from rdquant.errors import Corrupt, DecodeError, Truncated, UsageError
 
 TABLES = gaussian_tables(scale_table(16, 0.11, 64))
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -206,3 +208,53 @@ def test_bytes_are_those_of_compressai(compressai: ModuleType, rng: np.random.Ge
     data = compressai.RansEncoder().encode_with_indexes(symbols.tolist(), indexes.tolist(), *dense)
     assert data == encode(symbols, indexes, TABLES)
     assert compressai.RansDecoder().decode_with_indexes(data, indexes.tolist(), *dense) == symbols.tolist()
+
+
+@given(PAIRS, st.lists(st.integers(0, 12)), st.booleans(), st.data())
+@settings(max_examples=100)
+def test_a_decoder_in_pieces_is_decode(
+    pairs: list[tuple[int, int]], cuts: list[int], whole: bool, data: st.DataObject
+) -> None:
+    """Of what `encode` wrote, and of damaged streams, which end in the same error."""
+    symbols, indexes = _arrays(pairs)
+    stream = encode(symbols, indexes, TABLES)
+    if not whole:
+        at = data.draw(st.integers(0, len(stream)))
+        stream = stream[:at] + data.draw(st.binary(max_size=4)) + stream[at:]
+    ends = np.minimum(np.cumsum([0, *cuts]), len(symbols))
+
+    def in_pieces() -> list[int]:
+        decoder = Decoder(stream, TABLES)
+        pieces = [decoder.next(indexes[a:b]) for a, b in itertools.pairwise([*ends, len(symbols)])]
+        decoder.finish()
+        return np.concatenate(pieces).tolist()
+
+    found = []
+    for run in (in_pieces, lambda: decode(stream, indexes, TABLES).tolist()):
+        try:
+            found.append(run())
+        except DecodeError as error:
+            found.append((type(error), str(error)))
+    assert found[0] == found[1] and (not whole or found[0] == symbols.tolist())
+
+
+def test_a_machine_starts_anew_in_each_piece(rng: np.random.Generator) -> None:
+    machine = ParityMachine(np.array([[0, 1], [1, 0]]), np.array([0, 3]), 100)
+    symbols, indexes = _sample(rng, 60)
+    indexes = np.minimum(indexes, len(TABLES) - 4).astype(np.int32)
+    pieces = [slice(0, 7), slice(7, 7), slice(7, 60)]
+    tables = np.concatenate([machine.indexes(symbols[p], indexes[p]) for p in pieces])
+    decoder = Decoder(encode(symbols, tables, TABLES), TABLES)
+    assert np.concatenate([decoder.next(indexes[p], machine) for p in pieces]).tolist() == symbols.tolist()
+    decoder.finish()
+
+
+def test_a_decoder_that_is_not_at_its_end_says_so(rng: np.random.Generator) -> None:
+    symbols, indexes = _sample(rng, 60)
+    decoder = Decoder(encode(symbols, indexes, TABLES), TABLES)
+    for count in (0, 30):
+        decoder.next(indexes[:count])
+        with pytest.raises(Corrupt, match="did not end"):
+            decoder.finish()
+    with pytest.raises(UsageError, match="16"):
+        decoder.next(np.array([16]))

@@ -1,6 +1,6 @@
 """Writes the golden files: run by hand, once per format version, never to make a test pass.
 
-    python tests/golden/make.py NAME
+    python tests/golden/make.py
 
 Models and pictures here were written by the release that CHANGELOG.md names with them. Every later release
 must decode them to the same pixels; `golden.json` has the SHA-256 of those. Existing files are not replaced.
@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ from skimage.data import astronaut
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-#: model name -> architecture, options of QuantizeConfig
+if TYPE_CHECKING:
+    from rdquant.codec import Codec
+
+#: model name -> architecture, options of QuantizeConfig; or handmade, its kind
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "factorized-w8": ("bmshj2018-factorized", {}),
     "hyperprior-w8": ("bmshj2018-hyperprior", {}),
@@ -32,9 +35,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mean-loud-w8": ("mbt2018-mean", {"mixing": "none"}),
     "mean-shift-w8": ("mbt2018-mean", {"mixing": "none"}),
     "factorized-loud-w8": ("bmshj2018-factorized", {}),
+    # from here on model files of version 5
+    "mbt2018-w8": ("mbt2018", {}),
+    "cheng-w8": ("cheng2020-attn", {}),
+    "window-w8": ("window-attention", {}),
+    # every operation, with the priors that have no small architecture
+    "handmade-elic": ("handmade", {"kind": "elic"}),
+    "handmade-groups": ("handmade", {"kind": "groups"}),
+    "handmade-four-part": ("handmade", {"kind": "four_part"}),
 }
 #: files of other quantizers: model -> (quantizer, step in units of y), for these pictures
-TRELLIS = {"mean-w8": (("TCQ4", 166), ("TCQ8", 179)), "hyperprior-w8": (("TCQ8", 150),)}
+TRELLIS = {
+    "mean-w8": (("TCQ4", 166), ("TCQ8", 179)),
+    "hyperprior-w8": (("TCQ8", 150),),
+    "handmade-elic": (("TCQ8", 170),),
+}
 TRELLIS_PICTURES = ("1x1", "70x45", "96x128")
 #: factor on the last weights of g_a, and so on the latents
 LOUD = 5.0
@@ -63,28 +78,37 @@ def sha256(pixels: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-def main() -> None:
+def make_model(architecture: str, options: dict[str, Any], name: str) -> Codec:
+    import handmade
     from conftest import small_codec
+    from rdquant.passes import QuantizeConfig, quantize
+
+    photo = astronaut()
+    if architecture == "handmade":
+        codec = handmade.codec(options["kind"], photo[:128, 128:256])
+        codec.description["latent_gains"] = [1.0] * codec.M
+        return codec
+    parent = small_codec(architecture)
+    if "loud" in name:
+        parent.g_a[-1].weight.data *= LOUD
+        parent.g_s[0].weight.data /= LOUD
+    if "shift" in name:
+        parent.g_s[0].weight.data *= torch.logspace(0, -2, parent.M).reshape(-1, 1, 1, 1)
+    return quantize(parent, [photo[:128, :128], photo[128:256, 128:256]], QuantizeConfig(**options))
+
+
+def main() -> None:
     from rdquant.files.container import Quantizer
     from rdquant.files.integer_models import save_integer
     from rdquant.latents.coding import TrellisCoding
     from rdquant.load import open_coder
-    from rdquant.weights import QuantizeConfig, quantize
 
     index = HERE / "golden.json"
     known: dict[str, str] = json.loads(index.read_text()) if index.exists() else {}
-    photo = astronaut()
     for model, (architecture, options) in MODELS.items():
         path = HERE / f"{model}.rdqm"
         if not path.exists():
-            codec = small_codec(architecture)
-            if "loud" in model:
-                codec.g_a[-1].weight.data *= LOUD
-                codec.g_s[0].weight.data /= LOUD
-            if "shift" in model:
-                codec.g_s[0].weight.data *= torch.logspace(0, -2, codec.M).reshape(-1, 1, 1, 1)
-            calibration = [photo[:128, :128], photo[128:256, 128:256]]
-            save_integer(quantize(codec, calibration, QuantizeConfig(**options)), path)
+            save_integer(make_model(architecture, options, model), path)
         coder = open_coder(str(path))
         for name in PICTURES:
             if f"{model}-{name}" not in known:

@@ -64,22 +64,6 @@ def test_strips_have_the_error_and_the_slope_of_the_whole(kind: str, photo: np.n
     assert squared_error(codec, y, pixels, size, slope=False)[1] is None
 
 
-@pytest.mark.parametrize("quantizer", ["uniform", "rdoq", "tcq8"])
-def test_a_batch_is_its_pictures(quantizer: str, photo: np.ndarray) -> None:
-    coder = open_coder(MODEL, quantizer)
-    codec, coding = coder.codec, coder.coding
-    pixels = torch.cat([to_tensor(np.ascontiguousarray(photo[i : i + 64, :128])) for i in (0, 200, 300)])
-    y = codec.analysis(pixels)
-    indexes, means = codec.entropy_parameters(codec.hyper_analysis(y), coding.spacing)
-    together = coding.levels(codec, y, means, indexes)
-    for i in range(3):
-        one = slice(i, i + 1)
-        alone = coding.levels(codec, y[one], means[one], indexes[one])
-        assert torch.equal(together[one], alone) and bool(alone.any())
-        decoded = coding.dequantize(codec, alone, means[one])
-        assert torch.equal(coding.dequantize(codec, together, means)[one], decoded)
-
-
 def test_no_rounds_beyond_the_list() -> None:
     assert [rounds_of(e) for e in range(len(EFFORTS))] == list(EFFORTS) and rounds_of(0) == 0
     with pytest.raises(UsageError, match=r"effort must be 0..3, got 4"):

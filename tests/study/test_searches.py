@@ -7,15 +7,18 @@ import pytest
 
 from conftest import small_codec
 from rdquant.allocate.table import WidthTwins
+from rdquant.graph.capture import capture
 from rdquant.study.searches import METHODS, compare
-from rdquant.weights import QuantizeConfig, prepare
-from rdquant.weights.crops import probe
+from rdquant.passes import QuantizeConfig, prepare
+from rdquant.passes.crops import probe
 
 
 def test_every_search_meets_the_size_and_is_judged_alike(photo: np.ndarray) -> None:
     config = QuantizeConfig(number_format="coded")
-    codec, seen = prepare(small_codec("mbt2018-mean"), [photo[:128, :128]], config)
-    twins, x = WidthTwins(codec, seen, config, (2, 4, 8)), probe([photo[128:256, :128]], 128)
+    trained = small_codec("mbt2018-mean")
+    codec, seen = prepare(capture(trained), [photo[:128, :128]], config)
+    twins = WidthTwins(codec, seen, config, trained.entropy_bottleneck, (2, 4, 8))
+    x = probe([photo[128:256, :128]], 128)
     found, table = compare(twins, x, 0.001, 20_000, "2.5bits", budget=20, rounds=1)
     assert set(found) == set(METHODS)
     for name, outcome in found.items():

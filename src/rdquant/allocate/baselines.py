@@ -123,7 +123,7 @@ def hessian_table(
     widest = twins.twins[max(twins.twins)]
     names = table.layers
     widest.set_rounding(widest.names(), False, False)
-    buffers = [widest.stage(n).v.requires_grad_(True) for n in names]
+    buffers = [widest.layer(n).v.requires_grad_(True) for n in names]
     generator = torch.Generator().manual_seed(seed)
     traces = dict.fromkeys(names, 0.0)
     try:
@@ -140,7 +140,7 @@ def hessian_table(
             buffer.requires_grad_(False)
     zeta: dict[str, dict[int, float]] = {}
     for name in names:
-        mean_trace = abs(traces[name]) / widest.stage(name).v.numel()
+        mean_trace = abs(traces[name]) / widest.layer(name).v.numel()
         squares = {b: float(weight_error(twins, name, b).square().sum()) for b in twins.twins}
         zeta[name] = {b: 0.5 * mean_trace * s / table.j_float for b, s in squares.items()}
     return dataclasses.replace(table, zeta=zeta)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files.atomic import atomic_write
-from ..weights.formats import FORMATS, FormatName
+from ..passes.formats import FORMATS, FormatName
 
 PLAN_VERSION = 1
 

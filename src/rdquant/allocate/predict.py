@@ -2,7 +2,7 @@
 
 Around a trained codec J rises with the squares of what quantization changes: lambda times the error of the
 picture, of the latent times its synthesis gain, and the bits that wrong means and scales cost (see
-`rdquant.weights.judges.Mismatch`). Under an error e of a layer's weights a network's output changes by
+`rdquant.passes.judges.Mismatch`). Under an error e of a layer's weights a network's output changes by
 ``J e``, J the Jacobian. For random signs s, and A the roots of what squared errors of the output cost, the
 mean of ``(s^T A J e)^2`` is ``|A J e|^2``, and ``s^T A J`` is one backward pass: all widths of all layers of
 the network are inner products with it. A measured table runs the codec for each of them.
@@ -13,16 +13,16 @@ second order. Left out: errors that meet in later layers, and the curvature of J
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import torch
 from torch import Tensor
 
+from ..codec import Z_FRACTION_BITS
 from ..errors import CalibrationError
-from ..integer import Z_FRACTION_BITS
-from ..weights.config import is_mixing
-from ..weights.mixing import output_costs
-from ..weights.twin import Twin
+from ..passes.flow import SEGMENTS, output_costs, segment_of
+from ..passes.twin import Twin
 from .sizes import LayerSizes
 from .table import NOISE, SensitivityTable, WidthTwins
 
@@ -43,32 +43,31 @@ def predict_table(
         raise CalibrationError("predicting sensitivities needs the synthesis gain: calibrate with `prepare`")
     start = time.perf_counter()
     widest = twins.twins[max(twins.twins)]
-    stages = widest.names()
-    names = [n for n in stages if not is_mixing(n)]
+    stages, names = widest.names(), twins.layers
     widths = sorted(twins.twins)
     base = twins.mixed(dict.fromkeys(names, max(widths)), outputs=False)
     base.set_rounding(stages, False, False)
     errors = {n: torch.stack([weight_error(twins, n, b).flatten() for b in widths]) for n in names}
     squares = {n: torch.zeros(len(widths)) for n in names}
     generator = torch.Generator().manual_seed(seed)
-    buffers = [base.stage(n).v.requires_grad_(True) for n in names]
+    buffers = {n: base.layer(n).v.requires_grad_(True) for n in names}
     flow = _Flow(base, twins.gains, lambda_)
     try:
         for tile in _tiles(x):
-            for part in base.order:
+            for part in SEGMENTS if base.integer.prior.hyper else ("analysis", "synthesis"):
                 out, root = flow.through(part, tile)
-                own = [n for n in names if n.startswith(f"{part}.")]
+                own = [n for n in names if segment_of(base.stages[n].network) == part]
                 signs = torch.randint(0, 2, out.shape, generator=generator) * 2.0 - 1
-                found = torch.autograd.grad(out, [base.stage(n).v for n in own], signs * root)
+                found = torch.autograd.grad(out, [buffers[n] for n in own], signs * root)
                 for n, slope in zip(own, found, strict=True):
                     squares[n] += (errors[n] @ slope.flatten()).square()
     finally:
-        for buffer in buffers:
+        for buffer in buffers.values():
             buffer.requires_grad_(False)
     total = flow.bits + lambda_ / 3 * flow.squares
     zeta = {n: {b: float(s) / total for b, s in zip(widths, squares[n], strict=True)} for n in names}
     latents = torch.cat(flow.latents)
-    for name in (n for n in names if n.startswith("h_")):
+    for name in (n for n in names if segment_of(base.stages[n].network) not in ("analysis", "synthesis")):
         for b in widths:
             with twins.swapped(base, name, b), torch.no_grad():
                 _, bits_y, bits_z = base.latents(latents)
@@ -83,11 +82,11 @@ def predict_table(
 @torch.no_grad()
 def weight_error(twins: WidthTwins, name: str, bits: int) -> Tensor:
     """What a width does to a layer's weights, in units of the widest twin's steps: shaped as they are."""
-    twin, reference = twins.twins[bits], twins.twins[max(twins.twins)].stage(name)
-    stage = twin.stage(name)
-    axes, shape = ((0, 2, 3), (1, -1, 1, 1)) if stage.transposed else ((1, 2, 3), (-1, 1, 1, 1))
-    steps = reference.v.square().sum(axes) / stage.v.square().sum(axes).clamp(min=1e-30)
-    return (stage.level_weight(twin.in_log(name)) - stage.v) * steps.sqrt().reshape(shape)
+    layer, reference = twins.twins[bits].layer(name), twins.twins[max(twins.twins)].layer(name)
+    own, widest = (dataclasses.replace(x.op, weight=x.v).by_output() for x in (layer, reference))
+    steps = widest.square().sum((1, 2, 3)) / own.square().sum((1, 2, 3)).clamp(min=1e-30)
+    error = dataclasses.replace(layer.op, weight=layer.levelled(None) - layer.v).by_output()
+    return layer.op.stored_as(error * steps.sqrt().reshape(-1, 1, 1, 1))
 
 
 def _tiles(x: Tensor) -> list[Tensor]:
@@ -106,28 +105,37 @@ class _Flow:
         self._z_hat = self._y_hat = torch.empty(0)
 
     def through(self, part: str, tile: Tensor) -> tuple[Tensor, Tensor]:
-        """The output of one network, and the roots of what its squared errors cost in bits."""
+        """The output of one segment, and the roots of what its squared errors cost in bits."""
         base = self.base
-        if part == "g_a":
+        if part == "analysis":
             out = base.run(part, tile)
             self.latents.append(out.detach())
             with torch.no_grad():
                 self._y_hat, bits_y, bits_z = base.latents(out)
             self.bits += float(bits_y + bits_z)
             return out, self._root(part, base.unit, self.lambda_ / 3)
-        if part == "h_a":
-            out = base.run(part, base.hyper_input(self.latents[-1]))
+        if part == "hyper_analysis":
+            out = base.run(part, self.latents[-1])
             self._z_hat = base.hyper_symbols(out.detach())[1]
             return out, self._root(part, 2.0**Z_FRACTION_BITS)
-        if part == "h_s":
-            out = base.run(part, self._z_hat)
-            scales = (out.chunk(2, 1)[0] if base.integer.has_means else out).detach() / base.unit
-            return out, self._root(part, base.unit, scales=scales)
+        if part == "parameters":
+            prior = base.integer.prior
+            scales, means = prior.all_parameters(base.run, prior.begin(base.run, self._z_hat), self._y_hat)
+            root = self._root(
+                part, base.unit, scales=scales.detach() / base.unit, has_means=means is not None
+            )
+            return scales if means is None else torch.cat([scales, means], 1), root
         out = base.run(part, self._y_hat)
         self.squares += float((out.detach() - tile).square().sum())
         return out, self._root(part, 1.0, self.lambda_ / 3)
 
-    def _root(self, part: str, unit: float, price: float = 1.0, scales: Tensor | None = None) -> Tensor:
-        """``unit``: integers of the output that one is; ``price``: in bits, of the network's own unit."""
-        has_means = self.base.integer.has_means
+    def _root(
+        self,
+        part: str,
+        unit: float,
+        price: float = 1.0,
+        scales: Tensor | None = None,
+        has_means: bool = False,
+    ) -> Tensor:
+        """``unit``: integers of the output that one is; ``price``: in bits, of the segment's own unit."""
         return (price * output_costs(part, self.gains, scales, has_means)).sqrt() / unit

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from ..weights.suffix import SuffixCost
+from ..passes.suffix import SuffixCost
 from .judge import Judge
 from .plan import Plan
 from .search import fmpq, knapsack, uniform

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..codecs import FloatCodec
+from ..codecs.protocol import TrainedCodec
 from ..errors import UsageError
-from ..weights.config import QuantizeConfig
-from ..weights.crops import probe
-from ..weights.prepare import prepare
+from ..graph.capture import capture
+from ..passes.config import QuantizeConfig
+from ..passes.crops import probe
+from ..passes.prepare import prepare
 from .judge import Judge
 from .plan import Plan
 from .predict import predict_table
@@ -30,18 +31,26 @@ SENSITIVITIES = ("measured", "predicted")
 JUDGES = 4
 
 
+def parameter_count(codec: TrainedCodec) -> int:
+    """Of the float codec; of what is captured of it, if it is no module."""
+    if isinstance(codec, nn.Module):
+        return sum(p.numel() for p in codec.parameters())
+    nodes = [n for graph in capture(codec).networks.values() for n in graph.nodes]
+    return sum(t.numel() for n in nodes for t in vars(n.op).values() if isinstance(t, Tensor))
+
+
 def judged_twins(
-    codec: FloatCodec, pictures: list[np.ndarray], config: QuantizeConfig, progress: Progress | None = None
+    codec: TrainedCodec, pictures: list[np.ndarray], config: QuantizeConfig, progress: Progress | None = None
 ) -> tuple[WidthTwins, Tensor]:
     """Twins calibrated on some of the pictures, and a batch of others to judge by, ``(B, 3, 256, 256)``."""
     judges = pictures[::JUDGES]
     fitted = [p for i, p in enumerate(pictures) if i % JUDGES] or pictures
-    mixed, seen = prepare(codec, fitted, config, progress)
-    return WidthTwins(mixed, seen, config), probe(judges, most=len(judges))
+    mixed, seen = prepare(capture(codec), fitted, config, progress)
+    return WidthTwins(mixed, seen, config, codec.entropy_bottleneck), probe(judges, most=len(judges))
 
 
 def allocate(
-    codec: FloatCodec,
+    codec: TrainedCodec,
     pictures: list[np.ndarray],
     config: QuantizeConfig,
     lambda_: float,
@@ -68,7 +77,7 @@ def allocate(
     table = SensitivityTable.load(store) if store is not None and store.exists() else None
     complete = table is not None and set(table.layers) == set(table.sizes.counts)
     if rounds or not complete or table is None:
-        parameters = sum(p.numel() for p in codec.parameters())
+        parameters = parameter_count(codec)
         twins, x = judged_twins(codec, pictures, config, progress)
         if (not complete or table is None) and sensitivity == "predicted":
             table = predict_table(twins, x, lambda_, LayerSizes.of(twins.codecs, parameters))

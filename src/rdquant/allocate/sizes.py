@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..codec import Codec
 from ..errors import UsageError
 from ..files.integer_models import file_bytes, weight_bytes
-from ..integer import IntegerCodec
-from ..weights.config import is_mixing
+from ..graph.operations import Convolution
+from ..passes.mixed import is_mixing
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,11 @@ class LayerSizes:
     float_bytes: int
 
     @classmethod
-    def of(cls, codecs: Mapping[int, IntegerCodec], parameters: int) -> LayerSizes:
+    def of(cls, codecs: Mapping[int, Codec], parameters: int) -> LayerSizes:
         """Measured on a quantized codec at each width. ``parameters``: of the float parent."""
-        stages = [s for network in next(iter(codecs.values())).networks.values() for s in network.stages]
-        counts = {s.name: s.conv.weight.numel() for s in stages if not is_mixing(s.name)}
+        nodes = [n for graph in next(iter(codecs.values())).networks.values() for n in graph.nodes]
+        layers = [n for n in nodes if isinstance(n.op, Convolution) and not is_mixing(n.name)]
+        counts = {n.name: n.op.weight.numel() for n in layers if isinstance(n.op, Convolution)}
         measured = {bits: weight_bytes(codec) for bits, codec in codecs.items()}
         weights = {n: {bits: sizes[n] for bits, sizes in measured.items()} for n in counts}
         # the largest: tables of coded weights grow with the widths

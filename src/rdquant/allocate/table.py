@@ -2,12 +2,11 @@
 
 ``zeta_n(b) = (J(only layer n at b bits) - J_float) / J_float`` (FMPQ, Hossain, Duan and Zhu 2024,
 arXiv 2506.01221) on calibration pictures. One pass in network order fills it: what lies before a layer is
-computed once for all widths (`rdquant.weights.suffix`), and the rate is not computed for layers of g_s.
+computed once for all widths (`rdquant.passes.suffix`), and the rate is not computed for the synthesis.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -20,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codecs import FloatCodec
+from ..codec import Codec
+from ..codecs.protocol import Density
 from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
-from ..integer import IntegerCodec
-from ..weights.calibration import Calibration
-from ..weights.config import QuantizeConfig, is_mixing
-from ..weights.convert import to_integer
-from ..weights.suffix import SuffixCost
-from ..weights.twin import Twin
+from ..passes.calibration import Calibration
+from ..passes.config import QuantizeConfig
+from ..passes.convert import to_integer
+from ..passes.mixed import is_mixing
+from ..passes.suffix import SuffixCost
+from ..passes.twin import Twin
 from .sizes import LayerSizes
 
 TABLE_VERSION = 2
@@ -100,44 +100,49 @@ class SensitivityTable:
 class WidthTwins:
     """Twins of one codec at several widths, from which a mixed one can be put together at once.
 
-    ``gains: (M,)``: the synthesis gain, if ``seen`` has it.
+    ``density``: of the codec's factorized latent; ``gains: (M,)``: the synthesis gain, if ``seen`` has it.
     """
 
     def __init__(
-        self, codec: FloatCodec, seen: Calibration, config: QuantizeConfig, bits: tuple[int, ...] = BITS
+        self,
+        codec: Codec,
+        seen: Calibration,
+        config: QuantizeConfig,
+        density: Density,
+        bits: tuple[int, ...] = BITS,
     ) -> None:
         self.twins: dict[int, Twin] = {}
-        self.codecs: dict[int, IntegerCodec] = {}
+        self.codecs: dict[int, Codec] = {}
         self.gains = seen.gains
         for b in bits:
             uniform = dataclasses.replace(config, weight_bits=b, layer_bits={})
             self.codecs[b], unrounded = to_integer(codec, seen, uniform)
-            self.twins[b] = Twin(self.codecs[b], unrounded, codec)
+            self.twins[b] = Twin(self.codecs[b], unrounded, density)
+
+    @property
+    def layers(self) -> list[str]:
+        """The stages that have a width, in network order: mixings keep their bits."""
+        return [n for n in next(iter(self.twins.values())).names() if not is_mixing(n)]
 
     def mixed(self, plan: Mapping[str, int], outputs: bool = True) -> Twin:
         """The twin whose layers have the plan's widths; ``outputs``: activations quantized as well."""
         base = next(iter(self.twins.values()))
-        twin = copy.copy(base)
-        twin._modules = dict(base._modules)
-        twin.stages = torch.nn.ModuleDict()
-        for name in base.names():
-            key = name.replace(".", "_")
-            twin.stages[key] = (base if is_mixing(name) else self.twins[plan[name]]).stages[key]
+        twin = base.with_stages_of(lambda name: base if is_mixing(name) else self.twins[plan[name]])
         twin.set_rounding(twin.names(), True, outputs)
         return twin
 
     @contextmanager
     def swapped(self, base: Twin, name: str, bits: int) -> Iterator[None]:
         """``base``, which `mixed` made, with one layer's weights rounded at ``bits``; then as it was."""
-        key, was = name.replace(".", "_"), bool(base.stage(name).weights_rounded)
-        own, base.stages[key] = base.stages[key], self.twins[bits].stages[key]
+        was = base.weights_rounded[name], base.outputs_rounded[name]
+        own = base.with_stages_of(lambda _: base)
+        base.adopt(name, self.twins[bits])
         base.set_rounding([name], True, False)
         try:
             yield
         finally:
-            base.set_rounding([name], False, False)
-            base.stages[key] = own
-            base.set_rounding([name], was, False)
+            base.adopt(name, own)
+            base.set_rounding([name], *was)
 
     @torch.no_grad()
     def cost(self, plan: Mapping[str, int], x: Tensor, lambda_: float, outputs: bool = True) -> float:
@@ -176,8 +181,7 @@ def measure_table(
 
     start = time.perf_counter()
     widths = sorted(twins.twins)
-    stages = twins.twins[widths[0]].names()
-    names = [n for n in stages if not is_mixing(n)]  # mixings keep their bits
+    stages, names = twins.twins[widths[0]].names(), twins.layers
     rows: dict[str, dict[int, float]] = {}
     stored = store is not None and store.exists()
     if stored and store is not None:

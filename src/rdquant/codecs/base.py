@@ -1,14 +1,17 @@
-"""What the three architectures share: the contract of a float codec and its forward pass."""
+"""What all architectures share: networks by name, and the forward pass of training with any prior."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..priors import Prior
 from .bottleneck import EntropyBottleneck, gaussian_likelihood
+from .protocol import network
 
 #: How latents are treated in `FloatCodec.forward`: additive noise (training), noise for the rate and
 #: straight-through rounding for the synthesis (Minnen & Singh 2020), the same with the two quantizers of a
@@ -28,33 +31,14 @@ class Forward:
         return sum((-torch.log2(p).sum() for p in self.likelihoods.values()), torch.zeros(()))
 
 
-@dataclass(frozen=True)
-class Rounded:
-    """What a codec computes of pictures, latents truly rounded. z and scales: hyperpriors only."""
-
-    y: Tensor  #: (B, M, H/16, W/16), before rounding
-    z: Tensor | None  #: (B, N, H/64, W/64), before rounding
-    z_hat: Tensor | None
-    scales: Tensor | None
-    means: Tensor  #: of y; zeros or medians where the architecture has none
-    y_hat: Tensor
-    x_hat: Tensor  #: (B, 3, H, W), nominally in [0, 1], not clamped
-
-
 def ste_round(x: Tensor) -> Tensor:
     """Rounding whose gradient is one."""
     return x + (torch.round(x) - x).detach()
 
 
-def quantize_latent(v: Tensor, means: Tensor | float, mode: LatentMode) -> tuple[Tensor, Tensor]:
-    """``(value for the rate, value for the next network)``; both shaped as ``v``."""
-    if mode == "noise":
-        noisy = v + torch.empty_like(v).uniform_(-0.5, 0.5)
-        return noisy, noisy
-    rounded = ste_round(v - means) + means
-    if mode == "mixed":
-        return v + torch.empty_like(v).uniform_(-0.5, 0.5), rounded
-    return rounded, rounded
+def noisy(v: Tensor) -> Tensor:
+    """``v`` with a uniform noise of one step, which stands for its rounding (Balle et al. 2017)."""
+    return v + torch.empty_like(v).uniform_(-0.5, 0.5)
 
 
 def switched(v: Tensor) -> Tensor:
@@ -68,16 +52,20 @@ def switched(v: Tensor) -> Tensor:
 
 
 class FloatCodec(nn.Module):
-    """A float learned codec: analysis ``g_a``, synthesis ``g_s``, and for hyperpriors ``h_a``, ``h_s``.
+    """A float learned codec in training: a `rdquant.codecs.protocol.TrainedCodec` that is a module.
 
-    Input pictures are ``(B, 3, H, W)`` in [0, 1] with H and W multiples of `downsampling`.
+    Input pictures are ``(B, 3, H, W)`` in [0, 1] with H and W multiples of `downsampling`. An architecture
+    sets ``prior`` and its modules, and has a method, or a module, for each network of the prior.
     """
 
     architecture: str
+    #: the constructor's arguments: attributes that JSON can hold
+    OPTIONS: ClassVar[tuple[str, ...]] = ("N", "M")
     #: picture pixels per element of the smallest latent, per side
-    downsampling: int
-    has_hyperprior = True
-    has_means = False
+    downsampling = 64
+    prior: Prior
+    N: int
+    M: int  #: channels of y
 
     g_a: nn.Sequential
     g_s: nn.Sequential
@@ -85,53 +73,99 @@ class FloatCodec(nn.Module):
     h_s: nn.Sequential
     entropy_bottleneck: EntropyBottleneck
 
-    def __init__(self, N: int, M: int) -> None:
-        super().__init__()
-        self.N, self.M = N, M
+    @classmethod
+    def identify(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Options of the CompressAI checkpoint that these tensors are of; None, or a `KeyError`, if they are
+        of another architecture.
+        """
+        return None
 
-    def widths(self) -> dict[str, int]:
+    @classmethod
+    def renamed(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A CompressAI checkpoint of this architecture under our names."""
+        return dict(tensors)
+
+    def options(self) -> dict[str, Any]:
         """The constructor's arguments, as files store them."""
-        return {"N": self.N, "M": self.M}
+        return {name: getattr(self, name) for name in self.OPTIONS}
 
-    def hyper_input(self, y: Tensor) -> Tensor:
-        """What ``h_a`` sees of ``y``."""
-        return y
+    def analysis(self, x: Tensor) -> Tensor:
+        return self.g_a(x)
 
-    def gaussian_parameters(self, z_hat: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``z_hat: (B, N, H/64, W/64)`` -> ``(scales, means)``, each ``(B, M, H/16, W/16)``."""
-        raise NotImplementedError
+    def synthesis(self, y_hat: Tensor) -> Tensor:
+        return self.g_s(y_hat)
 
-    def rounded(self, x: Tensor) -> Rounded:
-        """Everything between ``x: (B, 3, H, W)`` in [0, 1] and its reconstruction, latents truly rounded."""
-        y, centre = self.g_a(x), self.entropy_bottleneck.medians()
-        z = z_hat = scales = means = None
-        if self.has_hyperprior:
-            z = self.h_a(self.hyper_input(y))
-            z_hat = torch.round(z - centre) + centre
-            scales, means = self.gaussian_parameters(z_hat)
-        else:
-            means = centre.expand_as(y)
-        means = torch.zeros_like(y) if means is None else means
-        y_hat = torch.round(y - means) + means
-        return Rounded(y, z, z_hat, scales, means, y_hat, self.g_s(y_hat))
+    def hyper_analysis(self, y: Tensor) -> Tensor:
+        return self.h_a(y)
+
+    def hyper_synthesis(self, z_hat: Tensor) -> Tensor:
+        return self.h_s(z_hat)
+
+    def run(self, name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
+        """A network by name: `rdquant.priors.base.Run`."""
+        out = network(self, name)(*inputs)
+        if not valid:
+            return out
+        # where its neighbours are all of the patch, an element does not see the padding
+        row, column = out.shape[2] // 2, out.shape[3] // 2
+        return out[:, :, row : row + 1, column : column + 1]
+
+    def coded(self, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(scales, means, y_hat)`` as a decoder finds them part by part, ``(B, M, H, W)`` each."""
+        y_hat, all_scales, all_means = (y.new_zeros(y.shape) for _ in range(3))
+        for part, scales, means in self.prior.walk(self.run, features, y_hat):
+            means = torch.zeros_like(scales) if means is None else means
+            part.put(scales, all_scales)
+            part.put(means, all_means)
+            part.put(torch.round(part.take(y) - means) + means, y_hat)
+        return all_scales, all_means, y_hat
+
+    def seen(self, y: Tensor, features: Tensor, mode: LatentMode, step: float) -> Tensor:
+        """The y_hat that contexts see in training, whose own rounding depends on what contexts give.
+
+        Noise, or the rounding around the means that noise gives (found without gradients); in mode "round"
+        the true one.
+        """
+        if not self.prior.has_contexts:
+            return y
+        if mode == "noise":
+            return noisy(y)
+        with torch.no_grad():
+            if mode == "round":
+                found = self.coded(y, features)[2]
+            else:
+                means = self.prior.all_parameters(self.run, features, noisy(y))[1]
+                found = _reconstructed(y, 0.0 if means is None else means.float(), mode, step)
+        return y + (found - y).detach()
 
     def forward(self, x: Tensor, mode: LatentMode = "noise", step: float = 0.5) -> Forward:
         """``step``: of the union of both quantizers, in units of y; mode "switching" only."""
-        y = self.g_a(x)
-        z = self.h_a(self.hyper_input(y)).float()
-        z_mode: LatentMode = "mixed" if mode == "switching" else mode
-        z_rate, z_hat = quantize_latent(z, self.entropy_bottleneck.medians().detach(), z_mode)
-        scales, means = self.gaussian_parameters(z_hat.to(y.dtype))
+        y = self.analysis(x)
+        centre = self.entropy_bottleneck.medians().detach()
+        factorized = self.hyper_analysis(y).float() if self.prior.hyper else y.float()
+        rounded = noisy(factorized) if mode == "noise" else ste_round(factorized - centre) + centre
+        rate = rounded if mode in ("noise", "round") else noisy(factorized)
+        likelihood = self.entropy_bottleneck.likelihood(rate)
+        if not self.prior.hyper:
+            return Forward(self.synthesis(rounded).float(), {"y": likelihood})
+        features = self.prior.begin(self.run, rounded.to(y.dtype))
         y = y.float()
-        centre = torch.zeros_like(y) if means is None else means.float()
-        if mode == "switching":  # each quantizer's levels are two steps apart
-            offset = (y - centre) / (2 * step)
-            y_hat = switched(2 * offset) * step + centre
-            likelihood = gaussian_likelihood(
-                offset + torch.empty_like(y).uniform_(-0.5, 0.5), scales.float() / (2 * step)
-            )
-        else:
-            y_rate, y_hat = quantize_latent(y, centre, mode)
-            likelihood = gaussian_likelihood(y_rate, scales, means)
-        x_hat = self.g_s(y_hat)
-        return Forward(x_hat.float(), {"y": likelihood, "z": self.entropy_bottleneck.likelihood(z_rate)})
+        context = self.seen(y, features, mode, step)
+        scales, means = self.prior.all_parameters(self.run, features, context)
+        means = torch.zeros_like(y) if means is None else means.float()
+        settled = mode == "round" and self.prior.has_contexts
+        y_hat = context if settled else _reconstructed(y, means, mode, step)
+        spacing = 2 * step if mode == "switching" else 1.0  # each quantizer's levels are two steps apart
+        offset = (y - means) / spacing
+        offset = y_hat - means if mode == "round" else noisy(offset)
+        found = {"y": gaussian_likelihood(offset, scales.float() / spacing), "z": likelihood}
+        return Forward(self.synthesis(y_hat).float(), found)
+
+
+def _reconstructed(y: Tensor, means: Tensor | float, mode: LatentMode, step: float) -> Tensor:
+    """What the synthesis is given of ``y``, by mode."""
+    if mode == "noise":
+        return noisy(y)
+    if mode == "switching":
+        return switched((y - means) / step) * step + means
+    return ste_round(y - means) + means

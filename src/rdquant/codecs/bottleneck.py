@@ -11,16 +11,22 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import BadModel
 from .layers import lower_bound
+from .protocol import Density
 
 LIKELIHOOD_MIN = 1e-9
 SCALE_MIN = 0.11
+_SPELLINGS = re.compile(r"^_?(matri|bia|facto)(?:x|ces|s|ses|r|rs)[._]?(\d+)$")
+_NAMES = {"matri": "_matrix", "bia": "_bias", "facto": "_factor"}
 #: tables of the factorized prior reach at most this far on each side; what lies beyond is escaped
 TABLE_REACH = 1024
 
@@ -130,6 +136,25 @@ class EntropyBottleneck(nn.Module):
         outside = torch.sigmoid(below) + torch.sigmoid(-above)
         counts = (last - first + 1).tolist()
         return [mass[c, :n].numpy() for c, n in enumerate(counts)], first.tolist(), outside.tolist()
+
+
+def parameter_name(name: str) -> str:
+    """Of the bottleneck's parameters, in any of CompressAI's three spellings -> ours; other names as they are."""
+    match = _SPELLINGS.match(name)
+    return f"{_NAMES[match[1]]}{match[2]}" if match else name
+
+
+def density(found: Any) -> Density:
+    """``found`` if it is a `Density`; ours with the same tensors if it is CompressAI's. Raises `BadModel`."""
+    if hasattr(found, "pmfs") and hasattr(found, "medians"):
+        return found
+    stored = found.state_dict() if isinstance(found, nn.Module) else {}
+    tensors = {parameter_name(name): t for name, t in stored.items()}
+    own = EntropyBottleneck(int(found.channels), tuple(found.filters)) if "quantiles" in tensors else None
+    if own is None or not set(own.state_dict()) <= set(tensors):
+        raise BadModel(f"the entropy bottleneck, a {type(found).__name__}, has no medians() and pmfs()")
+    own.load_state_dict({name: tensors[name].cpu().float() for name in own.state_dict()})
+    return own
 
 
 def gaussian_likelihood(y: Tensor, scales: Tensor, means: Tensor | None = None) -> Tensor:

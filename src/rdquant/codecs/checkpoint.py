@@ -18,15 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import BadModel, UnknownModel
-from . import build
+from ..errors import BadModel, UnknownModel, UsageError
+from . import ARCHITECTURES, build
 from .base import FloatCodec
+from .bottleneck import parameter_name
 
-_SPELLINGS = re.compile(r"^entropy_bottleneck\.(?:_)?(matri|bia|facto)(?:x|ces|s|ses|r|rs)[._]?(\d+)$")
-_NAMES = {"matri": "_matrix", "bia": "_bias", "facto": "_factor"}
 #: buffers that CompressAI stores and rdquant derives again
 _DERIVED = re.compile(
-    r"(^gaussian_conditional\.)|(_reparam\.)|(\.(_offset|_quantized_cdf|_cdf_length|target)$)|(lower_bound\.bound$)"
+    r"((^|\.)gaussian_conditional\.)|(_reparam\.)|(lower_bound\.bound$)|(\.(_offset|_quantized_cdf|_cdf_length|target|mask)$)"
 )
 
 
@@ -58,30 +57,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         name = str(key).removeprefix("module.")
         if not isinstance(value, Tensor) or _DERIVED.search(name):
             continue
-        if match := _SPELLINGS.match(name):
-            name = f"entropy_bottleneck.{_NAMES[match[1]]}{match[2]}"
-        tensors[name] = value
+        before, bottleneck, own = name.rpartition("entropy_bottleneck.")
+        tensors[before + bottleneck + (parameter_name(own) if bottleneck else own)] = value
     return tensors
 
 
-def identify(tensors: Mapping[str, Tensor]) -> tuple[str, int, int]:
-    """``(architecture, N, M)``. Raises `BadModel` for anything but the three we know."""
-    for prefix in ("context_prediction.", "entropy_parameters."):
-        if any(name.startswith(prefix) for name in tensors):
-            raise BadModel(f"the checkpoint has {prefix}*: autoregressive codecs are not supported")
-    try:
-        n = int(tensors["g_a.0.weight"].shape[0])
-        m = int(tensors["g_a.6.weight"].shape[0])
-        if "h_s.0.weight" not in tensors:
-            return "bmshj2018-factorized", n, m
-        outputs = int(tensors["h_s.4.weight"].shape[0])
-    except (KeyError, IndexError) as error:
-        raise BadModel(f"the checkpoint is of no architecture known here: it lacks {error}") from None
-    if outputs == 2 * m:
-        return "mbt2018-mean", n, m
-    if outputs == m:
-        return "bmshj2018-hyperprior", n, m
-    raise BadModel(f"h_s ends in {outputs} channels; {m} or {2 * m} would be a known architecture")
+def identify(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """``(architecture, options)``. Raises `BadModel` for anything but those we know."""
+    for name, cls in ARCHITECTURES.items():
+        try:
+            options = cls.identify(tensors)
+        except (KeyError, IndexError):
+            continue
+        if options is not None:
+            return name, options
+    raise BadModel(f"the checkpoint is of no architecture known here: {', '.join(ARCHITECTURES)}")
 
 
 def import_checkpoint(path: Path) -> FloatCodec:
@@ -91,7 +81,12 @@ def import_checkpoint(path: Path) -> FloatCodec:
     misshapen or not finite tensors; the first is named).
     """
     tensors = read_tensors(path)
-    codec = build(*identify(tensors))
+    architecture, options = identify(tensors)
+    try:
+        codec = build(architecture, **options)
+    except UsageError as error:
+        raise BadModel(f"{path}: {error}") from None
+    tensors = codec.renamed(tensors)
     expected = codec.state_dict()
     for name, like in expected.items():
         if name not in tensors:

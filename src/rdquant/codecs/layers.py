@@ -1,6 +1,7 @@
-"""The layers the hyperprior family is built from: strided convolutions and (inverse) GDN.
+"""The layers that codecs are built from. Parameter names and shapes are CompressAI's.
 
-Parameter names and shapes are CompressAI's, so its checkpoints load without renaming.
+A module with a method ``operation()`` is captured as that operation of `rdquant.graph`, which is also what it
+computes: a layer's meaning is written down once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..graph.operations import DivisiveNormalization, LayerNorm
+from ..graph.operations import WindowAttention as Attention
 
 # CompressAI's NonNegativeParametrizer: a stored value v stands for max(v, bound)^2 - pedestal.
 REPARAM_OFFSET = 2.0**-18
@@ -42,6 +46,14 @@ def conv(in_channels: int, out_channels: int, kernel_size: int = 5, stride: int 
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
 
 
+def conv1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return conv(in_channels, out_channels, 1, stride)
+
+
+def conv3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return conv(in_channels, out_channels, 3, stride)
+
+
 def deconv(in_channels: int, out_channels: int, kernel_size: int = 5, stride: int = 2) -> nn.ConvTranspose2d:
     """A transposed convolution: (B, C, H, W) -> (B, C', H*stride, W*stride)."""
     return nn.ConvTranspose2d(
@@ -52,6 +64,39 @@ def deconv(in_channels: int, out_channels: int, kernel_size: int = 5, stride: in
         padding=kernel_size // 2,
         output_padding=stride - 1,
     )
+
+
+def subpel(in_channels: int, out_channels: int, factor: int = 2) -> nn.Sequential:
+    """A sub-pixel convolution: (B, C, H, W) -> (B, C', H*factor, W*factor)."""
+    return nn.Sequential(conv3(in_channels, out_channels * factor**2), nn.PixelShuffle(factor))
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution of odd kernel that sees the neighbours that are decoded before a position: those above it
+    and to its left, or with ``checkerboard`` those at an odd distance.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 5, checkerboard: bool = False
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        at = torch.arange(kernel_size)
+        if checkerboard:
+            seen = (at[:, None] + at[None, :]) % 2 == 1
+        else:
+            seen = at[:, None] * kernel_size + at[None, :] < kernel_size**2 // 2
+        self.mask: Tensor
+        self.register_buffer("mask", seen.to(self.weight.dtype)[None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias, 1, self.padding)
+
+
+class Joined(nn.Sequential):
+    """A network over the channels of several tensors."""
+
+    def forward(self, *x: Tensor) -> Tensor:
+        return super().forward(torch.cat(x, 1))
 
 
 class GDN(nn.Module):
@@ -75,7 +120,39 @@ class GDN(nn.Module):
         gamma = lower_bound(self.gamma, REPARAM_OFFSET) ** 2 - PEDESTAL
         return beta, gamma
 
-    def forward(self, x: Tensor) -> Tensor:
+    def operation(self) -> DivisiveNormalization:
         beta, gamma = self.effective()
-        norm = F.conv2d(x * x, gamma[:, :, None, None], beta)
-        return x * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm))
+        return DivisiveNormalization(self.inverse, gamma, beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation().real(x)
+
+
+class LayerNorm2d(nn.Module):
+    """Normalization of the channels of each position (Ba, Kiros and Hinton 2016)."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def operation(self) -> LayerNorm:
+        return LayerNorm(self.weight, self.bias, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation().real(x)
+
+
+class WindowAttention(nn.Module):
+    """Self-attention of queries, keys and values ``(B, 3 C, H, W)`` within windows (Liu et al. 2021)."""
+
+    def __init__(self, heads: int, window: int, shift: int = 0) -> None:
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.bias = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 2))
+
+    def operation(self) -> Attention:
+        return Attention(self.heads, self.window, self.shift, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation().real(x)

@@ -10,16 +10,17 @@ arithmetic, and never rebuilt from a float function at load time.
 What is then guaranteed: every 32-bit symbol round-trips (values outside a table are escaped), on
 every machine; and `decode` never reads outside its input, whatever the input is.
 
-Which one to use: `encode`/`decode` always. `rans_reference` is the specification, for tests and for
-readers; it is some 10,000 times slower.
+Which one to use: `encode`/`decode` always, `Decoder` where a symbol's table depends on symbols before it.
+`rans_reference` is the specification, for tests and for readers; it is some 10,000 times slower.
 """
 
 from .machine import ParityMachine
-from .rans import decode, encode
+from .rans import Decoder, decode, encode
 from .tables import CdfTables, gaussian_tables, pmf_tables, quantize_pmf, scale_boundaries, scale_table
 
 __all__ = [
     "CdfTables",
+    "Decoder",
     "ParityMachine",
     "decode",
     "encode",

@@ -21,7 +21,7 @@ _NIBBLE = _U(15)
 _WORD = _U(32)
 _LOW_WORD = _U(0xFFFFFFFF)
 _TO_LOOKUP = _U(PRECISION - _LOOKUP_BITS)
-_OK, _TRUNCATED, _BAD_STATE, _BAD_ESCAPE, _BAD_END = range(5)
+_OK, _TRUNCATED, _BAD_ESCAPE = range(3)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -67,18 +67,16 @@ def _encode(symbols, indexes, cdf, starts, offsets, words):  # type: ignore[no-u
 
 @njit(cache=True, nogil=True)
 def _decode(  # type: ignore[no-untyped-def]
-    words, indexes, cdf, starts, offsets, lookup, nexts, shift, run, out
+    words, position, indexes, cdf, starts, offsets, lookup, nexts, shift, run, out
 ):
     """Fill ``out``; returns a status. Reads nothing outside ``words``.
 
-    ``nexts`` None: no state machine, and compiled without one, which is a third faster.
+    ``position: (2,)`` uint64: the coder's state and the next word, taken up and left there. ``nexts`` None:
+    no state machine, and compiled without one, which is a third faster.
     """
     count = len(words)
     state = left = np.int64(0)
-    x = _U(words[0]) | (_U(words[1]) << _WORD)
-    if x < _LOWER or x >> _U(63):
-        return _BAD_STATE
-    at = 2
+    x, at = position[0], np.int64(position[1])
     for i in range(len(indexes)):
         t = np.int64(indexes[i])
         if nexts is not None:
@@ -127,8 +125,7 @@ def _decode(  # type: ignore[no-untyped-def]
         out[i] = symbol
         if nexts is not None:
             state = np.int64(nexts[state, symbol & 1])
-    if x != _LOWER or at != count:
-        return _BAD_END
+    position[0], position[1] = x, _U(at)
     return _OK
 
 
@@ -158,25 +155,55 @@ def decode(
     the middle are found by the coder's end state with high probability, not with certainty: checksums
     are the container's duty. Raises `UsageError` for an index outside the tables.
     """
+    _checked(indexes, tables, machine)  # whatever the data are
+    decoder = Decoder(data, tables)
+    out = decoder.next(indexes, machine)
+    decoder.finish()
+    return out
+
+
+def _checked(indexes: np.ndarray, tables: CdfTables, machine: ParityMachine | None) -> np.ndarray:
     index = tables.check_indexes(indexes)
     if machine is not None:
         tables.check_indexes(index + machine.shift.max())
-    if len(data) < 8:
-        raise Truncated(f"an entropy-coded stream has at least 8 bytes, this one {len(data)}")
-    if len(data) % 4:
-        raise Corrupt(f"an entropy-coded stream is made of 4-byte words, this one has {len(data)} bytes")
-    words = np.frombuffer(data, "<u4").astype(np.uint32, copy=False)
-    out = np.empty(len(index), np.int32)
-    status = _decode(
-        words, index, tables.cdf, tables.starts, tables.offsets, tables.lookup,
-        machine and machine.nexts, machine and machine.shift, machine.run if machine else 0, out,
-    )  # fmt: skip
-    if status == _TRUNCATED:
-        raise Truncated("the entropy-coded stream ends too early")
-    if status == _BAD_STATE:
-        raise Corrupt("the entropy coder's first state is impossible")
-    if status == _BAD_ESCAPE:
-        raise Corrupt("an escaped symbol is outside 32 bits")
-    if status == _BAD_END:
-        raise Corrupt("the entropy coder did not end in its initial state: wrong data, tables or indexes")
-    return out
+    return index
+
+
+class Decoder:
+    """`decode` in several goes: for symbols whose tables depend on the symbols before them.
+
+    The stream is that of one `encode` of all symbols. What is raised, `decode` says; after an error, and
+    after `finish`, it is of no more use.
+    """
+
+    def __init__(self, data: bytes, tables: CdfTables) -> None:
+        if len(data) < 8:
+            raise Truncated(f"an entropy-coded stream has at least 8 bytes, this one {len(data)}")
+        if len(data) % 4:
+            raise Corrupt(f"an entropy-coded stream is made of 4-byte words, this one has {len(data)} bytes")
+        self._words = np.frombuffer(data, "<u4").astype(np.uint32, copy=False)
+        self._tables = tables
+        state = int(self._words[0]) | int(self._words[1]) << 32
+        if not LOWER <= state < 1 << 63:
+            raise Corrupt("the entropy coder's first state is impossible")
+        self._position = np.array([state, 2], np.uint64)
+
+    def next(self, indexes: np.ndarray, machine: ParityMachine | None = None) -> np.ndarray:
+        """The next int32 ``(K,)`` symbols, by the tables ``indexes: (K,)``. A ``machine`` starts anew."""
+        t = self._tables
+        index = _checked(indexes, t, machine)
+        out = np.empty(len(index), np.int32)
+        status = _decode(
+            self._words, self._position, index, t.cdf, t.starts, t.offsets, t.lookup,
+            machine and machine.nexts, machine and machine.shift, machine.run if machine else 0, out,
+        )  # fmt: skip
+        if status == _TRUNCATED:
+            raise Truncated("the entropy-coded stream ends too early")
+        if status == _BAD_ESCAPE:
+            raise Corrupt("an escaped symbol is outside 32 bits")
+        return out
+
+    def finish(self) -> None:
+        """Raise `Corrupt` unless all symbols are decoded, and nothing is left."""
+        if int(self._position[0]) != LOWER or int(self._position[1]) != len(self._words):
+            raise Corrupt("the entropy coder did not end in its initial state: wrong data, tables or indexes")

@@ -22,9 +22,9 @@ def save_float(
         if not bool(torch.isfinite(t).all()):
             raise BadModel(f"{name} is not finite" + (" in float16; store float32 instead" if half else ""))
     header = {
-        "version": VERSIONS["float"],
+        "version": VERSIONS["float"][-1],
         "kind": "float",
-        "structure": {"architecture": codec.architecture, **codec.widths()},
+        "structure": {"architecture": codec.architecture, **codec.options()},
         "description": description or {},
     }
     write(path, header, tensors)
@@ -36,11 +36,20 @@ def load_float(path: Path) -> FloatCodec:
     if header.get("kind") != "float":
         raise BadModel(f"{path} holds a {header.get('kind')!r} model; this needs a float one")
     try:
-        s = header["structure"]
-        codec = build(str(s["architecture"]), int(s["N"]), int(s["M"]))
-    except (KeyError, TypeError, ValueError, ArithmeticError, RdquantError) as error:
+        options = dict(header["structure"])
+        architecture = str(options.pop("architecture"))
+        with torch.device("meta"):  # allocates nothing: the tensors of the file must be that large first
+            expected = build(architecture, **options).state_dict()
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        RdquantError,
+    ) as error:
         raise BadModel(f"{path}: bad structure: {error}") from None
-    expected = codec.state_dict()
     if missing := sorted(set(expected) ^ set(tensors)):
         raise BadModel(f"{path}: missing or unexpected tensors: {', '.join(missing[:5])}")
     for name, t in tensors.items():
@@ -48,11 +57,12 @@ def load_float(path: Path) -> FloatCodec:
             raise BadModel(f"{path}: {name} has shape {tuple(t.shape)}, needs {tuple(expected[name].shape)}")
         if not t.is_floating_point() or not bool(torch.isfinite(t.float()).all()):
             raise BadModel(f"{path}: {name} must be finite floats")
+    codec = build(architecture, **options)
     codec.load_state_dict({k: t.float() for k, t in tensors.items()})
     return codec.eval()
 
 
 def float_fingerprint(codec: FloatCodec) -> bytes:
     """8 bytes that name a float codec's exact weights."""
-    structure = {"kind": "float", "architecture": codec.architecture, **codec.widths()}
+    structure = {"kind": "float", "architecture": codec.architecture, **codec.options()}
     return digest(structure, {k: t.detach().cpu() for k, t in codec.state_dict().items()})

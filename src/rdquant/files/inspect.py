@@ -5,18 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..codec import Codec
 from ..codecs import FloatCodec
 from ..errors import UnknownModel
-from ..integer import Compensate, DivisiveNormalization, IntegerCodec
-from .bits import packed_size
+from ..graph import Node, Operation, Port
+from ..graph.operations import (
+    Compensate,
+    Convolution,
+    DivisiveNormalization,
+    Pointwise,
+    Requantize,
+    WindowAttention,
+)
 from .container import MAGIC, describe
 from .float_models import float_fingerprint, load_float
-from .integer_models import integer_fingerprint, load_integer, weight_bytes
+from .integer_models import integer_fingerprint, load_integer, stored_bytes
 from .model_file import model_kind
+from .storage import SPREADS
+from .structure import tensors_of
 
 CONTAINER_COLUMNS = ("field", "offset", "bytes", "value")
 #: bits: of a weight in arithmetic, and in the file on average; bytes: before the file's gzip
-MODEL_COLUMNS = ("layer", "kind", "shape", "bits", "coded bits", "in", "out", "bytes")
+MODEL_COLUMNS = ("node", "kind", "inputs", "shape", "bits", "coded bits", "in", "out", "bytes")
 
 
 def is_container(path: Path) -> bool:
@@ -34,7 +44,7 @@ def inspect_container(path: Path) -> dict[str, Any]:
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
-    """Header fields and one row per layer. Raises `UnknownModel` or `BadModel`."""
+    """Header fields and one row per node of each network. Raises `UnknownModel` or `BadModel`."""
     if model_kind(path) == "integer":
         return _integer(load_integer(path), path)
     return _float(load_float(path), path)
@@ -42,50 +52,75 @@ def inspect_model(path: Path) -> dict[str, Any]:
 
 def _float(codec: FloatCodec, path: Path) -> dict[str, Any]:
     rows = [
-        [name, "parameter", "x".join(map(str, t.shape)), 16, None, None, None, 2 * t.numel()]
+        [name, "parameter", None, "x".join(map(str, t.shape)), 16, None, None, None, 2 * t.numel()]
         for name, t in codec.state_dict().items()
     ]
     return {
         "kind": "float model",
         "architecture": codec.architecture,
-        "N": codec.N,
-        "M": codec.M,
+        **codec.options(),
         "fingerprint": float_fingerprint(codec).hex(),
         "bytes": path.stat().st_size,
         "rows": rows,
     }
 
 
-def _integer(codec: IntegerCodec, path: Path) -> dict[str, Any]:
-    rows, stored = [], weight_bytes(codec)
-    for network in codec.networks.values():
-        for s in network.stages:
-            kind = "deconv" if s.conv.transposed else "conv"
-            size = stored[s.name]
-            coded = round(8 * size / s.conv.weight.numel(), 2)
-            e = s.epilogue
-            if isinstance(e, DivisiveNormalization):
-                kind += " + " + ("IGDN" if e.inverse else "GDN")
-                size += packed_size(e.gamma.numel(), e.bits)
-            elif isinstance(e, Compensate):
-                kind += " + compensated rounding"
-                size += e.feedback.numel() - len(e.feedback)
-            elif e.negative is not None:
-                kind += " + leaky ReLU"
-            elif e.lo == 0 and e.hi != 255:
-                kind += " + ReLU"
-            shape = "x".join(map(str, s.conv.weight.shape))
-            ranges = str([s.conv.lo, s.conv.hi]), str(list(e.reach()))
-            rows.append([s.name, kind, shape, s.conv.bits, coded, *ranges, size])
+def _label(op: Operation) -> str:
+    """What an operation is, in a word or two."""
+    match op:
+        case Convolution():
+            return (
+                ("de" if op.transposed else "")
+                + "conv"
+                + (f" in {op.groups} groups" if op.groups > 1 else "")
+            )
+        case DivisiveNormalization():
+            return "IGDN" if op.inverse else "GDN"
+        case Compensate():
+            return "compensated rounding"
+        case Requantize():
+            return "leaky ReLU" if op.negative is not None else "absolute" if op.absolute else "requantize"
+        case Pointwise():
+            return f"table of {op.function}"
+        case WindowAttention():
+            return f"attention, {op.heads} heads in windows of {op.window}"
+    return op.kind.replace("_", " ")
+
+
+def _range(port: Port) -> str:
+    return str([port.lo, port.hi])
+
+
+def _node(node: Node, ports: dict[str, Port], stored: dict[str, int]) -> list[Any]:
+    parts, op = (*tensors_of(node.op), *SPREADS), node.op
+    sizes = {part: stored.get(f"{node.name}.{part}", 0) for part in parts}
+    shape = bits = coded = None
+    if isinstance(op, Convolution):
+        weights = sum(sizes.get(part, 0) for part in ("weight", "levels", *SPREADS))
+        shape, bits = "x".join(map(str, op.weight.shape)), op.bits
+        coded = round(8 * weights / op.weight.numel(), 2)
+    elif isinstance(op, DivisiveNormalization):
+        shape, bits = "x".join(map(str, op.gamma.shape)), op.bits
+    given = ", ".join(_range(ports[edge]) for edge in node.inputs)
+    row = [node.name, _label(op), ", ".join(node.inputs), shape, bits, coded, given]
+    return [*row, _range(ports[node.name]), sum(sizes.values())]
+
+
+def _integer(codec: Codec, path: Path) -> dict[str, Any]:
+    rows, stored = [], stored_bytes(codec)
+    for graph in codec.networks.values():
+        ports = graph.ports()
+        rows += [_node(node, ports, stored) for node in graph.nodes]
     for name, tables in (("y tables", codec.y_tables), ("z tables", codec.z_tables)):
         if tables is not None:
             size = 2 * (len(tables.cdf) - len(tables))
-            rows.append([name, "CDF", f"{len(tables)} tables", None, None, None, None, size])
+            rows.append([name, "CDF", None, f"{len(tables)} tables", None, None, None, None, size])
     return {
         "kind": "integer model",
         "architecture": codec.architecture,
-        "N": codec.N,
-        "M": codec.M,
+        "prior": codec.prior.to_json(),
+        "networks": {name: len(graph.nodes) for name, graph in codec.networks.items()},
+        "downsampling": codec.downsampling,
         "fraction_bits": codec.fraction_bits,
         "fingerprint": integer_fingerprint(codec).hex(),
         "bytes": path.stat().st_size,

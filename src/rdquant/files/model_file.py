@@ -1,9 +1,9 @@
 """Model files: safetensors for the numbers, one JSON object in its header for the rest.
 
-Two kinds. ``float``: a `FloatCodec`'s parameters (`rdquant.files.float_models`). ``integer``: an
-`IntegerCodec`, integers and CDF tables only (`rdquant.files.integer_models`), the whole file in gzip. Loading
-is a pure function of the file: nothing is unpickled, nothing is recomputed, and everything is checked before
-it is used.
+Two kinds. ``float``: the parameters of a codec in training (`rdquant.files.float_models`). ``integer``: a
+quantized `rdquant.codec.Codec`, integers only (`rdquant.files.integer_models`), the whole file in gzip.
+Loading is a pure function of the file: nothing is unpickled, nothing is recomputed, and everything is checked
+before it is used.
 
 The fingerprint names a model in every image file: the first 8 bytes of SHA-256 over the canonical
 JSON of the structure and over each tensor's name, type, shape and bytes. Descriptions do not enter.
@@ -26,7 +26,8 @@ from torch import Tensor
 from ..errors import BadModel, UnknownModel
 from .atomic import atomic_write
 
-VERSIONS = {"float": 1, "integer": 4}
+#: that are read; the last of each is written
+VERSIONS = {"float": (1,), "integer": (4, 5)}
 #: a model file larger than this is refused before it is read
 SIZE_LIMIT = 2**30
 #: and so is one that holds more than this
@@ -91,10 +92,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise BadModel(f"{path} has an rdquant header that does not say its kind")
     expected = VERSIONS.get(header["kind"])
-    if expected is not None and header.get("version") != expected:
+    if expected is not None and header.get("version") not in expected:
         raise BadModel(
             f"{path} is a {header['kind']} model of format {header.get('version')!r}, "
-            f"this release reads {expected}"
+            f"this release reads {', '.join(map(str, expected))}"
         )
     return header, tensors
 

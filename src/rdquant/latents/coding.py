@@ -29,16 +29,19 @@ TRELLISES = {Quantizer.TCQ4: TCQ4, Quantizer.TCQ8: TCQ8}
 #: `rdquant.latents.rdoq.COHERENCE`); chosen on the val split, for codecs that were trained for plain rounding
 TCQ_STEP, TCQ_COHERENCE = 0.7, 4.0
 _LARGEST = 2**16
+_ALL = slice(None)
 
 
 class LatentSearch(Protocol):
     """An encoder's better choice of symbols; see `rdquant.latents.rdoq.Rdoq`."""
 
-    def levels(self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float) -> Tensor: ...
+    def levels(
+        self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float, channels: slice
+    ) -> Tensor: ...
 
 
 class LatentCoding(Protocol):
-    """Tensors are ``(B, M, H/16, W/16)``; ``codec`` is a `rdquant.coder.Codec`."""
+    """Tensors are ``(B, C, h, w)``, of ``channels`` of y; ``codec`` is a `rdquant.codec.Codec`."""
 
     @property
     def quantizer(self) -> Quantizer: ...
@@ -52,7 +55,9 @@ class LatentCoding(Protocol):
 
     def tables(self, codec: Any) -> CdfTables: ...
     def machine(self, run: int) -> ParityMachine | None: ...
-    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor) -> Tensor: ...
+    def levels(
+        self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor, channels: slice = _ALL
+    ) -> Tensor: ...
     def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor: ...
 
 
@@ -72,11 +77,11 @@ class ScalarCoding:
     def machine(self, run: int) -> None:
         return None
 
-    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor) -> Tensor:
+    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor, channels: slice = _ALL) -> Tensor:
         if self.search is None:
             found: Tensor = codec.quantizer.quantize(y, means)
             return found
-        return self.search.levels(y, means, indexes, codec.y_tables, codec.quantizer.step)
+        return self.search.levels(y, means, indexes, codec.y_tables, codec.quantizer.step, channels)
 
     def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor:
         found: Tensor = codec.quantizer.dequantize(symbols, means)
@@ -109,13 +114,13 @@ class TrellisCoding:
     def machine(self, run: int) -> ParityMachine:
         return self.trellis.machine(len(tcq_tables()) // 2, run)
 
-    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor) -> Tensor:
+    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor, channels: slice = _ALL) -> Tensor:
         """The cheapest levels by Viterbi's search, int32."""
         if self.gains is None or self.lambda_ is None:
             raise UsageError("encoding with TCQ needs latent gains and lambda")
         rows = y.shape[0] * y.shape[1]
         size = self.step / codec.quantizer.unit  # in steps of plain rounding
-        weight = self.coherence * self.lambda_ / 3 * self.gains * size**2
+        weight = self.coherence * self.lambda_ / 3 * self.gains[channels] * size**2
         residual = (y.double() - means.double()) / (size * codec.quantizer.step)
         residual = residual.float().reshape(rows, -1).contiguous().numpy()
         t, rates = tcq_tables(), SymbolRates.of(tcq_tables())
@@ -130,10 +135,15 @@ class TrellisCoding:
 
     def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor:
         k = symbols.clamp(-_LARGEST, _LARGEST).to(torch.int64)
-        states = self.machine(symbols.shape[2] * symbols.shape[3]).states(symbols.reshape(-1).numpy())
+        states = self.machine(_run(symbols)).states(symbols.reshape(-1).numpy())
         odd = torch.from_numpy(np.array(self.trellis.quantizer)[states]).reshape(symbols.shape)
         found: Tensor = codec.quantizer.displaced((2 * k - torch.sign(k) * odd) * self.step, means)
         return found
+
+
+def _run(levels: Tensor) -> int:
+    """Symbols of a channel, a sequence of its own."""
+    return max(1, levels.shape[2] * levels.shape[3])
 
 
 def encoder_coding(
@@ -171,7 +181,7 @@ def encoder_coding(
 def coded_with(coding: LatentCoding, levels: Tensor, indexes: Tensor) -> np.ndarray:
     """The table of each of ``levels``, flat int32, the quantizer's state considered."""
     flat, tables = levels.reshape(-1).numpy(), indexes.reshape(-1).numpy()
-    machine = coding.machine(levels.shape[2] * levels.shape[3])
+    machine = coding.machine(_run(levels))
     return tables if machine is None else machine.indexes(flat, tables)
 
 

@@ -11,23 +11,24 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..codecs import FloatCodec
+from ..codec import Codec
 from ..errors import CalibrationError
 from ..pixels import pad_to, to_tensor
+from .parts import quantized
 
 
-def latent_gains(codec: FloatCodec, pictures: list[np.ndarray], probes: int = 4, seed: int = 0) -> np.ndarray:
-    """``(M,)`` float64, from ``pictures: (H, W, 3)`` uint8. Raises `CalibrationError` without pictures."""
+def latent_gains(codec: Codec, pictures: list[np.ndarray], probes: int = 4, seed: int = 0) -> np.ndarray:
+    """``(M,)`` float64, of a float codec, from ``pictures: (H, W, 3)`` uint8.
+
+    Raises `CalibrationError` without pictures.
+    """
     if not pictures:
         raise CalibrationError("no pictures to measure the synthesis gain on")
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(codec.M, dtype=torch.float64)
     for rgb in pictures:
-        x = to_tensor(pad_to(rgb, codec.downsampling)).float() / 255
-        with torch.no_grad():
-            y_hat = codec.rounded(x).y_hat
-        y_hat.requires_grad_(True)
-        out = codec.g_s(y_hat) * 255
+        y_hat = quantized(codec, to_tensor(pad_to(rgb, codec.downsampling))).y_hat.requires_grad_(True)
+        out = codec.networks["synthesis"].real(y_hat) * 255
         for k in range(probes):
             signs = torch.randint(0, 2, out.shape, generator=generator) * 2.0 - 1
             (g,) = torch.autograd.grad(out, y_hat, signs, retain_graph=k + 1 < probes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ class SymbolRates:
     tables: CdfTables
 
     @classmethod
+    @functools.lru_cache(maxsize=8)
     def of(cls, tables: CdfTables) -> SymbolRates:
         frequency = np.diff(tables.cdf.astype(np.float64), append=TOTAL)
         inner = np.ones(len(frequency), bool)

@@ -69,12 +69,14 @@ class Rdoq:
         if not self.lambda_ > 0:
             raise UsageError(f"lambda must be positive, got {self.lambda_}")
 
-    def levels(self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float) -> Tensor:
-        """int32 symbols, shaped as ``y: (B, M, H, W)``. ``step``: of ``y`` and ``means``' units.
+    def levels(
+        self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float, channels: slice
+    ) -> Tensor:
+        """int32 symbols, shaped as ``y: (B, C, h, w)`` of ``channels``. ``step``: of a symbol, in y's units.
 
         J counts ``lambda * 255^2 * MSE`` a pixel; a picture's MSE is over three samples a pixel.
         """
-        weight = np.repeat(self.coherence * self.lambda_ / 3 * self.gains, y.shape[2] * y.shape[3])
+        weight = np.repeat(self.coherence * self.lambda_ / 3 * self.gains[channels], y.shape[2] * y.shape[3])
         weight = np.tile(weight, y.shape[0])
         residual = (y.float() - means.float()).numpy().reshape(-1) / np.float32(step)
         found = rdoq(residual, indexes.reshape(-1).numpy(), weight, SymbolRates.of(tables))

@@ -15,15 +15,20 @@ refined.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .coding import LatentCoding, coded_with
+from .coding import LatentCoding
+from .parts import Coded, requantized
+
+if TYPE_CHECKING:
+    from ..codec import Codec
 
 #: rounds by `--effort`
 EFFORTS = (0, 4, 12, 32)
@@ -35,7 +40,7 @@ DEFAULT_EFFORT = 1
 COHERENCE, SHARE, OVERSHOOT = 1.3, 0.18, (2.0, 0.6)
 #: the gradient is taken of so many pixels at a time: half a kilobyte each for activations
 PIXELS = 2**21
-#: rows of the latent on either side of a strip that its pixels may depend on (four 5x5 layers: 2)
+#: rows of the latent on either side of a strip, at least: its pixels depend on 2 in the zoo's codecs
 HALO = 4
 
 
@@ -48,34 +53,24 @@ class Refinement:
     lambda_: float
     rounds: int
 
-    def levels(
-        self,
-        codec: Any,
-        pixels: Tensor,
-        size: tuple[int, int],
-        y: Tensor,
-        means: Tensor,
-        indexes: Tensor,
-        first: Tensor,
-    ) -> Tensor:
-        """The cheapest levels found, ``first`` among them, int32 ``(1, M, H/16, W/16)``.
+    def best(self, codec: Codec, pixels: Tensor, size: tuple[int, int], first: Coded) -> Coded:
+        """The cheapest symbols found, ``first`` among them.
 
         ``pixels: (1, 3, H, W)`` padded; ``size``: height and width of what counts.
         """
         gains = torch.from_numpy(self.gains).float() / codec.quantizer.step**2
         gains = gains.clamp(min=float(gains.max()) * 1e-6).reshape(1, -1, 1, 1)
-        aim, tables, best, least, levels = y.float(), self.coding.tables(codec), first, np.inf, first
+        aim, tables, best, least, now = first.y.float(), self.coding.tables(codec), first, np.inf, first
         for i in range(self.rounds + 1):
-            reached = self.coding.dequantize(codec, levels, means).float()
+            reached = now.y_hat.float()
             error, slope = squared_error(codec, reached, pixels, size, slope=i < self.rounds)
-            coded = coded_with(self.coding, levels, indexes)
-            cost = self.lambda_ / 3 * error + tables.bits(levels.reshape(-1).numpy(), coded)
+            cost = self.lambda_ / 3 * error + tables.bits(*now.stream(self.coding))
             if cost < least:
-                best, least = levels, cost
+                best, least = now, cost
             if slope is not None:
                 target = reached - overshoot(i, self.rounds) * slope / (2 * COHERENCE * gains)
-                aim += SHARE * (target - aim)
-                levels = self.coding.levels(codec, aim, means, indexes)
+                aim = aim + SHARE * (target - aim)
+                now = requantized(codec, now, aim, self.coding)
         return best
 
 
@@ -86,28 +81,31 @@ def overshoot(i: int, rounds: int) -> float:
 
 
 def squared_error(
-    codec: Any, y_hat: Tensor, pixels: Tensor, size: tuple[int, int], slope: bool, most: int = PIXELS
+    codec: Codec, y_hat: Tensor, pixels: Tensor, size: tuple[int, int], slope: bool, most: int = PIXELS
 ) -> tuple[float, Tensor | None]:
-    """The picture's squared error in 8-bit samples, summed, and its slope in ``y_hat: (1, M, H/16, W/16)``.
+    """The picture's squared error in 8-bit samples, summed, and its slope in ``y_hat: (1, M, h, w)``.
 
-    Taken in strips of ``most`` pixels, so that memory is bounded. ``pixels``, ``size``: as above.
+    Taken in strips of ``most`` pixels, so that memory is bounded, unless the synthesis cannot be cut.
+    ``pixels``, ``size``: as above.
     """
     rows = y_hat.shape[2]
     step = pixels.shape[2] // rows
     high = max(1, most // (step * pixels.shape[3]))
-    if rows <= high + 2 * HALO:
+    reach = codec.networks["synthesis"].halo()
+    halo = rows if reach is None else max(HALO, math.ceil(reach))
+    if rows <= high + 2 * halo:
         high = rows
     total, slopes = 0.0, torch.zeros_like(y_hat) if slope else None
     for start in range(0, rows, high):
-        top, end = max(0, start - HALO), min(rows, start + high)
-        part = y_hat[:, :, top : end + HALO].detach().requires_grad_(slope)
+        top, end = max(0, start - halo), min(rows, start + high)
+        part = y_hat[:, :, top : end + halo].detach().requires_grad_(slope)
         shown = slice(start * step, min(end * step, size[0]))
         with torch.set_grad_enabled(slope):
             decoded = codec.relaxed_synthesis(part)[:, :, shown.start - top * step : shown.stop - top * step]
             error = (decoded - pixels[:, :, shown].float())[..., : size[1]].square().sum()
         total += float(error.detach())
         if slopes is not None:
-            slopes[:, :, top : end + HALO] += torch.autograd.grad(error, part)[0]
+            slopes[:, :, top : end + halo] += torch.autograd.grad(error, part)[0]
     return total, slopes
 
 

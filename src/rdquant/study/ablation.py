@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from ..codec import Codec
 from ..codecs import FloatCodec
 from ..coder import ImageCoder
 from ..errors import UsageError
@@ -30,13 +31,13 @@ from ..files.atomic import atomic_write
 from ..files.container import Profile
 from ..files.float_models import float_fingerprint
 from ..files.integer_models import integer_fingerprint
-from ..floatcodec import CodingFloatCodec
-from ..weights import QuantizeConfig, prepare
-from ..weights.calibration import Calibration
-from ..weights.config import MIXES, PARTS, ROUNDINGS, WIDE_BITS
-from ..weights.formats import FORMATS
-from ..weights.rdo import RdoCalibration
-from ..weights.rdo_config import FEW_BITS, STRATEGIES, RdoConfig
+from ..graph.capture import capture
+from ..passes import QuantizeConfig, prepare
+from ..passes.calibration import Calibration
+from ..passes.config import MIXES, ROUNDINGS, WIDE_BITS
+from ..passes.formats import FORMATS
+from ..passes.rdo import RdoCalibration
+from ..passes.rdo_config import FEW_BITS, STRATEGIES, RdoConfig
 
 WIDTHS = ((8, 8), (6, 8), (4, 8))
 IMAGE_COUNTS = (1, 2, 5, 10, 20, 50)
@@ -113,9 +114,10 @@ def grid() -> list[Cell]:
         ("both", 6, 6),
     ):
         cells.append(Cell("what", row, "6 bits", _width(w, a)))
-    for part in PARTS:
+    hyper = ("hyper_analysis", "hyper_synthesis")
+    for part in ("analysis", *hyper, "synthesis"):
         cells.append(Cell("scope", part, "W6A6", {**_width(6, 6), "scope": (part,)}))
-    cells.append(Cell("scope", "h_a, h_s", "W6A6", {**_width(6, 6), "scope": ("h_a", "h_s")}))
+    cells.append(Cell("scope", ", ".join(hyper), "W6A6", {**_width(6, 6), "scope": hyper}))
     cells.append(Cell("scope", "all", "W6A6", _width(6, 6)))
     everything = ("scales", "rounding", "bias")
     parts: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -199,7 +201,7 @@ class Study:
         self.pool, self.held_out, self.folder = pool, held_out, folder
         self.rdo = rdo or {}
         self._parents = parents
-        self._prepared: tuple[Any, tuple[FloatCodec, Calibration]] | None = None  # of the last cell
+        self._prepared: tuple[Any, tuple[Codec, Calibration]] | None = None  # of the last cell
         self._curve: list[Measured] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -208,7 +210,7 @@ class Study:
         """The float parents on the held-out pictures."""
         if self._curve is None:
             self._curve = [
-                measure(ImageCoder(CodingFloatCodec(c), float_fingerprint(c), Profile.FLOAT), self.held_out)
+                measure(ImageCoder(capture(c), float_fingerprint(c), Profile.FLOAT), self.held_out)
                 for c in self._parents
             ]
         return self._curve
@@ -216,7 +218,7 @@ class Study:
     def chosen(self, count: int, choice: str) -> list[np.ndarray]:
         """The calibration pictures of a cell."""
         if choice == "entropy":
-            coder = ImageCoder(CodingFloatCodec(self.codec), bytes(8), Profile.FLOAT)
+            coder = ImageCoder(capture(self.codec), bytes(8), Profile.FLOAT)
             order = sorted(range(len(self.pool)), key=lambda i: -len(coder.encode(self.pool[i])))
         else:
             order = np.random.default_rng(7).permutation(len(self.pool)).tolist()
@@ -240,9 +242,8 @@ class Study:
         start = time.perf_counter()
         key = _preparation(cell)
         if self._prepared is None or self._prepared[0] != key:
-            self._prepared = key, prepare(self.codec, pictures, quantize)
-        codec, seen = self._prepared[1]
-        run = RdoCalibration(codec, pictures, quantize, rdo, seen=seen)
+            self._prepared = key, prepare(capture(self.codec), pictures, quantize)
+        run = RdoCalibration(self.codec, pictures, quantize, rdo, prepared=self._prepared[1])
         integer = run.run()
         seconds = time.perf_counter() - start
         found = measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), self.held_out)

@@ -19,7 +19,7 @@ from ..files.float_models import load_float
 from ..files.images import write_image
 from ..files.integer_models import integer_fingerprint, load_integer, save_integer
 from ..load import open_coder
-from ..weights import QuantizeConfig, quantize
+from ..passes import QuantizeConfig, quantize
 from .plots import rd_figure, to_png
 from .report import Report
 

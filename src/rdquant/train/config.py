@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..codecs import ARCHITECTURES, FloatCodec, build
 from ..errors import UsageError
 
 CONFIG_VERSION = 1
@@ -34,6 +35,8 @@ class TrainConfig:
     architecture: str = "mbt2018-mean"
     N: int = 64
     M: int = 96
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the architecture, beyond N and M."""
     lambda_: float = 0.013
     """Weight of distortion in ``lambda * 255^2 * MSE + bpp`` (CompressAI's convention)."""
     steps: int = 20_000
@@ -71,7 +74,7 @@ class TrainConfig:
     levels: Literal["online", "stored"] = "online"
     """"stored": levels as the hyper-coder that the run started from would have chosen them."""
     scope: Literal["all", "hyper", "decoder"] = "all"
-    """Which parameters move: everything; g_s and the hyper-coder (h_a, h_s, entropy model); or only g_s."""
+    """Which parameters move: everything; all but the analysis; or only the synthesis."""
     weight_bits: int | None = None
     """Round every convolution's weights on the way through (`rdquant.train.rounded`)."""
     bf16: bool = True
@@ -98,6 +101,12 @@ class TrainConfig:
             raise UsageError(f"final_fraction must be in 0..1, got {self.final_fraction}")
         if not 0 <= self.ema < 1:
             raise UsageError(f"ema must be in [0, 1), got {self.ema}")
+
+    def build(self) -> FloatCodec:
+        """The codec with fresh weights. Raises `UsageError`."""
+        cls = ARCHITECTURES.get(self.architecture, FloatCodec)
+        widths: dict[str, Any] = {name: getattr(self, name) for name in ("N", "M") if name in cls.OPTIONS}
+        return build(self.architecture, **{**widths, **self.options})
 
     def to_json(self) -> dict[str, Any]:
         return {"version": CONFIG_VERSION, **dataclasses.asdict(self)}

@@ -21,11 +21,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..codecs import FloatCodec, build
+from ..codecs import FloatCodec
 from ..errors import TrainingError, UsageError
 from ..files.atomic import atomic_write
 from ..files.float_models import load_float, save_float
 from ..files.split import split_files
+from ..graph.capture import capture
 from ..latents.gains import latent_gains
 from .config import TrainConfig
 from .data import CropSource
@@ -65,15 +66,26 @@ def schedule(step: int, config: TrainConfig) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-#: what moves, by `TrainConfig.scope`: beginnings of parameter names
-SCOPES = {"all": ("",), "hyper": ("g_s.", "h_a.", "h_s.", "entropy_bottleneck."), "decoder": ("g_s.",)}
+def moves(name: str, scope: str) -> bool:
+    """Whether a parameter of this name does; see `TrainConfig.scope`."""
+    return scope == "all" or (name.startswith("g_s.") if scope == "decoder" else not name.startswith("g_a."))
+
+
+def check_latent_mode(config: TrainConfig, codec: FloatCodec) -> None:
+    """Raise `UsageError` for latents that the codec's prior cannot be trained on."""
+    trellis = config.latent_mode == "quantized" and config.quantizer.startswith("tcq")
+    wanted = f"quantizer {config.quantizer}" if trellis else f"latent_mode {config.latent_mode}"
+    if config.latent_mode in ("switching", "quantized") and not codec.prior.hyper:
+        raise UsageError(f"{wanted} needs a hyperprior, and {codec.architecture} has none")
+    if (trellis or config.latent_mode == "switching") and (reason := codec.prior.no_trellis):
+        raise UsageError(f"{wanted} is not for {codec.architecture}: {reason}")
 
 
 def make_optimizers(codec: FloatCodec, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Main optimizer(s), then the auxiliary one for the factorized quantiles (always last)."""
     named = dict(codec.named_parameters())
     for name, p in named.items():
-        p.requires_grad_(name.startswith(SCOPES[config.scope]))
+        p.requires_grad_(moves(name, config.scope))
     quantiles = [p for n, p in named.items() if n.endswith("quantiles")]
     moving = {n: p for n, p in named.items() if p.requires_grad and not n.endswith("quantiles")}
     kernels = [p for p in moving.values() if p.ndim == 4] if config.optimizer == "muon" else []
@@ -97,6 +109,22 @@ def initialise(codec: FloatCodec) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def start_from(codec: FloatCodec, source: FloatCodec, path: Path) -> None:
+    """Weights of ``source``; of another architecture, those whose names and shapes agree.
+
+    Raises `TrainingError` for other options of the same architecture, or where nothing agrees.
+    """
+    own, given = codec.state_dict(), source.state_dict()
+    fitting = {n: t for n, t in given.items() if n in own and own[n].shape == t.shape}
+    same = source.architecture == codec.architecture
+    if not fitting or (same and len(fitting) < len(own)):
+        raise TrainingError(
+            f"cannot start {codec.architecture} {codec.options()} from {path}, "
+            f"which is {source.architecture} {source.options()}"
+        )
+    codec.load_state_dict({**own, **fitting})
+
+
 class Trainer:
     """A training run in a folder. Construct, then `run`; constructing on an old folder resumes it."""
 
@@ -108,20 +136,11 @@ class Trainer:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         run.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
-        codec = build(config.architecture, config.N, config.M)
+        codec = config.build()
         initialise(codec)
-        if config.latent_mode in ("switching", "quantized") and not codec.has_hyperprior:
-            raise UsageError(
-                f"latent_mode {config.latent_mode} needs a hyperprior, and {config.architecture} has none"
-            )
+        check_latent_mode(config, codec)
         if init is not None:
-            source = load_float(init)
-            if (source.architecture, source.widths()) != (codec.architecture, codec.widths()):
-                raise TrainingError(
-                    f"cannot start {codec.architecture} {codec.widths()} from {init}, "
-                    f"which is {source.architecture} {source.widths()}"
-                )
-            codec.load_state_dict(source.state_dict())
+            start_from(codec, load_float(init), init)
         if config.weight_bits is not None:
             round_weights(codec, config.weight_bits)
         self.codec = codec.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -147,7 +166,7 @@ class Trainer:
         if self.config.latent_mode != "quantized":
             return RateDistortion(self.codec, self.config)
         if self.start is None:
-            gains = torch.from_numpy(latent_gains(self.codec.cpu(), self.source.pictures[:GAIN_PICTURES]))
+            gains = torch.from_numpy(latent_gains(capture(self.codec), self.source.pictures[:GAIN_PICTURES]))
             self.start = {**copy.deepcopy(self.codec.cpu().state_dict()), GAINS: gains}
             self.codec.to(self.device)
         weights = {n: t for n, t in self.start.items() if n != GAINS}
@@ -183,7 +202,7 @@ class Trainer:
 
     def averaged(self) -> FloatCodec:
         """The codec with averaged weights and exact quantiles, on the CPU."""
-        codec = build(self.config.architecture, self.config.N, self.config.M)
+        codec = self.config.build()
         codec.load_state_dict({n: p.cpu() for n, p in self.ema.items()})
         codec.entropy_bottleneck.solve_quantiles()
         return codec

@@ -1,6 +1,6 @@
 """The loss on latents that the file's own quantizer produces.
 
-Levels come from the encoder's real search (`rdquant.latents.coding`), rates from the integer tables that
+Levels come from the encoder's real search (`rdquant.latents.parts`), rates from the integer tables that
 the coder really uses. What has no derivative gets one so:
 
 - the synthesis sees the true reconstruction, and its gradient goes to y alone (straight through);
@@ -13,20 +13,25 @@ the coder really uses. What has no derivative gets one so:
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..codec import Codec
 from ..codecs import FloatCodec, build
 from ..codecs.base import ste_round
 from ..codecs.layers import lower_bound
 from ..entropy import scale_table
-from ..floatcodec import CodingFloatCodec
+from ..graph.capture import capture
 from ..latents.coding import coded_with, encoder_coding
+from ..latents.parts import quantized_latent, walk
 from ..latents.rates import SymbolRates
+from ..priors import Part
 from .config import TrainConfig
 
 
@@ -44,6 +49,21 @@ class _WithSlopes(torch.autograd.Function):
         return grad * by_position, grad * by_offset, None, None, None
 
 
+@dataclass(frozen=True)
+class _Moving(Codec):
+    """A float codec whose networks are modules in training. All tensors that it takes and gives are on the
+    CPU, where searches and tables are.
+    """
+
+    modules: FloatCodec | None = None
+
+    @torch.no_grad()
+    def run(self, name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
+        assert self.modules is not None
+        device = next(p.device for p in self.modules.parameters())
+        return self.modules.run(name, *(t.to(device) for t in inputs), valid=valid).float().cpu()
+
+
 class QuantizedRateDistortion(nn.Module):
     """``x: (B, 3, H, W)`` in [0, 1] -> (loss, bpp, MSE in 8-bit units squared), latents truly quantized.
 
@@ -57,42 +77,59 @@ class QuantizedRateDistortion(nn.Module):
         super().__init__()
         self.codec, self.lambda_ = codec, config.lambda_
         self.analysis_moves = config.scope == "all"
-        # the search between them is not for torch.compile, and the hyper-coder is small
-        self._g_a, self._g_s = (
-            torch.compile(part) if config.compile else part for part in (codec.g_a, codec.g_s)
+        # the search between them is not for torch.compile, and the rest is small
+        self._analysis, self._synthesis = (
+            torch.compile(part) if config.compile else part for part in (codec.analysis, codec.synthesis)
         )
-        self._view = CodingFloatCodec(codec)  # searches and tables are on the CPU
+        captured = capture(codec)
+        fields = {f.name: getattr(captured, f.name) for f in dataclasses.fields(captured)}
+        self._moving = _Moving(**fields, modules=codec)
         self.coding = encoder_coding(
             config.quantizer, gains, config.lambda_, config.quantizer_step, config.coherence
         )
         self._first = None
         if config.levels == "stored":
-            first = build(codec.architecture, codec.N, codec.M)
+            first = build(codec.architecture, **codec.options())
             first.load_state_dict(start)
-            self._first = CodingFloatCodec(first)
-        self._rates = SymbolRates.of(self.coding.tables(self._view))
+            self._first = capture(first)
+        self._rates = SymbolRates.of(self.coding.tables(captured))
         scales = scale_table()
         self._lowest, self._pitch = float(scales[0]), math.log(scales[1] / scales[0])
         self._last = len(scales) - 1
-        self._spacing = (self.coding.spacing or self._view.quantizer.unit) / self._view.quantizer.unit
+        self._spacing = (self.coding.spacing or captured.quantizer.unit) / captured.quantizer.unit
 
     @torch.no_grad()
-    def _levels(self, y: Tensor, scales: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
-        """``(levels, y_hat)``; "stored" levels as the first hyper-coder asked for them."""
-        if self._first is None:
-            indexes, aim = self._view.table_indexes(scales, self.coding.spacing), means
-        else:
-            indexes, aim = self._first.entropy_parameters(self._first.hyper_analysis(y), self.coding.spacing)
-        levels = self.coding.levels(self._view, y.contiguous(), aim.contiguous(), indexes)
-        return levels, self.coding.dequantize(self._view, levels, means)
+    def _levels(self, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor, list[Part]]:
+        """``(levels, y_hat, parts)``; "stored" levels as the first hyper-coder asked for them."""
+        stored = None
+        if self._first is not None:
+            stored = quantized_latent(self._first, y.contiguous(), self.coding).levels
+
+        def choose(part: Part, tables: Tensor, means: Tensor) -> Tensor:
+            if stored is not None:
+                return part.take(stored)
+            return self.coding.levels(self._moving, part.take(y), means, tables, part.channels)
+
+        y_hat, levels = torch.zeros(y.shape), torch.zeros(y.shape, dtype=torch.int32)
+        parts = []
+        for part, found, _, _ in walk(self._moving, features, y_hat, self.coding, choose):
+            part.put(found, levels)
+            parts.append(part)
+        return levels, y_hat, parts
 
     @torch.no_grad()
-    def _bits(self, levels: Tensor, position: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _bits(
+        self, levels: Tensor, position: Tensor, offset: Tensor, parts: list[Part]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Bits of ``levels``, and their slopes in ``position`` (of the table) and in ``offset``."""
         low = position.floor().clamp(0, self._last - 1)
         tables = low.to(torch.int32)
-        flat, plain = levels.reshape(-1).numpy(), tables.reshape(-1).numpy()
-        indexes = coded_with(self.coding, levels, tables)
+        stated = torch.empty(tables.shape, dtype=torch.int32)  # the quantizer's state considered
+        for part in parts:
+            own = part.take(levels)
+            found = coded_with(self.coding, own, part.take(tables))
+            part.put(torch.from_numpy(found).reshape(own.shape), stated)
+        flat, indexes, plain = (t.reshape(-1).numpy() for t in (levels, stated, tables))
         below = torch.floor(offset + torch.rand_like(offset) - 0.5).to(torch.int32).reshape(-1).numpy()
         here, next_table, left, right = (
             torch.from_numpy(self._rates.of_symbols(k, t)).reshape(levels.shape)
@@ -103,22 +140,23 @@ class QuantizedRateDistortion(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         codec = self.codec
         with torch.set_grad_enabled(self.analysis_moves):
-            y = self._g_a(x).float()
+            y = self._analysis(x).float()
         with torch.autocast(x.device.type, enabled=False):
-            z = codec.h_a(codec.hyper_input(y))
+            z = codec.hyper_analysis(y)
             centre = codec.entropy_bottleneck.medians().detach()
             z_hat = ste_round(z - centre) + centre
             z_noisy = z + torch.rand_like(z) - 0.5
-            scales, means = codec.gaussian_parameters(z_hat)
+            features = codec.prior.begin(codec.run, z_hat)
+            levels, found, parts = self._levels(y.detach().cpu(), features.detach().cpu())
+            y_hat = y + (found.to(x.device) - y).detach()
+            scales, means = codec.prior.all_parameters(codec.run, features, y_hat)
             means = torch.zeros_like(y) if means is None else means
-            levels, found = self._levels(*(t.detach().cpu() for t in (y, scales, means)))
             wanted = lower_bound(scales / self._spacing, self._lowest)
             position = (torch.log(wanted / self._lowest) / self._pitch).clamp(max=self._last)
             offset = (y - means) / self._spacing
-            costs = self._bits(levels, position.detach().cpu(), offset.detach().cpu())
+            costs = self._bits(levels, position.detach().cpu(), offset.detach().cpu(), parts)
             bits = _WithSlopes.apply(position, offset, *(t.to(x.device) for t in costs))
             z_bits = -torch.log2(codec.entropy_bottleneck.likelihood(z_noisy)).sum()
             bpp = (bits.sum() + z_bits) / (x.shape[0] * x.shape[2] * x.shape[3])
-        y_hat = y + (found.to(x.device) - y).detach()
-        mse = torch.mean((self._g_s(y_hat).float() - x) ** 2) * 255**2
+        mse = torch.mean((self._synthesis(y_hat).float() - x) ** 2) * 255**2
         return self.lambda_ * mse + bpp, bpp, mse

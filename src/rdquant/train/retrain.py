@@ -1,7 +1,7 @@
 """Retraining on the latents that the file's own quantizer produces, the analysis held still.
 
-Phase "decoder": g_s alone; the rate is then constant, so that J asks for the least squared error. Phase
-"hyper": g_s and the hyper-coder (h_a, h_s, entropy model) by J. Phase "all" moves the analysis too. (The
+Phase "decoder": the synthesis alone; the rate is then constant, so that J asks for the least squared error.
+Phase "hyper": the hyper-coder and all of the entropy model too, by J. Phase "all": the analysis as well. (The
 first two are Moonlight's; its steps and rates are not published, ours were chosen on the val split.)
 
 Guards, measured on the val split before and after each phase: J, bits, PSNR, and how far the histogram of
@@ -30,12 +30,12 @@ from ..files.float_models import float_fingerprint, load_float, save_float
 from ..files.images import read_image
 from ..files.model_file import model_description
 from ..files.split import split_files
-from ..floatcodec import CodingFloatCodec
+from ..graph.capture import capture
 from ..latents.coding import encoder_coding
 from ..latents.gains import latent_gains
 from ..load import LATENTS
 from .config import TrainConfig, check_choices, check_weight_bits
-from .loop import GAIN_PICTURES, Trainer
+from .loop import GAIN_PICTURES, Trainer, check_latent_mode
 from .rounded import round_weights
 
 PHASES = ("decoder", "hyper", "all")
@@ -58,7 +58,7 @@ class RetrainConfig:
     """How far errors of the latent count more than the synthesis gain says. Default: 2 for TCQ, 3 for RDOQ.
     (A codec that was not retrained wants more: its synthesis has not seen what a search prefers.)"""
     phases: tuple[str, ...] = ("decoder", "hyper")
-    """In order: decoder (g_s), hyper (g_s, h_a, h_s, entropy model), all (g_a too)."""
+    """In order: decoder (the synthesis), hyper (all but the analysis), all."""
     steps: int = 1500
     """Of a phase and round."""
     levels: Literal["online", "stored"] = "online"
@@ -105,7 +105,9 @@ class RetrainConfig:
         # plain rounding has no search that weighs the rate; a moving hyper-coder needs noise there
         noisy = self.quantizer == "uniform" and phase != "decoder"
         return TrainConfig(
-            architecture=codec.architecture, N=codec.N, M=codec.M, lambda_=lambda_, steps=self.steps,
+            architecture=codec.architecture, N=codec.N, M=codec.M,
+            options={k: v for k, v in codec.options().items() if k not in ("N", "M")},
+            lambda_=lambda_, steps=self.steps,
             batch=self.batch, crop=self.crop, optimizer=self.optimizer, lr=self.lr,
             latent_mode="mixed" if noisy else "quantized", quantizer=self.quantizer,  # type: ignore[arg-type]
             quantizer_step=self.latents.get("step"), coherence=self.latents.get("coherence"),
@@ -136,7 +138,7 @@ def judge(
     """Measure ``codec`` on ``pictures: (H, W, 3)`` uint8."""
     settings = config.latents
     coding = encoder_coding(config.quantizer, gains, lambda_, settings.get("step"), settings.get("coherence"))
-    coder = ImageCoder(CodingFloatCodec(codec), float_fingerprint(codec), Profile.FLOAT, coding)
+    coder = ImageCoder(capture(codec), float_fingerprint(codec), Profile.FLOAT, coding)
     return judge_coder(coder, lambda_, pictures)
 
 
@@ -150,7 +152,7 @@ def judge_coder(coder: ImageCoder, lambda_: float, pictures: list[np.ndarray]) -
         bpps.append(bits / (rgb.shape[0] * rgb.shape[1]))
         errors.append(float(np.mean((decoded.astype(np.float64) - rgb) ** 2)))
         psnrs.append(psnr(rgb, decoded))
-        levels = coded.y.numpy().reshape(-1).clip(-_REACH, _REACH) + _REACH
+        levels = coded.levels.numpy().reshape(-1).clip(-_REACH, _REACH) + _REACH
         counts += np.bincount(levels, minlength=len(counts))
     bpp, mse = float(np.mean(bpps)), float(np.mean(errors))
     return Judged(lambda_ * mse + bpp, bpp, float(np.mean(psnrs)), mse, counts / counts.sum())
@@ -174,15 +176,17 @@ def retrain(
     lambda_ = config.lambda_ or description.get("lambda")
     if lambda_ is None:
         raise UsageError(f"{model} does not say its lambda; pass --lambda")
-    if not codec.has_hyperprior:
+    if not codec.prior.hyper:
         raise UsageError(f"retraining needs a hyperprior, and {model} ({codec.architecture}) has none")
+    for phase in config.phases:
+        check_latent_mode(config.stage(phase, lambda_, 0, codec), codec)
     val = [read_image(path) for path in split_files(data, "val")[:val_pictures]]
     calibration = [read_image(path) for path in split_files(data, "train")[:GAIN_PICTURES]]
 
     def measured(codec: FloatCodec) -> tuple[np.ndarray, Judged]:
         if config.weight_bits is not None:
             round_weights(codec, config.weight_bits)
-        gains = latent_gains(codec, calibration)
+        gains = latent_gains(capture(codec), calibration)
         return gains, judge(codec, gains, config, lambda_, val)
 
     best = model

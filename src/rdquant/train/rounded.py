@@ -2,14 +2,11 @@
 
 Each kernel is rounded to the nearest of its output channels' levels on the way through, its gradient passes
 straight through (Bengio et al. 2013; as in LSQ, with ranges by the largest weight). Quantization afterwards
-rounds the float weights more cleverly (`rdquant.weights.rounding`): what was trained on is about as far off.
+rounds the float weights more cleverly (`rdquant.passes.rounding`): what was trained on is about as far off.
 """
 
 from __future__ import annotations
 
-import types
-
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codecs import FloatCodec
@@ -23,20 +20,21 @@ def rounded(weight: Tensor, bits: int, output: int) -> Tensor:
     return ste_round(weight / step) * step
 
 
+def _rounding(kind: type[nn.Module], bits: int) -> type[nn.Module]:
+    """``kind``, a convolution, whose ``weight`` reads as rounded; what it stores is what was stored."""
+    output = 1 if issubclass(kind, nn.ConvTranspose2d) else 0
+
+    def weight(self: nn.Module) -> Tensor:
+        stored, mask = self._parameters["weight"], getattr(self, "mask", None)
+        assert stored is not None
+        return rounded(stored if mask is None else stored * mask, bits, output)
+
+    return type(f"Rounded{kind.__name__}", (kind,), {"weight": property(weight)})
+
+
 def round_weights(codec: FloatCodec, bits: int) -> FloatCodec:
     """From now on every convolution of ``codec`` rounds its weights in passing; they stay as they are."""
-
-    def conv(self: nn.Conv2d, x: Tensor) -> Tensor:
-        weight = rounded(self.weight, bits, 0)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
-
-    def deconv(self: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-        weight = rounded(self.weight, bits, 1)
-        return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding, self.output_padding)  # type: ignore[arg-type]
-
     for module in codec.modules():
-        if isinstance(module, nn.Conv2d):
-            module.forward = types.MethodType(conv, module)  # type: ignore[method-assign]
-        elif isinstance(module, nn.ConvTranspose2d):
-            module.forward = types.MethodType(deconv, module)  # type: ignore[method-assign]
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.__class__ = _rounding(type(module), bits)  # type: ignore[assignment]
     return codec

@@ -1,0 +1,24 @@
+"""The command line: one thin command per verb, in groups. ``rdquant --help`` teaches."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from .. import console
+from ..errors import RdquantError
+from . import coding, measuring, models, quantizing, studies, training
+from .common import app
+
+#: the modules, whose import makes their verbs known, among them
+__all__ = ["app", "coding", "main", "measuring", "models", "quantizing", "studies", "training"]
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line and exit code 2, warnings are one line."""
+    warnings.showwarning = lambda message, *_: console.say(f"warning: {message}")
+    try:
+        app()
+    except RdquantError as error:
+        console.error(str(error))
+        sys.exit(2)

@@ -1,0 +1,134 @@
+"""Verbs that code pictures: encode, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import console, zoo
+from ..errors import UsageError
+from .common import Effort, Quantizer, Step, app
+
+PANEL = "Code pictures"
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A model file or a zoo name (`rdquant zoo`).")]
+
+
+@app.command(rich_help_panel=PANEL)
+def encode(
+    images: Annotated[list[Path], typer.Argument(help="Pictures of any size that Pillow reads, or folders.")],
+    model: Model = zoo.DEFAULT,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File; for several pictures a folder. Default: beside each."),
+    ] = None,
+    quantizer: Quantizer = None,
+    step: Step = None,
+    effort: Effort = None,
+    pixel_checksum: Annotated[
+        bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="With several: code again what is there.")] = False,
+) -> None:
+    """Compress pictures to .rdq files.
+
+    With several pictures or a folder, a bad picture does not stop the others (exit code 1 tells), and
+    files that exist are skipped, so that the same command resumes.
+    """
+    from ..files.atomic import atomic_write
+    from ..files.images import SUFFIXES, read_image
+    from ..load import open_coder
+
+    coder = None
+
+    def work(source: Path, target: Path) -> str:
+        nonlocal coder
+        rgb = read_image(source)
+        coder = coder or open_coder(model, quantizer, step, effort)
+        data = coder.encode(rgb, pixel_checksum)
+        with atomic_write(target) as handle:
+            handle.write(data)
+        return f"{target}: {len(data)} bytes, {8 * len(data) / rgb[..., 0].size:.3f} bpp"
+
+    _each(images, SUFFIXES, ".rdq", work, out, overwrite)
+
+
+@app.command(rich_help_panel=PANEL)
+def decode(
+    files: Annotated[list[Path], typer.Argument(help=".rdq files, or folders of them.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File; for several a folder. Default: beside each, .png."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Needed unless the zoo has the model.")
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.")] = 2**28,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact/--approximate",
+            help="The same pixels on every machine, or faster ones that are 1 off here and there.",
+        ),
+    ] = True,
+    overwrite: Annotated[bool, typer.Option(help="With several: decode again what is there.")] = False,
+) -> None:
+    """Decode .rdq files to pictures.
+
+    With several files or a folder, a damaged file does not stop the others (exit code 1 tells), and
+    pictures that exist are skipped, so that the same command resumes.
+    """
+    from ..coder import ImageCoder
+    from ..files.container import Limits, read
+    from ..files.images import write_image
+    from ..load import coder_for, open_coder
+
+    limits = Limits(pixels=max_pixels)
+    coders: dict[bytes, ImageCoder] = {}
+
+    def work(source: Path, target: Path) -> str:
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read {source}: {error.strerror}") from None
+        header, _ = read(data, limits)
+        key = b"" if model else header.fingerprint
+        if key not in coders:
+            coders[key] = open_coder(model) if model else coder_for(header.fingerprint)
+        write_image(target, coders[key].decode(data, limits, exact))
+        return f"{target}: {header.width}x{header.height}"
+
+    _each(files, {".rdq"}, ".png", work, out, overwrite)
+
+
+def _each(
+    sources: list[Path],
+    suffixes: set[str],
+    suffix: str,
+    work: Callable[[Path, Path], str],
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """``work`` on one file, whose error ends the command, or on many, whose errors are reported."""
+    from .. import batch
+
+    if len(sources) == 1 and not sources[0].is_dir():
+        target = out or sources[0].with_suffix(suffix)
+        console.say(work(sources[0], target / (sources[0].stem + suffix) if target.is_dir() else target))
+        return
+    found = batch.collect(sources, suffixes)
+    folders = {f.parent for f in found}
+    if out is None and len(folders) > 1:
+        raise UsageError(f"the files are in {len(folders)} folders; name one for the results with --out")
+    with console.progress(suffix) as update:
+        report = batch.run(found, out or folders.pop(), suffix, work, overwrite, update)
+    for _, line in report.done:
+        console.say(line)
+    for source, line in report.failed:
+        console.error(line if str(source) in line else f"{source}: {line}")
+    console.say(report.summary())
+    if report.failed:
+        raise typer.Exit(1)

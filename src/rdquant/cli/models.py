@@ -1,0 +1,77 @@
+"""Verbs about models: zoo, import, inspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import console, zoo
+from .common import Json, app
+
+PANEL = "Models"
+#: what the zoo's index says of Kodak
+MEASURED = ("bpp", "psnr", "ms_ssim")
+
+
+@app.command("zoo", rich_help_panel=PANEL)
+def zoo_command(as_json: Json = False) -> None:
+    """List the models shipped with rdquant and their measured rate-distortion on Kodak."""
+    index = zoo.index()
+    if as_json:
+        console.show_json(index)
+        return
+    columns = ("name", "kind", "lambda", "bpp", "PSNR dB", "MS-SSIM", "bytes", "fingerprint")
+    rows = [
+        (name, e["kind"], e["lambda"], *map(e["kodak"].get, MEASURED), e["bytes"], e["fingerprint"])
+        for name, e in index.items()
+    ]
+    console.show_table("zoo (Kodak means, real files, effort 0)", columns, rows)
+
+
+@app.command("import", rich_help_panel=PANEL)
+def import_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A CompressAI checkpoint: .pth, .pth.tar or .safetensors.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")],
+    half: Annotated[bool, typer.Option(help="Store float16 instead of float32.")] = False,
+) -> None:
+    """Turn a CompressAI checkpoint into a model file. Nothing in it is executed.
+
+    Architecture and widths are found from its tensors: bmshj2018-factorized(-relu), bmshj2018-hyperprior,
+    mbt2018-mean, mbt2018, cheng2020-anchor, cheng2020-attn, elic2022-official, elic2022-chandelier.
+    """
+    from ..codecs.checkpoint import import_checkpoint
+    from ..files.float_models import save_float
+
+    codec = import_checkpoint(checkpoint)
+    save_float(codec, out, {"imported": checkpoint.name}, half=half)
+    options = ", ".join(f"{k}={v}" for k, v in codec.options().items())
+    console.say(f"{out}: {codec.architecture}, {options}")
+
+
+@app.command("inspect", rich_help_panel=PANEL)
+def inspect_command(
+    target: Annotated[str, typer.Argument(help="An .rdq file, a model file or a zoo name.")],
+    as_json: Json = False,
+) -> None:
+    """Show what is in a file: every header field; or the whole graph of an integer model, node by node, with
+    operations, widths and ranges; or the parameters of a float model.
+    """
+    from ..files import inspect
+    from ..load import model_path
+
+    path = model_path(target)
+    image = inspect.is_container(path)
+    found = inspect.inspect_container(path) if image else inspect.inspect_model(path)
+    if as_json:
+        console.show_json(found)
+        return
+    rows = found.pop("rows")
+    columns = inspect.CONTAINER_COLUMNS if image else inspect.MODEL_COLUMNS
+    for key, value in found.items():
+        print(f"{key}: {json.dumps(value) if isinstance(value, dict) else value}")
+    console.show_table("", columns, rows)

@@ -1,0 +1,197 @@
+"""Verbs that make integers of a float codec: quantize, allocate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import console, zoo
+from ..errors import UsageError
+from .common import Json, app, options_of
+
+PANEL = "Quantize"
+
+
+@app.command(rich_help_panel=PANEL)
+def quantize(
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
+    weights: Annotated[
+        int, typer.Option(help="Bits of a weight, 2..16 (where decoders need it to read symbols: at most 7).")
+    ] = 8,
+    activations: Annotated[int, typer.Option(help="Bits of an activation, 4..15.")] = 8,
+    number_format: Annotated[
+        str,
+        typer.Option("--format", help="auto, coded, uniform, affine, codebook, power_of_two, additive_power"),
+    ] = "auto",
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="Networks to quantize, e.g. analysis,synthesis; the rest keep 12 bits. Default: all. Also "
+            "hyper_analysis, hyper_synthesis, and what the prior has: context, parameters, ..."
+        ),
+    ] = "",
+    rdo: Annotated[bool, typer.Option(help="Refine the integers by gradients of the cost.")] = True,
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="layer, block or joint.")] = "joint",
+    steps: Annotated[
+        int | None, typer.Option(help="Gradient steps; default: 250 below 6 bits, none otherwise.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Weight bits by layer, from `rdquant allocate`; over --weights.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other option of QuantizeConfig or RdoConfig, as NAME=JSON."),
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many calibration pictures to use.")] = 64,
+    split: Annotated[str | None, typer.Option(help="Only this split of the folder's CSV, e.g. val.")] = None,
+    side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the search's state, to resume from.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize a float codec to integers: every layer, static ranges, exact on every machine.
+
+    Channels are mixed and weights rounded by what errors do to the decoded picture. With --rdo (the default)
+    gradients of the codec's own rate-distortion cost refine the result where few bits leave room for it.
+    """
+    from ..allocate import Plan
+    from ..files.float_models import load_float
+    from ..files.integer_models import save_integer
+    from ..files.model_file import model_description
+    from ..files.split import split_files
+    from ..load import LATENTS, model_path
+    from ..passes import QuantizeConfig, load_calibration
+    from ..passes import quantize as convert
+    from ..passes.rdo import calibrate
+    from ..passes.rdo_config import RdoConfig
+
+    path = model_path(model)
+    codec, parent = load_float(path), model_description(path)
+    lam = lambda_ or parent.get("lambda")
+    options = options_of(set_, (QuantizeConfig, RdoConfig))
+    chosen = Plan.load(plan) if plan is not None else None
+    if chosen is not None:
+        options[QuantizeConfig]["layer_bits"] = dict(chosen.bits)
+        if number_format == "auto":
+            number_format = chosen.number_format
+    config = QuantizeConfig(
+        **{
+            "weight_bits": weights,
+            "activation_bits": activations,
+            "number_format": number_format,
+            "scope": tuple(n for n in scope.replace(" ", "").split(",") if n),
+            **options[QuantizeConfig],
+        }
+    )
+    pictures = load_calibration(split_files(calib, split), images, side)
+    description: dict[str, Any] = {
+        "parent": model if zoo.find(model) else Path(model).name,
+        "calibration_pictures": len(pictures),
+        "lambda": lam,
+        **{k: parent[k] for k in (LATENTS,) if k in parent},
+    }
+    trace: list[dict[str, Any]] = []
+    with console.progress("calibrate") as update:
+        if rdo:
+            if lam is None:
+                raise UsageError(f"{model} does not say its lambda; pass --lambda (or --no-rdo)")
+            search = RdoConfig(**{"lambda_": lam, "strategy": strategy, "steps": steps, **options[RdoConfig]})
+            integer, found = calibrate(codec, pictures, config, search, description, run, update)
+            trace = found.entries
+        else:
+            integer = convert(codec, pictures, config, description, update)
+    save_integer(integer, out)
+    costs = {e["unit"]: e["J"] for e in trace if e["unit"] in ("float", "start", "grid", "bias", "end")}
+    size = out.stat().st_size
+    planned = chosen.size if chosen is not None else None
+    if as_json:
+        console.show_json({"file": str(out), "bytes": size, "planned_bytes": planned, "trace": trace})
+        return
+    if costs:
+        columns = ("J of the float model", *(f"after {unit}" for unit in list(costs)[1:]))
+        console.show_table("calibration pictures (estimate)", columns, [list(costs.values())])
+    if planned is None:
+        console.say(f"{out}: {size} bytes, W{config.weight_bits}A{config.activation_bits}")
+    else:
+        console.say(f"{out}: {size} bytes, the plan predicted {planned}; A{config.activation_bits}")
+
+
+@app.command(rich_help_panel=PANEL)
+def allocate(
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
+    target_size: Annotated[
+        list[str],
+        typer.Option(help="25% (of float32), 5x (smaller), 4.5bits (average), 800kB or bytes; repeatable."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The plan; with several sizes, a folder.")],
+    method: Annotated[
+        str, typer.Option(help="With --rounds 0: knapsack (exact) or fmpq (the paper's tolerance).")
+    ] = "knapsack",
+    rounds: Annotated[
+        int, typer.Option(help="Rounds that measure around the plan, half a minute each; 0: the table alone.")
+    ] = 3,
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
+    ] = None,
+    activations: Annotated[int, typer.Option(help="Bits of an activation.")] = 8,
+    sensitivity: Annotated[
+        str, typer.Option(help="measured, width by width; or predicted from one gradient, in seconds.")
+    ] = "measured",
+    table: Annotated[
+        Path | None, typer.Option(help="Sensitivity table: kept here, and read instead of measured.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Pictures: three of four calibrate, one judges.")] = 64,
+    split: Annotated[str | None, typer.Option(help="Only this split of the folder's CSV, e.g. val.")] = None,
+    side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Choose a bit-width for every layer so that the model file has a wanted size.
+
+    Measures once what each layer at each width does to J (minutes, resumable), or predicts it (seconds), then
+    solves for any size in milliseconds, and measures around that plan whether layers are better otherwise
+    together (--rounds).
+    `rdquant quantize --plan` takes the result.
+    """
+    from ..allocate.run import allocate as run
+    from ..files.float_models import load_float
+    from ..files.model_file import model_description
+    from ..files.split import split_files
+    from ..load import model_path
+    from ..passes import QuantizeConfig, load_calibration
+
+    path = model_path(model)
+    lam = lambda_ or model_description(path).get("lambda")
+    if lam is None:
+        raise UsageError(f"{model} does not say its lambda; pass --lambda")
+    pictures = load_calibration(split_files(calib, split), images, side)
+    config = QuantizeConfig(activation_bits=activations, number_format="coded")
+    with console.progress("sensitivity") as update:
+        plans, found_table = run(
+            load_float(path), pictures, config, lam, target_size, method, rounds, table, sensitivity, update
+        )
+    for text, found in plans.items():
+        name = "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
+        target = out if len(plans) == 1 else out / f"{name}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found.save(target)
+    if as_json:
+        console.show_json({k: p.to_json() for k, p in plans.items()})
+        return
+    sizes = found_table.sizes
+    rows = [
+        [k, p.size, sizes.float_bytes / p.size, p.average_bits(sizes.counts),
+         sizes.coded_bits(p.size), 100 * p.increase,
+         " ".join(f"{b}" for b in p.bits.values())]
+        for k, p in plans.items()
+    ]  # fmt: skip
+    columns = ("target", "bytes", "x smaller", "mean bits", "coded", "J +%", "bits by layer")
+    console.show_table(f"plans for {model} ({method}); layers: {' '.join(sizes.counts)}", columns, rows)

@@ -1,0 +1,149 @@
+"""Verbs that study: grids of measurements."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import console, zoo
+from ..errors import UsageError
+from .common import Json, app, options_of
+
+PANEL = "Study"
+
+study_app = typer.Typer(
+    help="Declared grids of measurements that store every cell and resume.", no_args_is_help=True
+)
+app.add_typer(study_app, name="study", rich_help_panel=PANEL)
+
+
+@study_app.command("searches")
+def searches_command(
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    calib: Annotated[Path, typer.Option(help="Folder whose val split calibrates and judges.")],
+    target_size: Annotated[str, typer.Option(help="As for rdquant allocate.")] = "12x",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only these; default: all. Greedy takes long.")
+    ] = None,
+    budget: Annotated[int, typer.Option(help="Model evaluations of the evolutionary search.")] = 1000,
+    images: Annotated[int, typer.Option(help="Pictures that judge; three times as many calibrate.")] = 8,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the searches of bit-widths: what each finds for one size, and what it costs."""
+    from ..allocate.run import JUDGES, judged_twins
+    from ..evaluate.results import machine
+    from ..files.atomic import atomic_write
+    from ..files.float_models import load_float
+    from ..files.model_file import model_description
+    from ..files.split import split_files
+    from ..load import model_path
+    from ..passes import QuantizeConfig, load_calibration
+    from ..study import searches
+
+    lam = model_description(model_path(model)).get("lambda")
+    if lam is None:
+        raise UsageError(f"{model} does not say its lambda")
+    if unknown := set(method or ()) - set(searches.METHODS):
+        raise UsageError(f"no method {', '.join(sorted(unknown))}; there are {', '.join(searches.METHODS)}")
+    codec = load_float(model_path(model))
+    config = QuantizeConfig(number_format="coded")
+    crops = load_calibration(split_files(calib, "val"), JUDGES * images, 256)
+    parameters = sum(p.numel() for p in codec.parameters())
+    with console.progress("searches") as update:
+        twins, x = judged_twins(codec, crops, config, update)
+        found, table = searches.compare(
+            twins, x, lam, parameters, target_size,
+            tuple(method or searches.METHODS), budget, progress=update,
+        )  # fmt: skip
+    command = f"rdquant study searches {model} --calib TRAIN --target-size {target_size} --images {images}"
+    result = {
+        "command": command, "machine": machine(), "target": target_size, "judges": len(x),
+        "float_bytes": table.sizes.float_bytes, "searches": {k: o.to_json() for k, o in found.items()},
+    }  # fmt: skip
+    if out is not None:
+        with atomic_write(out) as handle:
+            handle.write(json.dumps(result, indent=1).encode())
+    if as_json:
+        console.show_json(result)
+        return
+    rows = [[k, o.plan.size, 100 * o.increase, o.evaluations, o.seconds] for k, o in found.items()]
+    columns = ("search", "bytes", "J +%", "model evaluations", "seconds")
+    console.show_table(f"searches for {model}, {target_size}, {len(x)} judging pictures", columns, rows)
+
+
+@study_app.command("ablation")
+def ablation_command(
+    calib: Annotated[Path, typer.Option(help="Folder whose val split calibrates and measures.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results; cells found there are kept.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Float models of the parent curve; default: the zoo's."),
+    ] = None,
+    subject: Annotated[str, typer.Option(help="The float model that is quantized.")] = "mean-scale-s-0130",
+    only: Annotated[list[str] | None, typer.Option(help="Only these tables, e.g. range.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="RdoConfig option for all cells.")] = None,
+    figures: Annotated[bool, typer.Option(help="Also draw one figure per table.")] = True,
+    as_json: Json = False,
+) -> None:
+    """What each part of RDO-PTQ gives: strategy, formats, ranges, biases, pictures, scopes.
+
+    Of the val split, every third picture is held out for measuring; the others calibrate.
+    """
+    from ..evaluate.results import machine
+    from ..files.atomic import atomic_write
+    from ..files.float_models import load_float
+    from ..files.model_file import model_description
+    from ..files.split import split_files
+    from ..load import model_path
+    from ..passes import load_calibration
+    from ..passes.rdo_config import RdoConfig
+    from ..study import ablation
+    from ..study.plots import ablation_figure, to_png
+
+    parents = model or [n for n, e in zoo.index().items() if e["kind"] == "float"]
+    if subject not in parents:
+        raise UsageError(f"--subject {subject} is not among the models: {', '.join(parents)}")
+    lam = model_description(model_path(subject)).get("lambda")
+    if lam is None:
+        raise UsageError(f"{subject} does not say its lambda")
+    files = split_files(calib, "val")
+    crops = load_calibration(files, len(files), 256)
+    held_out = crops[::3]
+    pool = [c for i, c in enumerate(crops) if i % 3]
+    study = ablation.Study(
+        [load_float(model_path(m)) for m in parents], parents.index(subject), lam, pool, held_out, out,
+        options_of(set_, (RdoConfig,))[RdoConfig],
+    )  # fmt: skip
+    cells = [c for c in ablation.grid() if not only or c.table in only]
+    if not cells:
+        known = ", ".join(dict.fromkeys(c.table for c in ablation.grid()))
+        raise UsageError(f"no table {', '.join(only or [])}; there are {known}")
+    with console.progress("ablation") as update:
+        results = study.run(cells, update)
+    tables = ablation.tables(results)
+    note = (
+        f"% more rate at equal PSNR, one point ({subject}, lambda {lam}), {len(held_out)} held-out pictures "
+        f"of 256x256, real files; {ablation.IMAGES} calibration pictures unless the table is about them; "
+        f"gradients reduced to {ablation.GRADIENTS['steps']} steps, "
+        f"mixings to rounds of {ablation.MIXING_STEPS}"
+    )
+    with atomic_write(out / "tables.json") as handle:
+        stored = {k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}
+        seconds = sum(r["calibration_seconds"] for _, r in results)
+        about = {"command": "rdquant study ablation --calib TRAIN", "machine": machine(), "note": note}
+        handle.write(json.dumps({**about, "seconds": seconds, "tables": stored}, indent=1).encode())
+    if figures:
+        for name, (columns, rows) in tables.items():
+            with atomic_write(out / f"{name}.png") as handle:
+                handle.write(to_png(ablation_figure(name, columns, rows)))
+    if as_json:
+        console.show_json(
+            {k: [dict(zip(c, r, strict=True)) for r in rows] for k, (c, rows) in tables.items()}
+        )
+        return
+    for name, (columns, rows) in tables.items():
+        console.show_table(f"{name}: {note}", columns, rows)

@@ -1,0 +1,338 @@
+"""A codec that codes pictures: networks as graphs, a prior, tables; in floats or in integers.
+
+One class for both. What differs is the arithmetic of the latents (`rdquant.latents.UniformScalar` or
+`FixedPointScalar`) and what the graphs hold. A float codec is the anchor that a quantized one is measured
+against: it writes real files, but only for the machine that wrote them.
+
+Number formats of an integer codec, from pixels to pixels:
+
+=============  =========================================================================
+pixels         unsigned 8 bits; the first layer of the analysis takes them as they are
+activations    integers in [lo, hi], scale known only to whoever built the codec
+y, means       16-bit fixed point with ``fraction_bits`` (8 unless the latent needs more range)
+y symbols      ``(y - means + half) >> fraction_bits``
+y_hat          ``(symbol << fraction_bits) + means``, clipped to 16 bits
+z, medians     like y and means, with ``Z_FRACTION_BITS`` = 8
+scales         16-bit fixed point like means, compared with integer thresholds -> table index
+=============  =========================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .engines import Engine, approximate, default_engine, run
+from .entropy import CdfTables
+from .errors import BadModel
+from .graph import Graph, Port
+from .graph.operations import Convolution, WindowAttention
+from .latents import FIXED_HI, FIXED_LO, FixedPointScalar, UniformScalar
+from .priors import Part, Prior
+
+Z_FRACTION_BITS = 8
+#: so that a file of one pixel cannot ask for more than a large picture
+MOST_DOWNSAMPLING = 1024
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Pictures are ``(B, 3, H, W)`` uint8 with sides multiples of `downsampling`.
+
+    ``networks``: "analysis" (pixels -> y), "synthesis" (y_hat -> pixels), and those of ``prior``. In a float
+    codec pixels are in [0, 1] there.
+    """
+
+    architecture: str
+    networks: Mapping[str, Graph]
+    prior: Prior
+    y_tables: CdfTables
+    """By scale, or without a hyperprior by channel."""
+    z_tables: CdfTables | None
+    thresholds: Tensor | None
+    """``(levels - 1,)``, rising: a scale above threshold k uses table k + 1 or later. int32, or float64."""
+    medians: Tensor
+    """Of the factorized latent (z; y without a hyperprior): its symbols start there. int32, or float32."""
+    quantizer: UniformScalar | FixedPointScalar
+    description: dict[str, Any] = field(default_factory=dict, compare=False)
+    """How it was made; shown by `inspect`, not part of the fingerprint."""
+    known_as: Mapping[bytes, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """Of a model file of version 4: what version 5 would name it -> what it is named."""
+
+    @property
+    def integer(self) -> bool:
+        return isinstance(self.quantizer, FixedPointScalar)
+
+    @property
+    def fraction_bits(self) -> int:
+        assert isinstance(self.quantizer, FixedPointScalar)
+        return self.quantizer.fraction_bits
+
+    @cached_property
+    def M(self) -> int:
+        """Channels of y."""
+        analysis = self.networks["analysis"]
+        return analysis.channels()[analysis.output]
+
+    @cached_property
+    def stride(self) -> int:
+        """Pixels of a side for one position of y."""
+        analysis = self.networks["analysis"]
+        return int(1 / analysis.resolutions()[analysis.output])
+
+    @cached_property
+    def z_stride(self) -> int:
+        """Pixels of a side for one position of z; of y without a hyperprior."""
+        if not self.prior.hyper:
+            return self.stride
+        h_a = self.networks["hyper_analysis"]
+        return int(self.stride / h_a.resolutions()[h_a.output])
+
+    @cached_property
+    def downsampling(self) -> int:
+        """Sides of pictures are padded to multiples of this: all tensors have whole positions and windows."""
+        start = {"analysis": 1, "hyper_synthesis": self.z_stride}
+        found = math.lcm(self.stride, self.z_stride)
+        for name, graph in self.networks.items():
+            at = graph.resolutions()
+            for node in graph.nodes:
+                if isinstance(node.op, WindowAttention):
+                    side = node.op.window * start.get(name, self.stride) / at[node.inputs[0]]
+                    found = math.lcm(found, side.numerator)
+        return found
+
+    @cached_property
+    def z_quantizer(self) -> UniformScalar | FixedPointScalar:
+        return FixedPointScalar(Z_FRACTION_BITS) if self.integer else UniformScalar()
+
+    @cached_property
+    def engine(self) -> Engine:
+        return default_engine()
+
+    @torch.no_grad()
+    def run(self, name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
+        """A network by name. ``valid``: convolutions are not padded (`rdquant.priors.base.Run`)."""
+        if self.integer:
+            return run(self.networks[name], inputs, self.engine, valid)
+        graph = self._unpadded[name] if valid else self.networks[name]
+        return graph.real(*(t if t.is_floating_point() else t.float() for t in inputs))
+
+    @cached_property
+    def _unpadded(self) -> dict[str, Graph]:
+        return {name: graph.valid() for name, graph in self.networks.items()}
+
+    # picture -> symbols
+
+    def analysis(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels, of a float codec also floats in [0, 1] -> y ``(B, M, H/stride, W/stride)``."""
+        if not self.integer and pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 255
+        return self.run("analysis", pixels)
+
+    def hyper_analysis(self, y: Tensor) -> Tensor:
+        """y -> z, before rounding."""
+        return self.run("hyper_analysis", y)
+
+    def z_symbols(self, z: Tensor) -> Tensor:
+        """int32."""
+        return self.z_quantizer.quantize(z, self._medians())
+
+    # symbols -> picture
+
+    def z_hat(self, z_symbols: Tensor) -> Tensor:
+        return self.z_quantizer.dequantize(z_symbols, self._medians())
+
+    def begin(self, z_hat: Tensor | None) -> Tensor | None:
+        """What all parts of the latent take of the hyper-latent; None without one."""
+        return None if z_hat is None else self.prior.begin(self.run, z_hat)
+
+    def blank(self, batch: int, height: int, width: int) -> Tensor:
+        """y_hat before anything is decoded, of a latent of this size."""
+        kind = torch.int32 if self.integer else torch.float32
+        return torch.zeros(batch, self.M, height, width, dtype=kind, device=self.medians.device)
+
+    def conditions(
+        self, features: Tensor | None, y_hat: Tensor, spacing: int | None = None
+    ) -> Iterator[tuple[Part, Tensor, Tensor]]:
+        """Part after part of the latent, with table indexes and means of its symbols, ``(B, C, 1, n)`` each.
+
+        ``features``: of `begin`; ``y_hat``: of `blank`: the caller puts a part's values there before it asks
+        for the next. ``spacing``: see `table_indexes`.
+        """
+        if features is None:
+            b, c, h, w = y_hat.shape
+            indexes = torch.arange(c, dtype=torch.int32).reshape(1, -1, 1, 1).expand(b, c, 1, h * w)
+            yield Part(slice(0, c)), indexes.contiguous(), self._medians().expand(b, c, 1, h * w)
+            return
+        for part, scales, means in self.prior.walk(self.run, features, y_hat):
+            means = torch.zeros_like(scales) if means is None else means
+            yield part, self.table_indexes(scales, spacing), means.to(y_hat.dtype)
+
+    def table_indexes(self, scales: Tensor, spacing: int | None = None) -> Tensor:
+        """The table of each of ``scales``, int32.
+
+        ``spacing``: of a table's integers in units of y, for symbols that are not one step apart.
+        """
+        assert self.thresholds is not None
+        thresholds = self.thresholds.to(scales.device)
+        if not self.integer:
+            if spacing is not None:
+                thresholds = thresholds * (spacing / self.quantizer.unit)
+            return torch.searchsorted(thresholds, scales.double().contiguous(), out_int32=True)
+        if spacing is not None:
+            thresholds = ((thresholds.to(torch.int64) * spacing) >> self.fraction_bits).clamp(max=FIXED_HI)
+            thresholds = thresholds.to(torch.int32)
+        return torch.searchsorted(thresholds, scales.to(torch.int32).contiguous(), out_int32=True)
+
+    def synthesis(self, y_hat: Tensor, exact: bool = True) -> Tensor:
+        """y_hat -> uint8 pixels.
+
+        ``exact``: the same pixels everywhere; otherwise faster, see `rdquant.engines.approximate`.
+        """
+        if not self.integer:
+            return torch.floor(self.run("synthesis", y_hat).clamp_(0, 1) * 255 + 0.5).to(torch.uint8)
+        if not exact:
+            return self._approximate.run(y_hat).to(torch.uint8)
+        return self.run("synthesis", y_hat).to(torch.uint8)
+
+    def relaxed_synthesis(self, y_hat: Tensor) -> Tensor:
+        """y_hat, float32 -> pixels in 0..255, float32, differentiable: nothing rounded."""
+        if not self.integer:
+            return self.networks["synthesis"].real(y_hat).clamp(0, 1) * 255
+        return self._approximate.relaxed(y_hat)
+
+    @cached_property
+    def _approximate(self) -> approximate.Approximate:
+        return approximate.Approximate(self.networks["synthesis"])
+
+    def _medians(self) -> Tensor:
+        return self.medians.reshape(1, -1, 1, 1)
+
+    # the contract
+
+    def check(self) -> None:
+        """Raise `BadModel` unless every bound of the integer contract holds."""
+        expected = {"analysis", "synthesis", *self.prior.networks}
+        if set(self.networks) != expected:
+            raise BadModel(f"networks must be {sorted(expected)}, got {sorted(self.networks)}")
+        if not 0 <= self.fraction_bits <= 12:
+            raise BadModel(f"fraction_bits must be 0..12, got {self.fraction_bits}")
+        ends = {name: graph.check() for name, graph in self.networks.items()}
+        self._check_ends(ends)
+        self._check_sides()
+        self.y_tables.validate()
+        factorized = len(self.z_tables) if self.z_tables is not None else self.M
+        if self.medians.dtype != torch.int32 or self.medians.shape != (factorized,):
+            raise BadModel(f"medians must be int32 ({factorized},), got {tuple(self.medians.shape)}")
+        if int(self.medians.min()) < FIXED_LO or int(self.medians.max()) > FIXED_HI:
+            raise BadModel("medians must fit 16 bits")
+        if not self.prior.hyper:
+            if len(self.y_tables) != self.M:
+                raise BadModel(f"expected {self.M} tables for y, got {len(self.y_tables)}")
+            return
+        if self.z_tables is None or ends["hyper_analysis"].channels != len(self.z_tables):
+            raise BadModel("z must have a table for each channel that hyper_analysis gives")
+        self.z_tables.validate()
+        t = self.thresholds
+        if t is None or t.dtype != torch.int32 or t.shape != (len(self.y_tables) - 1,):
+            raise BadModel("thresholds must be int32, one fewer than the tables of y")
+        if t.numel() > 1 and bool((t[1:] <= t[:-1]).any()):
+            raise BadModel("thresholds must rise strictly")
+
+    def _check_ends(self, ends: Mapping[str, Port]) -> None:
+        """Raise `BadModel` unless the networks fit each other."""
+        latent = Port(self.M, FIXED_LO, FIXED_HI)
+        if self.networks["analysis"].inputs != {"x": Port(3, 0, 255)}:
+            raise BadModel("the analysis must take 3 channels of 0..255")
+        if ends["synthesis"] != Port(3, 0, 255):
+            raise BadModel(f"the synthesis must give 3 channels of 0..255, got {ends['synthesis']}")
+        if tuple(self.networks["synthesis"].inputs.values()) != (latent,):
+            raise BadModel(f"the synthesis must take {self.M} channels of 16 bits")
+        given = {"y": latent, "y_hat": latent}
+        if self.z_tables is not None:
+            given["z"] = Port(len(self.z_tables), FIXED_LO, FIXED_HI)
+        for name, sources in self.prior.networks.items():
+            ports = tuple(self.networks[name].inputs.values())
+            if len(ports) != len(sources):
+                raise BadModel(f"{name} must take {len(sources)} inputs, got {len(ports)}")
+            for port, source in zip(ports, sources, strict=True):
+                found = given.get(source, ends.get(source))
+                assert found is not None
+                own = self.prior.seen(name, self.M) if source == "y_hat" else found.channels
+                if port.channels != own or port.lo > found.lo or port.hi < found.hi:
+                    raise BadModel(f"{name} takes {port} of {source}, which gives {found}")
+        outputs = self.prior.outputs(self.M)
+        for name, channels in outputs.items():
+            wanted = channels * (2 if getattr(self.prior, "means", False) else 1)
+            if ends[name].channels != wanted or ends[name].lo < FIXED_LO or ends[name].hi > FIXED_HI:
+                raise BadModel(f"{name} must give {wanted} channels of 16 bits, got {ends[name]}")
+        for name in set(self.networks) - {"analysis", "synthesis", "hyper_analysis"}:
+            self._check_entropy_path(name)
+        for name in (*self.prior.pointwise, *self.prior.masked):
+            self._check_reach(name, name in self.prior.masked)
+
+    def _check_reach(self, name: str, masked: bool) -> None:
+        """Raise `BadModel` for a network that sees more of y_hat than its prior decodes before."""
+        graph = self.networks[name]
+        if set(graph.resolutions().values()) != {1} or graph.halo() != (2 if masked else 0):
+            what = "a masked 5x5 convolution and " if masked else ""
+            raise BadModel(f"{name} must be made of {what}1x1 convolutions and pointwise functions")
+        if masked:
+            wide = [n.op for n in graph.nodes if isinstance(n.op, Convolution) and n.op.kernel_size > 1]
+            if [(op.kernel_size, op.padding, op.transposed) for op in wide] != [(5, 2, False)]:
+                raise BadModel(f"{name} must have one 5x5 convolution")
+            if bool(wide[0].weight.flatten(2)[:, :, 12:].any()):
+                raise BadModel(f"{name} must have a convolution that is masked from its centre on")
+
+    def _check_sides(self) -> None:
+        """Raise `BadModel` unless resolutions fit each other and pictures of multiples of `downsampling`."""
+        at = {"x": Fraction(1)}
+        order = {"analysis": ("x",), **self.prior.networks, "synthesis": ("y_hat",)}
+        for name, sources in order.items():
+            graph, (start, *others) = self.networks[name], sorted({at[source] for source in sources})
+            sides = {edge: start * scale for edge, scale in graph.resolutions().items()}
+            at[name] = sides[graph.output]
+            if name == "analysis":
+                at["y"] = at["y_hat"] = at[name]
+            elif name == "hyper_analysis":
+                at["z"] = at[name]
+            wanted = {"synthesis": Fraction(1), **dict.fromkeys(self.prior.outputs(self.M), at["y"])}
+            stride = name not in ("analysis", "hyper_analysis") or at[name].numerator == 1
+            if others or not stride or at[name] != wanted.get(name, at[name]):
+                raise BadModel(f"{name} gives {at[name]} of the picture's sides, from {start} of them")
+            for edge, side in sides.items():
+                positions = side * self.downsampling
+                if side > 1 or positions.denominator != 1:
+                    raise BadModel(
+                        f"{edge} has {positions} positions for {self.downsampling} pixels of a side"
+                    )
+        if self.downsampling > MOST_DOWNSAMPLING:
+            raise BadModel(
+                f"pictures are padded to multiples of {self.downsampling}, over {MOST_DOWNSAMPLING}"
+            )
+        self.prior.check(self.M, int(at["y"] * self.downsampling))
+
+    def _check_entropy_path(self, name: str) -> None:
+        for node in self.networks[name].nodes:
+            op = node.op
+            if isinstance(op, Convolution) and op.bits <= 8 and op.levels is None:
+                largest = int(op.weight.to(torch.int32).abs().max())
+                # int8 engines multiply in pairs: wider weights than 7 bits could saturate theirs
+                if largest > 63:
+                    raise BadModel(f"{node.name}.weight holds {largest}; the entropy path allows +-63")
+
+
+def scale_thresholds(boundaries: np.ndarray, fraction_bits: int) -> Tensor:
+    """Integer form of `rdquant.entropy.scale_boundaries`: int32 ``(levels - 1,)``, strictly rising.
+
+    ``scale > boundary`` and ``scale > floor(boundary * 2^f) / 2^f`` agree on multiples of ``2^-f``.
+    """
+    return torch.from_numpy(np.floor(boundaries * 2.0**fraction_bits).astype(np.int32))

@@ -1,0 +1,66 @@
+"""Large pictures through a graph in strips of rows: the same integers in bounded memory.
+
+Each strip takes as many rows more on either side as its outputs depend on. Integers do not depend on how
+a tensor is cut, so strips join exactly; floats of other strip heights may differ in the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from ..graph import Graph
+from .cache import per_graph
+
+#: positions of a graph's widest tensor, at its highest resolution, that go through at a time
+POSITIONS = 2**20
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a graph can be cut. ``granule``: strips are multiples of it; ``beyond``: more rows on either side,
+    too; both in rows of the input. ``finest, out``: resolutions, see `Graph.resolutions`.
+    """
+
+    granule: int
+    beyond: int
+    finest: Fraction
+    out: Fraction
+
+
+@per_graph
+def cut(graph: Graph) -> Cut | None:
+    """None: not at all, see `rdquant.graph.Operation.halo`."""
+    halo = graph.halo()
+    if halo is None:
+        return None
+    at = graph.resolutions()
+    granule = math.lcm(*(r.denominator for r in at.values()))
+    return Cut(granule, math.ceil(halo / granule) * granule, max(at.values()), at[graph.output])
+
+
+def in_strips(graph: Graph, inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> Tensor:
+    """``run(*inputs)``, which evaluates ``graph``, strip by strip where inputs are large.
+
+    ``inputs: (B, C, H, W)`` each, of one size, H a multiple of the graph's downsampling.
+    """
+    b, _, height, width = inputs[0].shape
+    how = cut(graph)
+    if how is None or any(t.shape[2:] != (height, width) for t in inputs):
+        return run(*inputs)
+    row = math.ceil(b * width * how.finest**2)
+    rows = max(1, POSITIONS // row // how.granule) * how.granule
+    if height <= rows + 2 * how.beyond:
+        return run(*inputs)
+    parts = []
+    for start in range(0, height, rows):
+        end, top = min(height, start + rows), max(0, start - how.beyond)
+        out = run(*(t[:, :, top : min(height, end + how.beyond)] for t in inputs))
+        first, last = int((start - top) * how.out), int((end - top) * how.out)
+        parts.append(out[:, :, first:last].clone())
+    return torch.cat(parts, 2)

@@ -1,0 +1,294 @@
+"""numba kernels of the fast engine. Reference: the ``exact`` of `rdquant.graph.operations`; tested equal.
+
+Rows are positions, columns are channels (channels-last). All arithmetic is float64, which vectorizes where
+int64 does not: IEEE operations on integers, or integers times powers of two, of at most 53 bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from .arithmetic import (
+    ERROR_BITS,
+    ERROR_LIMIT,
+    FEEDBACK_BITS,
+    LAYER_BIAS_BITS,
+    ROOT_SHIFT,
+    SQUARE_SHIFT,
+    V_LIMIT,
+    X_HI,
+    X_LO,
+)
+
+_ROOT_FACTOR = float(4**ROOT_SHIFT)
+_BIAS_TWICE = float(2 ** (LAYER_BIAS_BITS + 1))
+_ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
+_ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
+#: elements that one thread is quicker with
+_FEW = 2**14
+#: positions that compensated rounding takes at a time
+_BLOCK = 32
+#: positions and channels of one call of its kernel
+_CHUNK, _GROUP = 4096, 32
+_SQUARE_SCALE = 2.0**-SQUARE_SHIFT
+_X_LO, _X_HI = float(X_LO), float(X_HI)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _requantize_row(acc, bias, factor, negative, lo, hi, out):  # type: ignore[no-untyped-def]
+    for c in range(len(acc)):
+        a = np.float64(acc[c]) + bias[c]
+        q = np.floor(a * (factor[c] if a >= 0 else negative[c]) + 0.5)
+        out[c] = np.float32(min(max(q, lo), hi))
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def _requantize_many(acc, bias, factor, negative, lo, hi, out):  # type: ignore[no-untyped-def]
+    for p in prange(len(acc)):
+        _requantize_row(acc[p], bias, factor, negative, lo, hi, out[p])
+
+
+@njit(cache=True, nogil=True)
+def _requantize_few(acc, bias, factor, negative, lo, hi, out):  # type: ignore[no-untyped-def]
+    for p in range(len(acc)):
+        _requantize_row(acc[p], bias, factor, negative, lo, hi, out[p])
+
+
+def requantize(
+    acc: np.ndarray,
+    bias: np.ndarray,
+    factor: np.ndarray,
+    negative: np.ndarray,
+    lo: float,
+    hi: float,
+    out: np.ndarray,
+) -> None:
+    """``acc: (P, C)`` float -> ``out: (P, C)`` float32; ``negative`` serves accumulators below zero.
+
+    ``bias, factor, negative: (C,)`` float64: factors ``m * 2^-shift``. An accumulator has 36 bits and m 16,
+    so that the product is exact, and so is the sum with 1/2 (shift <= 46). A few elements, such as a diagonal
+    of `rdquant.priors.Serial`, are done before another thread would be awake.
+    """
+    run = _requantize_few if acc.size < _FEW else _requantize_many
+    run(acc, bias, factor, negative, lo, hi, out)
+
+
+def compensate_rows(
+    rows: np.ndarray,
+    bias: np.ndarray | None,
+    factor: np.ndarray | None,
+    low: np.ndarray,
+    high: np.ndarray,
+    feedback: Tensor,
+) -> np.ndarray:
+    """Compensated rounding of ``rows: (P, C)`` float -> ``(P, C)`` float32.
+
+    ``bias, factor, low, high: (C,)`` float64, as in `compensate`; without bias and factor rows are in units
+    of ``2^-ERROR_BITS``. ``feedback: (C, C)`` float64 on the CPU. Errors go from one group of channels to the
+    later ones as a matrix product, which is exact: sums stay below 2^40.
+    """
+    count, channels = rows.shape
+    bias = np.zeros(channels) if bias is None else bias
+    factor = np.ones(channels) if factor is None else factor
+    groups = [slice(first, first + _GROUP) for first in range(0, channels, _GROUP)]
+    inside = [feedback[group, group].contiguous().numpy() for group in groups]
+    room = torch.empty(min(count, _CHUNK), channels, dtype=torch.float64)
+    out = np.empty((count, channels), np.float32)
+    for start in range(0, count, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        errors = room[: len(rows[part])]
+        for group, own in zip(groups, inside, strict=True):
+            passed = (errors[:, : group.start] @ feedback[: group.start, group]).numpy()
+            compensate(
+                rows[part, group], bias[group], factor[group], passed, low[group], high[group], own,
+                errors[:, group].numpy(), out[part, group],
+            )  # fmt: skip
+    return out
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def compensate(acc, bias, factor, passed, lo, hi, feedback, errors, out):  # type: ignore[no-untyped-def]
+    """A group of channels: ``acc: (P, G)`` -> ``out: (P, G)`` float32.
+
+    ``bias, factor: (G,)`` float64, to units of ``2^-ERROR_BITS`` steps, as in `requantize`.
+    ``passed: (P, G)`` float64: what earlier groups pass on; ``errors: (P, G)`` float64 is filled, for later
+    ones. ``lo, hi: (G,)``, ``feedback: (G, G)`` float64, upper triangle used. Channels go one after another,
+    so that vectors run over a block of positions.
+    """
+    rows, channels = acc.shape
+    for b in prange((rows + _BLOCK - 1) // _BLOCK):
+        start = b * _BLOCK
+        count = min(_BLOCK, rows - start)
+        u = np.zeros((channels, _BLOCK), np.float64)
+        e = np.empty((channels, _BLOCK), np.float64)
+        for p in range(count):
+            for c in range(channels):
+                v = np.floor((np.float64(acc[start + p, c]) + bias[c]) * factor[c] + 0.5)
+                u[c, p] = min(max(v, -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE + passed[start + p, c]
+        for i in range(channels):
+            low, high = lo[i], hi[i]
+            for p in range(_BLOCK):
+                q = min(max(np.floor(u[i, p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5), low), high)
+                error = np.floor(u[i, p] * (1 / _FEEDBACK_ONE) + 0.5) - q * _ERROR_ONE
+                e[i, p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
+                u[i, p] = q
+            for j in range(i + 1, channels):
+                share = feedback[i, j]
+                for p in range(_BLOCK):
+                    u[j, p] += e[i, p] * share
+        for p in range(count):
+            for c in range(channels):
+                out[start + p, c] = np.float32(u[c, p])
+                errors[start + p, c] = e[c, p]
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def widen(acc, bias, factor):  # type: ignore[no-untyped-def]
+    """Accumulators to 16-bit x and its squares, as ``256 high + low``, both float32 ``(P, C)``."""
+    rows, channels = acc.shape
+    x = np.empty((rows, channels), np.int16)
+    high = np.empty((rows, channels), np.float32)
+    low = np.empty((rows, channels), np.float32)
+    for p in prange(rows):
+        for c in range(channels):
+            q = np.floor((np.float64(acc[p, c]) + bias[c]) * factor[c] + 0.5)
+            q = min(max(q, _X_LO), _X_HI)
+            x[p, c] = np.int16(q)
+            v = min(np.floor(q * q * _SQUARE_SCALE + 0.5), 65535.0)
+            h = np.floor(v * (1 / 256))
+            high[p, c] = np.float32(h)
+            low[p, c] = np.float32(v - 256.0 * h)
+    return x, high, low
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def denormalize(x, high, low, beta, factor, lo, hi, out):  # type: ignore[no-untyped-def]
+    """Inverse GDN of 16-bit x with the norm ``256 high + low + beta``; writes float32 activations.
+
+    ``beta, factor: (C,)`` float64. x has 16 bits, the root 21 and m 16: products are exact.
+    """
+    rows, channels = x.shape
+    for p in prange(rows):
+        for c in range(channels):
+            norm = 256.0 * np.float64(high[p, c]) + np.float64(low[p, c]) + beta[c]
+            root = np.floor(np.sqrt(norm * _ROOT_FACTOR))
+            q = np.floor(np.float64(x[p, c]) * root * factor[c] + 0.5)
+            out[p, c] = np.float32(min(max(q, lo), hi))
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def normalize(x, high, low, beta, m, power, lo, hi, out):  # type: ignore[no-untyped-def]
+    """GDN of 16-bit x, norms as in `denormalize`; ``m, power: (C,)`` float64, power being 2^shift."""
+    rows, channels = x.shape
+    for p in prange(rows):
+        for c in range(channels):
+            norm = 256.0 * np.float64(high[p, c]) + np.float64(low[p, c]) + beta[c]
+            d = np.floor(np.sqrt(norm * _ROOT_FACTOR)) * power[c]
+            q = np.floor((2.0 * np.float64(x[p, c]) * m[c] + d) / (2.0 * d))
+            out[p, c] = np.float32(min(max(q, lo), hi))
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def add(a, b, m, n, scale, lo, hi, out):  # type: ignore[no-untyped-def]
+    """``clip(floor((a m + b n) scale + 1/2), lo, hi)``: ``a, b, out: (P, C)`` float32 of 17 bits at most.
+
+    ``m, n, scale: (C,)`` float64, integers of 16 bits and powers of two.
+    """
+    rows, channels = a.shape
+    for p in prange(rows):
+        for c in range(channels):
+            q = (np.float64(a[p, c]) * m[c] + np.float64(b[p, c]) * n[c]) * scale[c]
+            out[p, c] = np.float32(min(max(np.floor(q + 0.5), lo), hi))
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def multiply(a, b, factor, lo, hi, out):  # type: ignore[no-untyped-def]
+    """``clip(floor(a b factor + 1/2), lo, hi)``, shapes as in `add`; ``factor: (C,)`` float64."""
+    rows, channels = a.shape
+    for p in prange(rows):
+        for c in range(channels):
+            q = np.float64(a[p, c]) * np.float64(b[p, c]) * factor[c]
+            out[p, c] = np.float32(min(max(np.floor(q + 0.5), lo), hi))
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def look_up(q, values, lo, out):  # type: ignore[no-untyped-def]
+    """``out = values[q - lo]``: ``q, out: (P, C)`` float32, ``values: (K,)`` float32; q lies in the table."""
+    rows, channels = q.shape
+    for p in prange(rows):
+        for c in range(channels):
+            out[p, c] = values[np.int64(q[p, c]) - lo]
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def layer_norm(q, least, m, power, bias, lo, hi, out):  # type: ignore[no-untyped-def]
+    """`rdquant.graph.operations.LayerNorm`: ``q, out: (P, C)`` float32; ``m`` (signed), ``power`` (2^shift)
+    and ``bias`` (``2 bias + 2^8`` of the operation's) ``(C,)`` float64; ``least``: is added to the squares.
+    """
+    rows, channels = q.shape
+    for p in prange(rows):
+        total = 0.0
+        for c in range(channels):
+            total += np.float64(q[p, c])
+        d = np.empty(channels, np.float64)
+        squared = least
+        for c in range(channels):
+            v = 2.0 * (channels * np.float64(q[p, c]) - total) + channels
+            d[c] = np.floor(v / (2.0 * channels))
+            squared += d[c] * d[c]
+        root = np.floor(np.sqrt(squared * _ROOT_FACTOR))
+        for c in range(channels):
+            below = root * power[c]
+            v = np.floor((_BIAS_TWICE * d[c] * m[c] + below * bias[c]) / (_BIAS_TWICE * below))
+            out[p, c] = np.float32(min(max(v, lo), hi))
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def attend(x, window, shift, bias, logit, exponential, m, power, lo, hi, out):  # type: ignore[no-untyped-def]
+    """`rdquant.graph.operations.WindowAttention`: ``x: (B, H, W, 3 C)``, ``out: (B, H, W, C)`` float32, sides
+    multiples of ``window``. All else float64: ``bias: (heads, window^2, window^2)``, ``logit: (heads,)``,
+    ``exponential: (K,)``, ``m, power: (C,)``, power being 2^shift of the factor.
+    """
+    b, h, w, channels = out.shape
+    heads, n, _ = bias.shape
+    d, last, per_row = channels // heads, len(exponential) - 1, w // window
+    for p in prange(b * (h // window) * per_row):
+        picture, rest = p // (h // window * per_row), p % (h // window * per_row)
+        top_row, left = rest // per_row * window, rest % per_row * window
+        rows, columns, label = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+        for i in range(n):
+            r, c = top_row + i // window, left + i % window
+            rows[i], columns[i] = (r - shift) % h, (c - shift) % w
+            label[i] = 2 * (r < shift) + (c < shift)
+        keys, values = np.empty((d, n), np.float64), np.empty((n, d), np.float64)
+        for head in range(heads):
+            first = head * d
+            for i in range(n):
+                for c in range(d):
+                    keys[c, i] = x[picture, rows[i], columns[i], channels + first + c]
+                    values[i, c] = x[picture, rows[i], columns[i], 2 * channels + first + c]
+            for i in range(n):
+                t, above = np.zeros(n, np.float64), np.zeros(d, np.float64)
+                for c in range(d):
+                    q = np.float64(x[picture, rows[i], columns[i], first + c])
+                    for j in range(n):
+                        t[j] += q * keys[c, j]
+                largest = -np.inf
+                for j in range(n):
+                    t[j] = np.floor(t[j] * logit[head] + 0.5) + bias[head, i, j]
+                    if label[j] == label[i]:
+                        largest = max(largest, t[j])
+                total = 0.0
+                for j in range(n):
+                    if label[j] == label[i]:
+                        e = exponential[np.int64(min(largest - t[j], np.float64(last)))]
+                        total += e
+                        for c in range(d):
+                            above[c] += e * values[j, c]
+                for c in range(d):
+                    below = total * power[first + c]
+                    v = np.floor((2.0 * above[c] * m[first + c] + below) / (2.0 * below))
+                    out[picture, rows[i], columns[i], first + c] = np.float32(min(max(v, lo), hi))

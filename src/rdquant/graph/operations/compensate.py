@@ -1,0 +1,90 @@
+"""Rounding channel after channel, each error passed on to the channels still to come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...errors import BadModel
+from ..arithmetic import (
+    ACC_LIMIT,
+    ERROR_BITS,
+    ERROR_LIMIT,
+    FEEDBACK_BITS,
+    FEEDBACK_SUM_LIMIT,
+    V_LIMIT,
+    Multiplier,
+    compensate,
+    requantize,
+)
+from ..kernels import compensate_rows
+from .base import Operation, Port, Rounding, check_range, check_tensor, per_channel
+
+
+@dataclass(frozen=True)
+class Compensate(Operation):
+    """Accumulators to activations in a range of each channel's own: `rdquant.graph.arithmetic.compensate`.
+
+    ``factor`` leads to units of ``2^-ERROR_BITS`` activations.
+    """
+
+    kind = "compensate"
+    integers: ClassVar = {"feedback": torch.int16}
+
+    factor: Multiplier
+    lo: int
+    hi: int
+    offset: Tensor
+    """int32 ``(C,)``: the range of channel c is ``[lo + offset[c], hi + offset[c]]``, and holds 0."""
+    feedback: Tensor
+    """int16 ``(C, C)``, zero on the diagonal and below."""
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Each channel's least and largest activation, two ``(C,)`` float64."""
+        return self.lo + self.offset.double(), self.hi + self.offset.double()
+
+    def exact(self, *q: Tensor) -> Tensor:
+        v = requantize(q[0], self.factor, -V_LIMIT, V_LIMIT)
+        return compensate(v, self.lo, self.hi, self.offset, self.feedback)
+
+    def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
+        v = q[0] * per_channel(self.factor.as_float(), q[0])
+        plain = v * 2.0**-ERROR_BITS
+        if rounding is not Rounding.ROUNDED:  # clipped by channel it would be, and hardly ever is
+            return plain
+        with torch.no_grad():
+            rounded = self.fast(torch.floor(v + 0.5).clamp(-V_LIMIT, V_LIMIT).float())
+        return plain + (rounded.to(plain) - plain).detach()
+
+    def fast(self, v: Tensor) -> Tensor:
+        """`rdquant.graph.arithmetic.compensate` of float32 ``v: (B, C, H, W)`` that holds integers, on the
+        CPU; tested equal to it.
+        """
+        b, c, h, w = v.shape
+        rows = v.permute(0, 2, 3, 1).reshape(-1, c).contiguous().numpy()
+        low, high = (end.numpy() for end in self.ends())
+        out = compensate_rows(rows, None, None, low, high, self.feedback.double())
+        return torch.from_numpy(out).reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+    def check(self, name: str, *ports: Port) -> Port:
+        (port,) = ports
+        channels = port.channels
+        if max(-port.lo, port.hi) >= ACC_LIMIT:
+            raise BadModel(f"{name} is given [{port.lo}, {port.hi}], over the contract's 2^36")
+        check_range(name, self.lo, self.hi)
+        check_tensor(f"{name}.offset", self.offset, torch.int32, (channels,))
+        least, most = int(self.offset.min()), int(self.offset.max())
+        if self.lo + most > 0 or self.hi + least < 0:
+            raise BadModel(f"{name}.offset in {least}..{most} leaves a range [lo, hi] without 0")
+        check_range(f"{name} with its offsets", self.lo + least, self.hi + most)
+        self.factor.check(f"{name}.factor", channels)
+        check_tensor(f"{name}.feedback", self.feedback, torch.int16, (channels, channels))
+        if bool(torch.tril(self.feedback).any()):
+            raise BadModel(f"{name}.feedback must be zero on the diagonal and below")
+        reached = int(self.feedback.to(torch.int32).abs().sum(0).max()) * ERROR_LIMIT
+        if reached + V_LIMIT * 2**FEEDBACK_BITS >= FEEDBACK_SUM_LIMIT:
+            raise BadModel(f"{name}.feedback can pass on {reached}, over the contract's 2^40")
+        return Port(channels, self.lo + least, self.hi + most)

@@ -1,0 +1,166 @@
+"""Convolution and transposed convolution, grouped or not: the matrix product of every network.
+
+A masked convolution is one whose masked weights are zero; a matrix product is one of 1x1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import BadModel
+from ..arithmetic import ACC_LIMIT
+from .base import Operation, Port, Rounding, check_fits, check_tensor, largest
+
+
+@dataclass(frozen=True)
+class Convolution(Operation):
+    """``acc = conv(q, weight) + bias`` or its transpose, in exact integers.
+
+    ``weight: (O, I / groups, k, k)``, or ``(I, O / groups, k, k)`` when ``transposed``; ``bias: (O,)``.
+    Integers: int16 and int64. Padding is zeros; a side of the input must be a multiple of ``stride``, and
+    then has a ``stride``-th of its positions, or, transposed, ``stride`` times as many.
+    """
+
+    kind = "convolution"
+    integers: ClassVar = {"weight": torch.int16, "bias": torch.int64, "levels": torch.int16}
+
+    weight: Tensor
+    bias: Tensor
+    stride: int = 1
+    padding: int = 0
+    transposed: bool = False
+    groups: int = 1
+    bits: int = 0
+    """Width of a weight in a file. Without ``levels`` the values lie in +-(2^(bits-1) - 1)."""
+    levels: Tensor | None = None
+    """The integers that a weight can be, rising, int16, at most 2^bits; None for the plain range."""
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[0] if self.transposed else self.weight.shape[1] * self.groups
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight.shape[1] * self.groups if self.transposed else self.weight.shape[0]
+
+    @property
+    def kernel_size(self) -> int:
+        return self.weight.shape[2]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether this is a product with one matrix at each position."""
+        return self.kernel_size == 1 and self.stride == 1 and self.groups == 1
+
+    @property
+    def up(self) -> int:
+        return self.stride if self.transposed else 1
+
+    @property
+    def down(self) -> int:
+        return 1 if self.transposed else self.stride
+
+    @property
+    def halo(self) -> int:
+        reach = max(self.padding, self.kernel_size - 1 - self.padding)
+        return -(-reach // self.stride) if self.transposed else reach
+
+    def channels(self, *channels: int) -> int:
+        if channels[0] != self.in_channels:
+            raise BadModel(f"a convolution of {self.in_channels} channels is given {channels[0]}")
+        return self.out_channels
+
+    def convolve(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """In the type of ``x``."""
+        weight = self.weight.to(x)
+        if self.transposed:
+            beyond = self.stride - self.kernel_size + 2 * self.padding
+            return F.conv_transpose2d(x, weight, bias, self.stride, self.padding, beyond, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
+
+    def real(self, *x: Tensor) -> Tensor:
+        return self.convolve(x[0], self.bias.to(x[0]))
+
+    def exact(self, *q: Tensor) -> Tensor:
+        # a library may pick an algorithm with intermediate fractions; its error is far below 1/2
+        return torch.round(self.convolve(q[0])) + self.bias.to(q[0]).reshape(1, -1, 1, 1)
+
+    def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
+        return self.real(*q)
+
+    def by_output(self) -> Tensor:
+        """The kernel as ``(O, I / groups, k, k)``, whichever way it is stored."""
+        if not self.transposed:
+            return self.weight
+        i, o, *taps = self.weight.shape
+        grouped = self.weight.reshape(self.groups, i // self.groups, o, *taps).transpose(1, 2)
+        return grouped.reshape(self.groups * o, i // self.groups, *taps)
+
+    def stored_as(self, by_output: Tensor) -> Tensor:
+        """The inverse of `by_output`: ``(O, I / groups, k, k)`` as this operation stores it."""
+        if not self.transposed:
+            return by_output
+        o, i, *taps = by_output.shape
+        grouped = by_output.reshape(self.groups, o // self.groups, i, *taps).transpose(1, 2)
+        return grouped.reshape(self.groups * i, o // self.groups, *taps)
+
+    def accumulator_bound(self, port: Port) -> int:
+        """Largest |acc - bias| that any input in range can reach, partial sums in any order included.
+
+        A transposed convolution of stride s reaches each output through the taps of one phase only.
+        """
+        magnitude = self.by_output().double().abs() * float(max(-port.lo, port.hi))
+        if not self.transposed:
+            return int(magnitude.sum((1, 2, 3)).max())
+        taps, s = magnitude.sum(1), self.stride
+        phases = [taps[:, i::s, j::s].sum((1, 2)).max() for i in range(s) for j in range(s)]
+        return int(torch.stack(phases).max())
+
+    def check(self, name: str, *ports: Port) -> Port:
+        (port,) = ports
+        if self.weight.dtype != torch.int16 or self.weight.ndim != 4:
+            raise BadModel(
+                f"{name}.weight must be int16 with 4 axes, got {self.weight.dtype} {self.weight.ndim}"
+            )
+        k, s = self.kernel_size, self.stride
+        if self.weight.shape[3] != k or not 1 <= k <= 31:
+            raise BadModel(f"{name}.weight must have a square kernel, got {tuple(self.weight.shape[2:])}")
+        if not 1 <= s <= 16 or not 0 <= self.padding < k or not 1 <= k - 2 * self.padding <= s:
+            raise BadModel(f"{name}: kernel {k}, stride {s} and padding {self.padding} do not fit")
+        if self.groups < 1 or not self.weight.shape[0] or self.weight.shape[0] % self.groups:
+            raise BadModel(f"{name}.groups must divide {self.weight.shape[0]} channels, got {self.groups}")
+        check_tensor(f"{name}.bias", self.bias, torch.int64, (self.out_channels,))
+        if not 2 <= self.bits <= 16:
+            raise BadModel(f"{name}.bits must be 2..16, got {self.bits}")
+        self._check_levels(name)
+        if port.channels != self.in_channels:
+            raise BadModel(f"{name} takes {self.in_channels} channels, got {port.channels}")
+        check_fits(name, port)
+        bound = self.accumulator_bound(port) + largest(self.bias)
+        if bound >= ACC_LIMIT:
+            raise BadModel(f"{name} can accumulate {bound}, over the contract's 2^36")
+        return Port(self.out_channels, -bound, bound)
+
+    def _check_levels(self, name: str) -> None:
+        if self.levels is None:
+            limit = 2 ** (self.bits - 1) - 1
+            top = largest(self.weight)
+            if top > limit:
+                raise BadModel(f"{name}.weight holds {top}, over the {limit} of {self.bits} bits")
+            return
+        levels = self.levels
+        if levels.dtype != torch.int16 or levels.ndim != 1 or not 1 <= len(levels) <= 2**self.bits:
+            raise BadModel(
+                f"{name}.levels must be 1 to {2**self.bits} int16, got {levels.dtype} {tuple(levels.shape)}"
+            )
+        wide = levels.to(torch.int32)
+        if bool((wide[1:] <= wide[:-1]).any()):
+            raise BadModel(f"{name}.levels must rise strictly")
+        used = torch.unique(self.weight.to(torch.int32))
+        if not bool(torch.isin(used, wide).all()):
+            raise BadModel(f"{name}.weight holds integers that are not in its levels")

@@ -1,0 +1,141 @@
+"""How a codec is quantized, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from ..errors import UsageError
+from .formats import CODED_BITS, FORMATS, FormatName
+
+#: "minmax": the whole observed range. "percentile": all but the outermost 0.01 % of samples.
+#: "mse": the clipped range with the least mean squared error.
+RangeRule = Literal["minmax", "percentile", "mse"]
+RANGE_RULES: tuple[RangeRule, ...] = get_args(RangeRule)
+
+#: "nearest"; "compensated": each rounding error spread over the weights not yet rounded (GPTQ);
+#: "two_sided": and over the output channels, see `rdquant.passes.rounding`.
+Rounding = Literal["nearest", "compensated", "two_sided"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+#: of activations. "channel" costs nothing at run time: a channel's scale is folded into the weights
+#: that read it, and into the requantization that writes it.
+Granularity = Literal["tensor", "channel"]
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+#: "plain": rounded after an invertible 1x1 convolution. "compensated": and each rounding error passed on to
+#: the channels not yet rounded.
+Mix = Literal["none", "plain", "compensated"]
+MIXES: tuple[Mix, ...] = get_args(Mix)
+
+NUMBER_FORMATS = ("auto", *FORMATS)
+#: the least width of weights that "auto" makes uniform
+UNIFORM_FROM = 8
+
+CONFIG_VERSION = 2
+
+
+#: of weights and activations outside the scope
+WIDE_BITS = 12
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Uniform post-training quantization of every layer. Round-trips through JSON."""
+
+    weight_bits: int = 8
+    """Convolution weights and GDN gammas: symmetric, per output channel. Layers that a decoder needs to read
+    symbols (hyper_synthesis and all that follows it in the prior) use at most 7."""
+    activation_bits: int = 8
+    """Activations between layers: static, as wide to each side as was observed."""
+    weight_range: RangeRule = "mse"
+    activation_range: RangeRule = "mse"
+    rounding: Rounding = "two_sided"
+    granularity: Granularity = "channel"
+    """Static scales of activations: one per tensor, or one per channel."""
+    number_format: FormatName | Literal["auto"] = "auto"
+    """Of convolution weights, see `rdquant.passes.formats`. "auto": uniform from 8 bits on, which integer
+    kernels like best; below, a codebook, whose error is half as large.
+    """
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
+    """Weight bits of single layers by name (``g_a.0``), over ``weight_bits``: mixed precision."""
+    layer_activation_bits: Mapping[str, int] = field(default_factory=dict)
+    """Bits of what single nodes (``g_a.1``) put out, over ``activation_bits``."""
+    scope: tuple[str, ...] = ()
+    """Networks that get these widths, e.g. synthesis; none named: all. The others keep `WIDE_BITS`, which is
+    as good as float."""
+    channel_exponent: float = 0.75
+    """Per channel: 1 gives each channel its own whole range, 0 none; between, weights share the burden."""
+
+    mixing: Mix = "compensated"
+    """Of the channels behind each GDN, before they are rounded: see `rdquant.passes.mixing`."""
+    mixing_steps: int | None = None
+    """Gradient steps of each round that learns a mixing; None: `rdquant.passes.mixing.STEPS`."""
+
+    def __post_init__(self) -> None:
+        for where, bits in (("weight bits", self.weight_bits), *self.layer_bits.items()):
+            if not 2 <= bits <= 16:
+                raise UsageError(f"{where} must be 2..16, got {bits}")
+        for where, bits in (("activation bits", self.activation_bits), *self.layer_activation_bits.items()):
+            if not 4 <= bits <= 15:
+                raise UsageError(f"{where} must be 4..15, got {bits}")
+        if self.number_format not in NUMBER_FORMATS:
+            raise UsageError(
+                f"number_format must be one of {', '.join(NUMBER_FORMATS)}, got {self.number_format!r}"
+            )
+        for name in ("weight_range", "activation_range"):
+            if getattr(self, name) not in RANGE_RULES:
+                raise UsageError(
+                    f"{name} must be one of {', '.join(RANGE_RULES)}, got {getattr(self, name)!r}"
+                )
+        if self.granularity not in GRANULARITIES:
+            raise UsageError(f"granularity must be tensor or channel, got {self.granularity!r}")
+        if self.rounding not in ROUNDINGS:
+            raise UsageError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {self.rounding!r}")
+        if self.mixing not in MIXES:
+            raise UsageError(f"mixing must be one of {', '.join(MIXES)}, got {self.mixing!r}")
+        if self.mixing_steps is not None and self.mixing_steps < 1:
+            raise UsageError(f"mixing_steps must be 1 or more, got {self.mixing_steps}")
+        if not 0 <= self.channel_exponent <= 1:
+            raise UsageError(f"channel_exponent must be in 0..1, got {self.channel_exponent}")
+
+    def in_scope(self, network: str) -> bool:
+        """Whether a network is to be quantized to the wanted widths."""
+        return not self.scope or network in self.scope
+
+    def bits_of(self, layer: str, network: str) -> int:
+        """Weight bits of a layer."""
+        return self.layer_bits.get(layer, self.weight_bits if self.in_scope(network) else WIDE_BITS)
+
+    def format_of(self, layer: str, network: str) -> FormatName:
+        """Number format of a layer's weights."""
+        bits = self.bits_of(layer, network)
+        if self.number_format == "coded" and bits > CODED_BITS:
+            return "uniform"
+        if self.number_format != "auto":
+            return self.number_format
+        return "uniform" if bits >= UNIFORM_FROM else "codebook"
+
+    def activation_bits_of(self, edge: str, network: str) -> int:
+        """Bits of what a node puts out, where products take it."""
+        default = self.activation_bits if self.in_scope(network) else WIDE_BITS
+        return self.layer_activation_bits.get(edge, default)
+
+    def to_json(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        return {"version": CONFIG_VERSION, **fields, "scope": list(self.scope)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> QuantizeConfig:
+        fields = dict(data)
+        if (version := fields.pop("version", None)) != CONFIG_VERSION:
+            raise UsageError(
+                f"quantization config has version {version!r}, this release reads {CONFIG_VERSION}"
+            )
+        if isinstance(fields.get("scope"), list):
+            fields["scope"] = tuple(fields["scope"])
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UsageError(f"quantization config: {error}") from None

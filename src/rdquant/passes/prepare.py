@@ -1,0 +1,63 @@
+"""From a float codec and pictures to what conversions start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..codec import Codec
+from ..errors import CalibrationError, UsageError
+from ..files.atomic import atomic_write
+from ..latents.gains import latent_gains
+from .calibration import Calibration, observe
+from .config import QuantizeConfig
+from .flow import networks_in_order
+from .mixed import Mixing, insert
+from .mixing import Progress, find_mixings
+
+#: of the calibration pictures, how many measure the synthesis gain
+GAIN_PICTURES = 8
+
+
+def prepare(
+    codec: Codec,
+    pictures: list[np.ndarray],
+    config: QuantizeConfig,
+    progress: Progress | None = None,
+    store: Path | None = None,
+) -> tuple[Codec, Calibration]:
+    """The float codec as it is to be quantized, and what was observed of it: what conversions start from.
+
+    ``pictures``: ``(H, W, 3)`` uint8. ``store``: a file of mixings, read if it exists and else written: a
+    resumed run must have the same. Raises `CalibrationError` for no pictures, or such that break the codec,
+    and `UsageError` for a scope that names no network.
+    """
+    if not pictures:
+        raise CalibrationError("no calibration pictures")
+    if unknown := sorted(set(config.scope) - set(codec.networks)):
+        known = ", ".join(networks_in_order(codec))
+        raise UsageError(f"scope names {', '.join(unknown)}; the codec's networks are {known}")
+    gains = torch.from_numpy(latent_gains(codec, pictures[:GAIN_PICTURES]))
+    if store is not None and store.exists():
+        state = torch.load(store, weights_only=True)
+        found = {k: Mixing(**v) for k, v in state["mixings"].items()}
+        sensitivities = state["sensitivities"]
+    else:
+        found, sensitivities = find_mixings(codec, pictures, config, gains, progress)
+        if store is not None:
+            fields = [f.name for f in dataclasses.fields(Mixing)]
+            state = {k: {f: getattr(m, f) for f in fields} for k, m in found.items()}
+            with atomic_write(store) as handle:
+                torch.save({"mixings": state, "sensitivities": sensitivities}, handle)
+    codec = insert(codec, found)
+
+    def observed(done: int, total: int) -> None:
+        if progress:
+            progress(done, total, "observe")
+
+    seen = observe(codec, pictures, observed)
+    seen.sensitivities, seen.gains, seen.mixings = sensitivities, gains, found
+    return codec, seen

@@ -1,0 +1,188 @@
+"""How latents are coded, given what is decoded so far: one loop for every kind of entropy model.
+
+The latent y is cut into parts. A decoder goes through them in order; for each, the prior says with which
+table and around which mean every symbol of the part is coded, from the hyper-latent and the parts before it::
+
+    features = prior.begin(run, z_hat)
+    for part, scales, means in prior.walk(run, features, y_hat):
+        ... decode the symbols of the part, put their values into y_hat ...
+
+A prior is structure alone: its networks are called by name through ``run``, be they modules in training,
+captured graphs or integer engines. It round-trips through JSON, and is what a model file says of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import BadModel
+
+
+class Run(Protocol):
+    """Run a network by name. ``valid``: convolutions are not padded: patches give single positions."""
+
+    def __call__(self, name: str, *inputs: Tensor, valid: bool = False) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is decoded at a time: some positions of each of ``channels``, row by row, in the order given here.
+
+    ``positions: (G, n)`` int64, into the H * W of the latent, rising in each row; row g is that of the g-th
+    G-th of the channels. None: all positions.
+    """
+
+    channels: slice
+    positions: Tensor | None = None
+
+    def take(self, t: Tensor) -> Tensor:
+        """``t: (B, M, H, W)`` -> ``(B, C, 1, n)``."""
+        return self.pick(t[:, self.channels])
+
+    def pick(self, t: Tensor) -> Tensor:
+        """The same, of a tensor that has the part's channels alone: ``(B, C, H, W)`` -> ``(B, C, 1, n)``."""
+        rows = t.flatten(2)
+        if self.positions is None:
+            return rows[:, :, None]
+        if len(self.positions) == 1:
+            return rows.index_select(2, self.positions[0].to(t.device))[:, :, None]
+        return rows.gather(2, self._positions_of(rows))[:, :, None]
+
+    def put(self, values: Tensor, into: Tensor) -> None:
+        """The inverse, in place: ``values: (B, C, 1, n)`` into ``(B, M, H, W)``, which must be contiguous."""
+        own = into[:, self.channels]
+        rows, values = own.view(*own.shape[:2], -1), values[:, :, 0].to(into.dtype)
+        if self.positions is None:
+            rows.copy_(values)
+        elif len(self.positions) == 1:
+            rows.index_copy_(2, self.positions[0].to(into.device), values)
+        else:
+            rows.scatter_(2, self._positions_of(rows), values)
+
+    def _positions_of(self, rows: Tensor) -> Tensor:
+        assert self.positions is not None
+        repeated = self.positions.repeat_interleave(rows.shape[1] // len(self.positions), 0)
+        return repeated.to(rows.device).expand(len(rows), -1, -1)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Base of all kinds. ``means``: networks give scales, then means; else scales alone, and means are 0."""
+
+    kind: ClassVar[str]
+    #: whether there is a hyper-latent z, with networks "hyper_analysis" and "hyper_synthesis"
+    hyper: ClassVar[bool] = True
+    #: None, or why a trellis cannot code this
+    no_trellis: ClassVar[str | None] = None
+
+    @property
+    def networks(self) -> dict[str, tuple[str, ...]]:
+        """Network -> what its inputs are: "y", "z", "y_hat" (of earlier parts, zeros elsewhere), or another
+        network whose features it takes; in the order in which a decoder meets them, "hyper_analysis" first.
+        """
+        return {"hyper_analysis": ("y",), "hyper_synthesis": ("z",)}
+
+    @property
+    def has_contexts(self) -> bool:
+        """Whether a part of the latent is coded given other parts."""
+        return any("y_hat" in sources for sources in self.networks.values())
+
+    @property
+    def pointwise(self) -> tuple[str, ...]:
+        """Networks whose output may depend on nothing but its own position."""
+        return ()
+
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """Networks of one 5x5 convolution, of what is above and to the left, and of pointwise operations."""
+        return ()
+
+    def seen(self, name: str, channels: int) -> int:
+        """Channels of y_hat that a network takes, of ``channels``."""
+        return channels
+
+    def check(self, channels: int, side: int) -> None:
+        """Raise `BadModel` unless latents of ``channels`` and multiples of ``side`` rows can be cut."""
+
+    def outputs(self, channels: int) -> dict[str, int]:
+        """Of the networks that give parameters: how many channels of y they give them for."""
+        raise NotImplementedError
+
+    def parts(self, channels: int, height: int, width: int) -> list[Part]:
+        """Of a latent ``(B, channels, height, width)``, in order; together all of it, and nothing twice."""
+        return [Part(slice(0, channels))]
+
+    def begin(self, run: Run, z_hat: Tensor) -> Tensor:
+        """What all parts take of the hyper-latent."""
+        return run("hyper_synthesis", z_hat)
+
+    def walk(self, run: Run, features: Tensor, y_hat: Tensor) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
+        """Part after part, with scales and means of its symbols, ``(B, C, 1, n)`` each.
+
+        ``y_hat: (B, M, H, W)``, contiguous, zeros at first: the caller puts the values of a part there before
+        it asks for the next.
+        """
+        raise NotImplementedError
+
+    def all_parameters(self, run: Run, features: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scales and means of the whole latent, ``(B, M, H, W)``, for a ``y_hat`` that is known: with
+        gradients, in few passes. What `walk` gives part by part.
+        """
+        raise NotImplementedError
+
+    def split(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A parameter network's output into scales and means."""
+        if not self.means:  # type: ignore[attr-defined]
+            return out, None
+        scales, means = out.chunk(2, 1)
+        return scales, means
+
+    def of(self, part: Part, out: Tensor) -> tuple[Part, Tensor, Tensor | None]:
+        """What `walk` yields, of a parameter network's output for the channels of the part."""
+        scales, means = self.split(out)
+        return part, part.pick(scales), None if means is None else part.pick(means)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+PRIORS: dict[str, type[Prior]] = {}
+
+
+def register(cls: type[Prior]) -> type[Prior]:
+    PRIORS[cls.kind] = cls
+    return cls
+
+
+def prior_from_json(data: dict[str, Any]) -> Prior:
+    """The prior that a model file describes. Raises `BadModel`."""
+    fields = dict(data)
+    cls = PRIORS.get(str(fields.pop("kind", None)))
+    if cls is None:
+        raise BadModel(f"unknown prior {data.get('kind')!r}; known: {', '.join(PRIORS)}")
+    types = {f.name: f.type for f in dataclasses.fields(cls)}
+    try:
+        found = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (TypeError, ValueError) as error:
+        raise BadModel(f"prior {cls.kind}: {error}") from None
+    for name, kind in types.items():
+        value = getattr(found, name)
+        fine = (
+            type(value) is bool
+            if kind == "bool"
+            else isinstance(value, tuple) and all(type(v) is int for v in value)
+        )
+        if not fine:
+            raise BadModel(f"prior {cls.kind}: {name} cannot be {value!r}")
+    return found
+
+
+def checkerboard(height: int, width: int, parity: int) -> Tensor:
+    """Positions (r, c) with ``(r + c) % 2 == parity``, bool ``(height, width)``."""
+    return (torch.arange(height)[:, None] + torch.arange(width)[None, :]) % 2 == parity

@@ -1,0 +1,73 @@
+"""Four passes over space and channels together (DCVC-DC, Li et al. 2023, section 3.3).
+
+Channels are cut into four groups and positions into the four of each 2x2 square. In pass k each group decodes
+one position of the square, a different one for each group, so that every pass sees all groups and, from the
+second on, neighbours of every position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import BadModel
+from .base import Part, Prior, Run, register
+
+#: position in the square, ``2 row + column``, of group g in pass k: ``ORDER[k][g]``
+ORDER = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
+
+
+@register
+@dataclass(frozen=True)
+class FourPart(Prior):
+    """ "parameters_k" of pass k takes the features and, but for the first, y_hat so far. Channels must be a
+    multiple of 4, height and width of 2.
+    """
+
+    kind = "four_part"
+
+    means: bool = True
+
+    @property
+    def networks(self) -> dict[str, tuple[str, ...]]:
+        later = {f"parameters_{k}": ("hyper_synthesis", "y_hat") for k in (1, 2, 3)}
+        return {**super().networks, "parameters_0": ("hyper_synthesis",), **later}
+
+    def check(self, channels: int, side: int) -> None:
+        if channels % 4 or side % 2:
+            raise BadModel(f"four parts need multiples of 4 channels and 2 rows, got {channels} and {side}")
+
+    def outputs(self, channels: int) -> dict[str, int]:
+        return {f"parameters_{k}": channels for k in range(4)}
+
+    def _groups(self, height: int, width: int, k: int) -> Tensor:
+        """What each group decodes in pass k, bool ``(4, height, width)``."""
+        square = 2 * (torch.arange(height) % 2)[:, None] + (torch.arange(width) % 2)[None, :]
+        return square[None] == torch.tensor(ORDER[k])[:, None, None]
+
+    def parts(self, channels: int, height: int, width: int) -> list[Part]:
+        groups = (self._groups(height, width, k).flatten(1) for k in range(4))
+        return [Part(slice(0, channels), g.nonzero()[:, 1].reshape(4, -1)) for g in groups]
+
+    def _run(self, run: Run, features: Tensor, y_hat: Tensor, k: int) -> Tensor:
+        return run(f"parameters_{k}", *((features, y_hat) if k else (features,)))
+
+    def walk(self, run: Run, features: Tensor, y_hat: Tensor) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
+        for k, part in enumerate(self.parts(*y_hat.shape[1:])):
+            yield self.of(part, self._run(run, features, y_hat, k))
+
+    def all_parameters(self, run: Run, features: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor | None]:
+        channels, height, width = y_hat.shape[1:]
+        seen = torch.zeros(channels, height, width, dtype=torch.bool, device=y_hat.device)
+        total: Tensor | None = None
+        for k in range(4):
+            own = self._groups(height, width, k).to(y_hat.device).repeat_interleave(channels // 4, 0)
+            out = self._run(run, features, y_hat * seen, k)
+            both = torch.cat([own, own]) if self.means else own
+            total = out if total is None else torch.where(both, out, total)
+            seen = seen | own
+        assert total is not None
+        return self.split(total)

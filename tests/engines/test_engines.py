@@ -1,0 +1,206 @@
+"""The fast engine equals the reference, whatever the operation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from random_graphs import (
+    GRANULE,
+    KINDS,
+    WIDE,
+    branching,
+    convolution,
+    epilogue,
+    graph_of,
+    inputs_of,
+    integers,
+    operation,
+)
+from rdquant import engines
+from rdquant.engines import accumulate, run
+from rdquant.engines.accumulate import EXACT, Accumulator
+from rdquant.engines.fast import plan
+from rdquant.errors import BadModel, UsageError
+from rdquant.graph import Graph, Node, Port
+from rdquant.graph.operations import Convolution
+
+
+def _agree(graph: Graph, inputs: tuple[torch.Tensor, ...], valid: bool = False) -> torch.Tensor:
+    reference, fast = (run(graph, inputs, engine, valid) for engine in ("reference", "fast"))
+    assert torch.equal(reference, fast.double())
+    return reference
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    seed=st.integers(0, 10**6),
+    channels=st.sampled_from([2, 3, 16, 65]),
+    span=st.sampled_from(WIDE),
+    size=st.sampled_from([(1, 1), (2, 3), (7, 5), (1, 40)]),
+)
+@settings(max_examples=12)
+def test_every_operation(
+    kind: str, seed: int, channels: int, span: tuple[int, int], size: tuple[int, int]
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    graph = graph_of(*operation(kind, g, channels, *span))
+    out = graph.check()
+    granule = GRANULE.get(kind, 2 if kind == "convolution" else 1)
+    found = _agree(graph, inputs_of(graph, g, size[0] * granule, size[1] * granule, 2))
+    assert out.lo <= float(found.min()) and float(found.max()) <= out.hi
+    assert found.shape[1] == out.channels == graph.channels()["op"]
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(["requantize", "leaky", "absolute", "compensate", "gdn", "igdn"]),
+    transposed=st.booleans(),
+    span=st.sampled_from(WIDE),
+    cin=st.sampled_from([1, 3, 16, 65]),
+    groups=st.sampled_from([1, 4]),
+    bits=st.sampled_from([4, 8, 11]),
+)
+@settings(max_examples=40)
+def test_a_convolution_and_what_follows(
+    seed: int, kind: str, transposed: bool, span: tuple[int, int], cin: int, groups: int, bits: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    cin, cout = cin * groups, 36
+    conv = convolution(g, cin, cout, 5, 2, transposed, groups, bits)
+    reach = max(-span[0], span[1]) * 2 ** (bits - 2) * (cin / groups * 25) ** 0.5
+    nodes = (Node("c", conv, ("x",)), Node("c.out", epilogue(g, kind, cout, reach), ("c",)))
+    graph = Graph({"x": Port(cin, *span)}, nodes, "c.out")
+    graph.check()
+    _agree(graph, inputs_of(graph, g, 6, 8, 2))
+
+
+def test_a_graph_with_branches() -> None:
+    g = torch.Generator().manual_seed(5)
+    graph = branching(g)
+    graph.check()
+    found = _agree(graph, inputs_of(graph, g, 12, 10, 2))
+    assert found.shape == (2, 3, 12, 10) and float(found.std()) > 5
+
+
+def test_accumulators_can_be_the_output() -> None:
+    g = torch.Generator().manual_seed(6)
+    for bits, kind in ((4, torch.float32), (11, torch.float64)):
+        graph = graph_of(convolution(g, 40, 7, 5, bits=bits), [Port(40, -(2**8), 2**8)])
+        inputs = inputs_of(graph, g, 4, 5)
+        _agree(graph, inputs)
+        assert run(graph, inputs, "fast").dtype is kind
+
+
+def test_inputs_beyond_their_range_are_clipped() -> None:
+    g = torch.Generator().manual_seed(7)
+    graph = graph_of(*operation("table", g, 3, -100, 155))
+    wild = integers(g, -(10**6), 10**6, 1, 3, 4, 5)
+    assert torch.equal(_agree(graph, (wild,)), graph.exact(wild.clamp(-100, 155)))
+
+
+def test_a_plan_is_made_once_and_goes_with_its_graph() -> None:
+    graph = branching(torch.Generator().manual_seed(0))
+    assert plan(graph) is plan(graph)
+    assert plan(graph.replaced({})) is not plan(graph)
+
+
+def test_an_unproven_graph_does_not_run() -> None:
+    graph = graph_of(convolution(torch.Generator().manual_seed(0), 3, 4, 5), [Port(3, 0, 2**17)])
+    with pytest.raises(BadModel):
+        run(graph, (torch.zeros(1, 3, 4, 4),), "fast")
+
+
+# without padding
+
+
+def _masked(g: torch.Generator, c: int, k: int) -> Convolution:
+    conv = convolution(g, c, 2 * c, k)
+    conv.weight.view(2 * c, c, -1)[:, :, k * k // 2 :] = 0
+    return conv
+
+
+@pytest.mark.parametrize("span", WIDE)
+@pytest.mark.parametrize("channels", [3, 70])
+def test_patches_give_single_positions(span: tuple[int, int], channels: int) -> None:
+    g = torch.Generator().manual_seed(8)
+    conv = _masked(g, channels, 5)
+    reach = max(-span[0], span[1]) * 60 * (12 * channels) ** 0.5
+    nodes = (Node("c", conv, ("x",)), Node("c.out", epilogue(g, "leaky", 2 * channels, reach), ("c",)))
+    graph = Graph({"x": Port(channels, *span)}, nodes, "c.out")
+    (x,) = inputs_of(graph, g, 6, 7)
+    patches = F.unfold(F.pad(x.double(), (2,) * 4), 5)[0].T.reshape(-1, channels, 5, 5)
+    whole = _agree(graph, (x,))
+    assert torch.equal(_agree(graph, (patches,), valid=True)[:, :, 0, 0].T.reshape(whole[0].shape), whole[0])
+
+
+def test_without_padding_is_the_centre_of_what_is_padded() -> None:
+    g = torch.Generator().manual_seed(9)
+    nodes = (
+        Node("a", convolution(g, 4, 8, 3), ("x",)),
+        Node("a.out", epilogue(g, "gdn", 8, 30_000), ("a",)),
+        Node("b", convolution(g, 8, 8, 5, groups=8), ("a.out",)),
+        Node("b.out", epilogue(g, "requantize", 8, 30_000), ("b",)),
+    )
+    graph = Graph({"x": Port(4, -100, 155)}, nodes, "b.out")
+    x = inputs_of(graph, g, 11, 12)
+    assert torch.equal(_agree(graph, x, valid=True), _agree(graph, x)[:, :, 3:-3, 3:-3])
+
+
+# what makes float32 exact
+
+
+def test_self_test_passes_here_and_sees_a_wrong_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert accumulate.self_test()
+    exact = accumulate._convolve
+
+    def rounded(x: torch.Tensor, *rest: object) -> torch.Tensor:
+        if x.dtype == torch.float64:
+            return exact(x, *rest)  # type: ignore[arg-type]
+        return exact(x.bfloat16().float(), *rest) * (1 + 2**-20)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(accumulate, "_convolve", rounded)
+    monkeypatch.delenv("RDQUANT_ENGINE", raising=False)
+    accumulate.self_test.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="float64 reference"):
+            assert engines.default_engine() == "reference"
+    finally:
+        accumulate.self_test.cache_clear()
+    monkeypatch.undo()
+    monkeypatch.delenv("RDQUANT_ENGINE", raising=False)
+    assert engines.default_engine() == "fast"
+
+
+def test_the_engine_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDQUANT_ENGINE", "reference")
+    assert engines.default_engine() == "reference"
+    monkeypatch.setenv("RDQUANT_ENGINE", "quick")
+    with pytest.raises(UsageError, match="quick"):
+        engines.default_engine()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_bound_is_reached_by_the_worst_input(transposed: bool, groups: int) -> None:
+    conv = convolution(torch.Generator().manual_seed(5), 6, 9, 5, 2, transposed, groups)
+    conv.weight.abs_()
+    acc = conv.convolve(torch.full((1, 6, 12, 12), 255.0, dtype=torch.float64))
+    assert int(acc.max()) == conv.accumulator_bound(Port(6, 0, 255))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("span", WIDE)
+def test_no_piece_can_exceed_24_bits(transposed: bool, span: tuple[int, int]) -> None:
+    conv = convolution(torch.Generator().manual_seed(5), 300, 5, 5, 2, transposed)
+    conv.weight.fill_(127)
+    pieces = Accumulator(conv, Port(300, *span))._pieces
+    assert sum(p.channels.stop - p.channels.start for p in pieces) == 300 * (1 if span[1] < 256 else 2)
+    for piece in pieces:
+        n = piece.channels.stop - piece.channels.start
+        top = {None: span[1], True: -(-max(-span[0], span[1]) // 256), False: 255}[piece.upper]
+        assert piece.weight.dtype == torch.float32
+        assert n * 127 * top * (9 if transposed else 25) < EXACT
