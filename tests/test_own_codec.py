@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,3 +92,11 @@ def test_a_network_that_is_missing_is_named() -> None:
     with pytest.raises(BadModel) as error:
         rdquant.capture(codec)
     assert f"`{error.value}`" in PAGE
+
+
+def test_the_package_is_light_and_has_the_names_that_it_says() -> None:
+    code = "import sys, rdquant; assert 'torch' not in sys.modules; print(*rdquant.__all__)"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(hasattr(rdquant, name) for name in names.split())
+    with pytest.raises(AttributeError, match="encode"):
+        rdquant.encode  # noqa: B018

@@ -9,11 +9,13 @@ from torch import Tensor
 from rdquant.codec import Codec, scale_thresholds
 from rdquant.coder import ImageCoder
 from rdquant.entropy import gaussian_tables, scale_boundaries, scale_table
-from rdquant.files.container import Profile
+from rdquant.files.container import Profile, Quantizer
 from rdquant.graph import Graph, Node, Port
 from rdquant.graph.arithmetic import Multiplier
 from rdquant.graph.operations import Concatenate, Convolution, Requantize
 from rdquant.latents import FIXED_HI, FIXED_LO, FixedPointScalar, UniformScalar
+from rdquant.latents.coding import ScalarCoding, TrellisCoding
+from rdquant.latents.rdoq import Rdoq
 from rdquant.priors import ChannelGroups, Factorized, FourPart, Hyperprior, Prior, Serial
 
 M, N = 8, 4
@@ -27,6 +29,10 @@ KINDS: dict[str, Prior] = {
     "plain-groups": ChannelGroups((2, 6), checkerboard=False),
     "four-part": FourPart(),
 }
+TRELLISES = [kind for kind, prior in KINDS.items() if prior.no_trellis is None]
+#: those that are coded in several parts
+CONTEXTS = ["serial", "checkerboard", "groups", "plain-groups", "four-part"]
+GAINS, LAMBDA = np.full(M, 600.0), 0.01
 #: pixels of a side for a position of y; z has half as many
 STRIDE = 4
 PIXELS, LATENT = (0, 255), (FIXED_LO, FIXED_HI)
@@ -116,3 +122,10 @@ def make_coder(kind: str, profile: Profile = Profile.INTEGER) -> ImageCoder:
     if codec.integer:
         codec.check()
     return ImageCoder(codec, b"tinytiny", profile)
+
+
+def with_coding(plain: ImageCoder, quantizer: str) -> ImageCoder:
+    coding = ScalarCoding(Rdoq(GAINS, LAMBDA)) if quantizer == "rdoq" else None
+    if quantizer.startswith("tcq"):
+        coding = TrellisCoding(Quantizer[quantizer.upper()], 170, GAINS, LAMBDA)  # type: ignore[assignment]
+    return ImageCoder(plain.codec, plain.fingerprint, plain.profile, coding)

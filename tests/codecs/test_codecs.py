@@ -30,7 +30,7 @@ def test_forward_shapes_and_modes(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_round_is_what_a_file_holds(architecture: str) -> None:
-    """Latents, and likelihoods up to what tables make of them, are those of the captured codec's coding loop."""
+    """Its pictures are those of the captured codec's coding loop."""
     codec = small_codec(architecture)
     x = torch.rand(2, 3, 64, 128, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -83,9 +83,9 @@ def test_unknown_architecture_and_width() -> None:
         build("elic2022-official", N=8, M=9, groups=[4, 4])
     with pytest.raises(UsageError, match="heads must divide N = 8, got 3"):
         build("window-attention", N=8, M=9, heads=3)
-    with pytest.raises(UsageError, match="groups must be 1..4096, got 'four'"):
+    with pytest.raises(UsageError, match=r"groups must be 1\.\.4096, got 'four'"):
         build("elic2022-official", N=8, M=9, groups=["four"])
-    with pytest.raises(UsageError, match="mbt2018: .*missing"):
+    with pytest.raises(UsageError, match=r"mbt2018: .*missing"):
         build("mbt2018", N=8)
 
 

@@ -28,7 +28,7 @@ def imported(architecture: str, folder: Path) -> tuple[FloatCodec, torch.nn.Modu
 def test_forward_is_compressais(architecture: str, tmp_path: Path) -> None:
     codec, model = imported(architecture, tmp_path)
     assert codec.architecture == architecture
-    assert (codec.N, codec.M) == (32, 32 if architecture.startswith("cheng") else 48)
+    assert (32, 32 if architecture.startswith("cheng") else 48) == (codec.N, codec.M)
     x = torch.rand(2, 3, 128, 64, generator=torch.Generator().manual_seed(1))
     expected = model(x)
     assert float(codec.analysis(x).abs().max()) > 2

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -187,6 +188,8 @@ def compressai() -> ModuleType:
     Version 1.2.8 overruns its buffer when it encodes fewer than two symbols, and does not return from
     an escape of 29 bits or more: never ask it for those.
     """
+    if "compressai.ans" in sys.modules:  # another test needed all of it; a process cannot load it twice
+        return sys.modules["compressai.ans"]
     folder = os.environ.get("RDQUANT_COMPRESSAI_DIR")
     if folder is None:
         spec = importlib.util.find_spec("compressai")
@@ -198,6 +201,7 @@ def compressai() -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.modules["compressai.ans"] = module
     return module
 
 

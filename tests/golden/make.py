@@ -86,7 +86,7 @@ def make_model(architecture: str, options: dict[str, Any], name: str) -> Codec:
     photo = astronaut()
     if architecture == "handmade":
         codec = handmade.codec(options["kind"], photo[:128, 128:256])
-        codec.description["latent_gains"] = [1.0] * codec.M
+        codec.description["latent_gains"] = [1e4] * codec.M
         return codec
     parent = small_codec(architecture)
     if "loud" in name:

@@ -61,11 +61,13 @@ def _agree(twin: Twin, crop: np.ndarray) -> None:
         # a float32 multiplication next to a tie, now and then, and what later layers make of it
         assert float((y - coded.y).abs().mean() / coded.y.double().std()) < 0.02
         x_hat = twin.run("synthesis", coded.y_hat.float())
-        assert float((x_hat - integer.synthesis(coded.y_hat).float()).abs().mean()) < 0.5
+        # logits and softmax are not rounded in the twin
+        close = 2.0 if twin.integer.architecture == "window-attention" else 0.5
+        assert float((x_hat - integer.synthesis(coded.y_hat).float()).abs().mean()) < close
         if integer.prior.hyper:
             assert coded.z_hat is not None
             features = integer.prior.begin(twin.run, coded.z_hat.float())
-            scales, means = integer.prior.all_parameters(twin.run, features, coded.y_hat.float())
+            _, means = integer.prior.all_parameters(twin.run, features, coded.y_hat.float())
             error = (coded.means.float() - (0 if means is None else means)).abs().mean()
             assert float(error) <= 0.02 * float(1 + coded.means.double().std())
 
@@ -79,7 +81,7 @@ def test_without_rounding_the_twin_is_the_float_codec(architecture: str, photo: 
         y = twin.run("analysis", to_tensor(crop).float()) / twin.unit
         expected = small_codec(architecture).analysis(to_tensor(crop).float() / 255)
     # tables are interpolated
-    assert float((y - expected).abs().max() / expected.std()) < (0.05 if "window" in architecture else 1e-3)
+    assert float((y - expected).abs().max() / expected.std()) < (0.1 if "window" in architecture else 1e-3)
 
 
 @pytest.mark.parametrize("architecture", VARIED)

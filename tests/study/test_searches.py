@@ -8,9 +8,9 @@ import pytest
 from conftest import small_codec
 from rdquant.allocate.table import WidthTwins
 from rdquant.graph.capture import capture
-from rdquant.study.searches import METHODS, compare
 from rdquant.passes import QuantizeConfig, prepare
 from rdquant.passes.crops import probe
+from rdquant.study.searches import METHODS, compare
 
 
 def test_every_search_meets_the_size_and_is_judged_alike(photo: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import small_codec
 from rdquant.codecs import build
 from rdquant.entropy import scale_table
 from rdquant.errors import BadModel, UsageError
@@ -14,15 +16,19 @@ from rdquant.files.float_models import load_float, save_float
 from rdquant.files.images import read_image, write_image
 from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
+from rdquant.graph.capture import capture
 from rdquant.latents.gains import latent_gains
 from rdquant.latents.refine import DEFAULT_EFFORT, EFFORTS
 from rdquant.load import QuantizerMismatch, open_coder
+from rdquant.priors import Part
 from rdquant.train import TrainConfig, Trainer
 from rdquant.train.loop import GAIN_PICTURES
 from rdquant.train.quantized import QuantizedRateDistortion
 from rdquant.train.retrain import RetrainConfig, judge, retrain
 from rdquant.train.rounded import round_weights, rounded
 
+#: of a latent of a plain hyperprior
+WHOLE = [Part(slice(0, 6))]
 QUICK = {"steps": 4, "batch": 2, "crop": 64, "compile": False, "bf16": False}
 
 
@@ -58,6 +64,46 @@ def test_loss_is_that_of_a_file(quantizer: str, model: Path, photo: np.ndarray) 
     assert float(mse) == pytest.approx(found.mse, rel=0.1)  # of a picture that is clipped and rounded
 
 
+@pytest.mark.parametrize(("architecture", "quantizer"), [("elic2022-official", "tcq8"), ("mbt2018", "rdoq")])
+def test_loss_is_that_of_a_file_with_contexts(architecture: str, quantizer: str, photo: np.ndarray) -> None:
+    """Part by part, as the coder goes."""
+    codec, gains = small_codec(architecture), np.full(12, 40.0)
+    config = RetrainConfig(quantizer=quantizer, **QUICK)  # type: ignore[arg-type]
+    rgb = np.ascontiguousarray(photo[:128, :128])
+    found = judge(codec, gains, config, 0.05, [rgb])
+    x = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
+    for levels in ("online", "stored"):
+        options = dataclasses.replace(config.stage("decoder", 0.05, 0, codec), levels=levels)
+        loss = QuantizedRateDistortion(codec, options, gains, codec.state_dict())
+        with torch.no_grad():
+            _, bpp, _ = loss(x)
+        assert float(bpp) == pytest.approx(found.bpp, rel=0.05)
+    _, bpp, _ = loss(x)
+    bpp.backward()
+    assert all(p.grad is not None for p in codec.h_s.parameters())
+
+
+def test_what_a_prior_cannot_be_trained_on(training_folder: Path, tmp_path: Path) -> None:
+    save_float(small_codec("mbt2018"), tmp_path / "m.safetensors", {"lambda": 0.05})
+    with pytest.raises(UsageError, match="quantizer tcq8 is not for mbt2018: a level changes the context"):
+        retrain(tmp_path / "m.safetensors", training_folder, tmp_path / "r", tmp_path / "o", RetrainConfig())
+    with pytest.raises(UsageError, match="latent_mode switching is not for mbt2018"):
+        Trainer(
+            TrainConfig(architecture="mbt2018", N=4, M=6, latent_mode="switching", quantizer_step=0.5),
+            tmp_path / "s",
+            training_folder,
+        )
+
+
+def test_rounded_weights_are_what_is_captured() -> None:
+    codec = round_weights(small_codec("mbt2018"), 4)
+    stored = codec.context_prediction._parameters["weight"]
+    weight = capture(codec).networks["context"]["context_prediction"].op.weight  # type: ignore[attr-defined]
+    assert len(torch.unique(weight[0])) <= 15 < len(torch.unique(stored[0]))
+    assert not bool(weight[:, :, 2, 2:].any()) and bool(stored[:, :, 2, 2:].any())
+    assert torch.equal(codec.state_dict()["context_prediction.weight"], stored)
+
+
 def test_slopes_are_those_of_the_rate(model: Path) -> None:
     """Larger scales for all: the loss's derivative agrees with its difference, levels held fixed."""
     codec = load_float(model)
@@ -68,8 +114,8 @@ def test_slopes_are_those_of_the_rate(model: Path) -> None:
     levels = torch.randint(-2, 3, (1, 6, 8, 8), dtype=torch.int32)
     position = torch.full((1, 6, 8, 8), 20.3)
     offset = torch.zeros_like(position)
-    bits, slope, _ = loss._bits(levels, position, offset)
-    further, _, _ = loss._bits(levels, position + 0.1, offset)
+    bits, slope, _ = loss._bits(levels, position, offset, WHOLE)
+    further, _, _ = loss._bits(levels, position + 0.1, offset, WHOLE)
     assert torch.allclose(further - bits, 0.1 * slope, atol=1e-4)
     scale = torch.tensor(scale_table())[20]
     assert 0.1 < scale < 1.5 and float(slope[levels.abs() == 2].mean()) < 0 < float(slope[levels == 0].mean())
@@ -82,11 +128,11 @@ def test_a_mean_is_pulled_to_what_it_predicts(model: Path) -> None:
     torch.manual_seed(1)
     offset = torch.full((1, 6, 32, 32), 0.3)  # y lies above its mean, though its level is zero
     _, _, along = loss._bits(
-        torch.zeros_like(offset, dtype=torch.int32), torch.full_like(offset, 12.0), offset
+        torch.zeros_like(offset, dtype=torch.int32), torch.full_like(offset, 12.0), offset, WHOLE
     )
     assert float(along.mean()) > 0.1
     _, _, along = loss._bits(
-        torch.zeros_like(offset, dtype=torch.int32), torch.full_like(offset, 12.0), -offset
+        torch.zeros_like(offset, dtype=torch.int32), torch.full_like(offset, 12.0), -offset, WHOLE
     )
     assert float(along.mean()) < -0.1
 
@@ -165,7 +211,7 @@ def test_rounded_weights_are_what_is_trained_on(
     first = round_weights(load_float(model), 3)
     pictures = [read_image(path) for path in split_files(training_folder, "train")[:GAIN_PICTURES]]
     assert rows[0]["J"] == pytest.approx(
-        judge(first, latent_gains(first, pictures), plain, 0.05, val).J, rel=1e-5
+        judge(first, latent_gains(capture(first), pictures), plain, 0.05, val).J, rel=1e-5
     )
     assert abs(rows[0]["J"] / unrounded.J - 1) > 0.01
     assert rows[1]["kept"] and rows[1]["J"] < rows[0]["J"]

@@ -60,6 +60,29 @@ def test_training_for_a_trellis(tmp_path: Path, training_folder: Path) -> None:
         Trainer(factorized, tmp_path / "f", training_folder)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("mbt2018", {}),
+        ("elic2022-official", {"groups": [2, 4]}),
+        ("window-attention", {"heads": 2, "window": 4}),
+    ],
+)
+def test_training_with_contexts_and_attention(
+    architecture: str, options: dict, tmp_path: Path, training_folder: Path
+) -> None:
+    fields = {**SMALL, "architecture": architecture, "options": options, "steps": 24, "warmup": 3, "lr": 5e-3}
+    config = TrainConfig(**fields, optimizer="muon", lambda_=0.05)  # type: ignore[arg-type]
+    losses = []
+    Trainer(config, tmp_path / "run", training_folder).run(
+        lambda _, line: losses.append(line["loss"]), every=8
+    )
+    assert losses[-1] < 0.9 * losses[0]
+    stored = load_float(tmp_path / "run" / "model.safetensors")
+    assert stored.architecture == architecture and stored.options().items() >= options.items()
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
 def test_other_options_do_not_resume(tmp_path: Path, training_folder: Path) -> None:
     Trainer(TrainConfig(**SMALL), tmp_path / "run", training_folder).save()  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="other options"):

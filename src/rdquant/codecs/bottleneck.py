@@ -139,7 +139,7 @@ class EntropyBottleneck(nn.Module):
 
 
 def parameter_name(name: str) -> str:
-    """Of the bottleneck's parameters, in any of CompressAI's three spellings -> ours; other names as they are."""
+    """A parameter in any of CompressAI's three spellings -> ours; other names as they are."""
     match = _SPELLINGS.match(name)
     return f"{_NAMES[match[1]]}{match[2]}" if match else name
 

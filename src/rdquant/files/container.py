@@ -28,8 +28,8 @@ from ..errors import Corrupt, LimitExceeded, NotOurFormat, Truncated, Unsupporte
 MAGIC = b"RDQ"
 VERSION = 1
 #: bytes of both streams for each pixel of the picture padded to multiples of 64. An escape takes 7 bytes at
-#: most, and a codec has at most 4,096 channels: 7 * 4096 / 16^2 = 112 for y, 7 * 4096 / 64^2 = 7 for z,
-#: rounded up, which leaves room for the coder's states
+#: most, and a codec of stride 16 has at most 4,096 channels: 7 * 4096 / 16^2 = 112 for y, 7 * 4096 / 64^2 = 7
+#: for z, rounded up, which leaves room for the coder's states
 BYTES_PER_PIXEL = 128
 #: of the step of trellis-coded latents
 MOST_STEP = 65_535

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -137,14 +137,15 @@ class _Tracer(fx.Tracer):
         own = not m.__module__.startswith("torch.nn") or m.__module__.endswith(".container")
         return self.operations[m] is not None or not own
 
-    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
-        """What ``chunk`` and ``split`` give can be unpacked."""
-        node = obj.node
-        if getattr(node.target, "__name__", node.target) in ("chunk", "split") and len(node.args) > 1:
-            count = node.args[1]
-            if isinstance(count, int | tuple | list) and not (isinstance(count, int) and "split" in str(node.target)):
-                return iter([obj[i] for i in range(count if isinstance(count, int) else len(count))])
-        return super().iter(obj)
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        """What ``chunk``, and ``split`` into given sizes, give is a tuple, as it is outside of a trace."""
+        found: Any = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        name, how = getattr(target, "__name__", target), args[1] if len(args) > 1 else None
+        if name == "chunk" and isinstance(how, int):
+            return tuple(found[i] for i in range(how))
+        if name == "split" and isinstance(how, list | tuple):
+            return tuple(found[i] for i in range(len(how)))
+        return found
 
 
 class _Network(Builder):

@@ -370,7 +370,7 @@ class Lowering:
     def _layer_norm(self, node: Node, width: str) -> Value:
         assert isinstance(node.op, LayerNorm)
         value = self.value(node.inputs[0], WIDE)
-        out = self._format(node.name, width)
+        out = number_forms.layer_norm_format(node.op, self._format(node.name, width))
         op = number_forms.integer_layer_norm(node.op, float(value.format.scale[0]), out)
         return Value(self.add(node.name, op, value.name), out)
 

@@ -164,6 +164,13 @@ def integer_table(op: Pointwise, index: ActivationFormat, out: ActivationFormat)
     return dataclasses.replace(op, values=values, lo=index.lo)
 
 
+def layer_norm_format(op: LayerNorm, out: ActivationFormat) -> ActivationFormat:
+    """``out``, or so much coarser that the factors of `integer_layer_norm` can be represented."""
+    assert op.weight is not None
+    finest = op.weight.detach().double().abs() * len(op.bias) ** 0.5 * 2.0 ** (ROOT_SHIFT - MULTIPLIER_BITS)
+    return dataclasses.replace(out, scale=torch.maximum(out.scale, 1.01 * finest))
+
+
 def integer_layer_norm(op: LayerNorm, scale: float, out: ActivationFormat) -> LayerNorm:
     """``scale``: of the input, all channels alike."""
     assert op.weight is not None

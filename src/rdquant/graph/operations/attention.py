@@ -156,6 +156,6 @@ class WindowAttention(Operation):
         if int(e.min()) < 0 or int(e[0]) < 1 or int(e.max()) > WEIGHT_ONE or largest(self.bias) >= 2**15:
             raise BadModel(f"{name} has exponentials outside 0..2^14 or biases outside 16 bits")
         top = max(-port.lo, port.hi)
-        if top**2 * (c // self.heads) >= 2**36 or top > 2**10:
+        if top**2 * (c // self.heads) >= 2**36 or top > 2**12:
             raise BadModel(f"{name} is given [{port.lo}, {port.hi}], which its products have no room for")
         return Port(c, self.lo, self.hi)
