@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import BadModel
+from ..errors import BadModel, CalibrationError
 from ..graph import Graph, Node, Operation, Port
 from ..graph.arithmetic import ERROR_BITS, FEEDBACK_BITS, Multiplier
 from ..graph.operations import (
@@ -168,13 +168,16 @@ class Lowering:
         if width == WIDE:
             return tied(number_forms.wide_format(seen), tie)
         bits = self.config.activation_bits_of(edge, self.network)
-        if is_mixing(edge):
-            found = full_range_format(seen, bits, MIXED_HEADROOM)
-        else:
-            granularity = self.config.granularity if tie else "tensor"
-            found = activation_format(
-                seen, bits, self.config.activation_range, granularity, self.config.channel_exponent
-            )
+        try:
+            if is_mixing(edge):
+                found = full_range_format(seen, bits, MIXED_HEADROOM)
+            else:
+                granularity = self.config.granularity if tie else "tensor"
+                found = activation_format(
+                    seen, bits, self.config.activation_range, granularity, self.config.channel_exponent
+                )
+        except CalibrationError as error:
+            raise CalibrationError(f"{edge}: {error}") from None
         return tied(dataclasses.replace(found, scale=found.scale * self.stretch.get(edge, 1.0)), tie)
 
     # lowering
