@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--dataset", default="kodak")
     parser.add_argument("--widths", nargs="+", default=["W8A8", "W10A10"])
-    parser.add_argument("--pictures", type=int, default=96, help="Calibration pictures.")
+    parser.add_argument("--pictures", type=int, default=64, help="Calibration pictures.")
     parser.add_argument("--run", type=Path, default=Path("runs/architectures"))
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()

@@ -26,15 +26,20 @@ MODELS: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 
+def compressai(module: str) -> types.ModuleType:
+    """One of CompressAI's modules; skips the test where it is not installed."""
+    if "torchvision" not in sys.modules:  # it takes no more of that than the name of a module
+        vision, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
+        vision.transforms = transforms  # type: ignore[attr-defined]
+        sys.modules.update({"torchvision": vision, "torchvision.transforms": transforms})
+    return pytest.importorskip(f"compressai.{module}")
+
+
 def compressai_model(architecture: str) -> torch.nn.Module:
     """CompressAI's model with weights that are the same each time, lively latents and kernels of GDN that mix
     channels; skips the test without CompressAI.
     """
-    if "torchvision" not in sys.modules:  # CompressAI takes no more of it than the name of a module
-        vision, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
-        vision.transforms = transforms  # type: ignore[attr-defined]
-        sys.modules.update({"torchvision": vision, "torchvision.transforms": transforms})
-    models = pytest.importorskip("compressai.models")
+    models = compressai("models")
     path, arguments = MODELS[architecture]
     module, name = path.split(".")
     torch.manual_seed(0)

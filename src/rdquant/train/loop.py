@@ -263,5 +263,6 @@ class Trainer:
         self.save()
         codec = self.averaged()
         if self.rank == 0:
-            save_float(codec, self.run_dir / "model.safetensors", {"training": self.config.to_json()})
+            about = {"lambda": self.config.lambda_, "training": self.config.to_json()}
+            save_float(codec, self.run_dir / "model.safetensors", about)
         return codec
