@@ -12,9 +12,10 @@ Networks are traced by `torch.fx`, and what its trace holds must be of the close
 
 Modules made of these, at any depth, are looked into. Anything else is a `CaptureError` that names the module.
 
-Why `torch.fx`, and not `torch.export`: a graph is to be quantized by layers as their author cut them, and is
-to name them so. Export lowers a GDN to a power, a convolution, a root and a product, and attention to some
-forty views and matrix products, for one fixed size of picture. Here each is one operation.
+Why `torch.fx`, and not `torch.export`, which was tried: a graph is to be quantized by layers as their author
+cut them, and is to name them so. Exported, the synthesis of `mbt2018-mean` is 52 operations, where it is 7
+here, that of `window-attention` 242 instead of 35, each for one fixed size of picture: a GDN is a clamp, a
+power, a convolution, a root and a product.
 """
 
 from __future__ import annotations
