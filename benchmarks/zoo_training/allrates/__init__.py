@@ -1,0 +1,1 @@
+"""One model for every rate: codecs with gain units, and their training."""

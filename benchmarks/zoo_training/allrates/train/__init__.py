@@ -1,0 +1,1 @@
+"""Training of one model for every rate."""
