@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import small_codec
+from rdquant.codecs import build
 from rdquant.errors import TrainingError, UsageError
 from rdquant.files.float_models import load_float
 from rdquant.files.split import split_files
 from rdquant.train import TrainConfig, Trainer
 from rdquant.train.data import CropSource
-from rdquant.train.loop import schedule
+from rdquant.train.loop import schedule, start_from
 from rdquant.train.muon import orthogonalize
 
 SMALL = {"N": 4, "M": 6, "steps": 6, "batch": 2, "crop": 64, "compile": False, "bf16": False, "warmup": 2}
@@ -143,3 +145,15 @@ def test_splits(training_folder: Path, tmp_path: Path) -> None:
     assert [p.name for p in split_files(training_folder, "val")] == ["0.png"]
     with pytest.raises(UsageError, match="no such folder"):
         split_files(tmp_path / "none", "train")
+
+
+def test_what_fits_of_another_architecture_is_taken() -> None:
+    source, codec = small_codec("mbt2018-mean"), small_codec("mbt2018")
+    with torch.no_grad():
+        source.g_a[0].weight.add_(1)
+    context = codec.context_prediction.weight.detach().clone()
+    start_from(codec, source, Path("m.safetensors"))
+    assert torch.equal(codec.g_a[0].weight, source.g_a[0].weight)
+    assert torch.equal(codec.context_prediction.weight, context)
+    with pytest.raises(TrainingError, match="cannot start mbt2018-mean"):
+        start_from(build("mbt2018-mean", N=4, M=6), source, Path("m.safetensors"))
