@@ -71,6 +71,13 @@ class Multiplier:
             raise BadModel(f"requantization factor {values.max()} is too large for the contract (under 2^16)")
         return cls(torch.from_numpy(m.astype(np.int32)), torch.from_numpy(shift.astype(np.int32)))
 
+    @classmethod
+    def saturating(cls, factor: Tensor) -> Multiplier:
+        """`from_float` for results that are clipped to 16 bits: with a factor of 2^16 or more any accumulator
+        but 0 is clipped, and so it is with the largest factor that there is.
+        """
+        return cls.from_float(factor.clamp(max=2**MULTIPLIER_BITS - 1))
+
     def as_float(self) -> Tensor:
         """``(C,)`` float64, exact."""
         return torch.ldexp(self.m.double(), -self.shift.double())

@@ -220,7 +220,7 @@ class Lowering:
 
     def _narrowed(self, edge: str, wide: Value, width: str, name: str | None = None) -> Value:
         out = self._format(edge, width)
-        factor = Multiplier.from_float(wide.format.scale / out.scale)
+        factor = Multiplier.saturating(wide.format.scale / out.scale)
         op = Requantize(factor, None, out.lo, out.hi)
         return Value(self.add(name or f"{edge}.{width}", op, wide.name), out)
 
@@ -307,7 +307,7 @@ class Lowering:
             return Value(self.add(name, Compensate(factor, out.lo, out.hi, out.offset, feedback), acc), out)
         else:
             out = self._format(node.name, width)
-        op = Requantize(Multiplier.from_float(unit / out.scale), None, out.lo, out.hi)
+        op = Requantize(Multiplier.saturating(unit / out.scale), None, out.lo, out.hi)
         return Value(self.add(name, op, acc), out)
 
     def _gdn(self, node: Node, width: str) -> Value:
@@ -348,10 +348,10 @@ class Lowering:
             source, unit, name = "y", self.inputs["y"].scale, "hyper_input"
         else:
             source, unit = self._source(node)
-        factor, negative = Multiplier.from_float(unit / out.scale), None
+        factor, negative = Multiplier.saturating(unit / out.scale), None
         if node.op.function == "leaky_relu":
             slope = node.op.arguments[0] if node.op.arguments else 0.01
-            negative = Multiplier.from_float(unit / out.scale * slope)
+            negative = Multiplier.saturating(unit / out.scale * slope)
         lo = 0 if node.op.function == "relu" else out.lo
         out = dataclasses.replace(out, lo=lo)
         op = Requantize(factor, negative, lo, out.hi, absolute=node.op.function == "abs")

@@ -29,6 +29,7 @@ inverse of the stored T is folded, so that neither costs anything.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -231,14 +232,18 @@ def find_mixings(
         cost = found.sensitivities[gdn]
         share = WEIGHT_SHARE * 4.0 ** (bits - config.bits_of(read.name, network))
         steps = config.mixing_steps
-        matrix = learn_matrix(pool, first, cost, share if compensated else None, steps=steps)
+        try:
+            matrix = learn_matrix(pool, first, cost, share if compensated else None, steps=steps)
+        except torch.linalg.LinAlgError:  # some directions do not matter at all: there is nothing to mix for
+            continue
         scale = INPUT_HEADROOM * largest / top
         mixings[gdn] = Mixing.of(matrix, scale, top, MIXING_BITS, cost if compensated else None)
     if compensated and "synthesis" in inside:
         read = reader(codec.networks["synthesis"], LATENT)
         if read is not None:
             assert isinstance(read.op, Convolution)
-            mixings[LATENT] = _latent_mixing(read.op, found.latent_energy, config.mixing_steps)
+            with contextlib.suppress(torch.linalg.LinAlgError):
+                mixings[LATENT] = _latent_mixing(read.op, found.latent_energy, config.mixing_steps)
     gdns = {n for graph in codec.networks.values() for n in graph.names(DivisiveNormalization)}
     return mixings, {k: s for k, s in found.sensitivities.items() if k not in gdns}
 

@@ -140,7 +140,7 @@ def integer_gdn(
     found = DivisiveNormalization(
         gdn.inverse, torch.round(unrounded).to(torch.int16),
         torch.round(beta / norm_unit).clamp(min=1).to(torch.int64),
-        Multiplier.from_float(unit / x_scale), Multiplier.from_float(factor), out.lo, out.hi, bits,
+        Multiplier.saturating(unit / x_scale), Multiplier.from_float(factor), out.lo, out.hi, bits,
     )  # fmt: skip
     return found, unrounded
 

@@ -112,7 +112,8 @@ class _Problem:
         dead = h.diagonal() <= 0
         h.diagonal()[dead] = 1.0
         h.diagonal().add_(DAMPING * float(h.diagonal().mean()))
-        self.h, self.s = h, sensitivity
+        matters = sensitivity is not None and float(sensitivity.diagonal().mean()) > 0
+        self.h, self.s = h, sensitivity if matters else None
         # heaviest inputs first: their errors can still be compensated by the others
         self.columns = torch.argsort(h.diagonal(), descending=True)
         self.along = followers(h[self.columns][:, self.columns])
