@@ -1,4 +1,4 @@
-"""Every architecture from quantization to files: what a decoder makes is what the encoder's forward pass makes."""
+"""Every architecture from quantization to files: decoders make what the encoder's forward pass makes."""
 
 from __future__ import annotations
 
