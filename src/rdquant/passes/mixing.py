@@ -207,7 +207,8 @@ def find_mixings(
     """A `Mixing` for each GDN of the networks in scope that one convolution reads, if they are wanted, and
     one of the latent (`LATENT`); and the sensitivities of all convolutions, ``(C, C)`` float64 by name.
 
-    ``pictures``: ``(H, W, 3)`` uint8; ``gains: (M,)``: the synthesis gain. Raises `CalibrationError`.
+    ``pictures``: ``(H, W, 3)`` uint8; ``gains: (M,)``: the synthesis gain. Where sensitivities are singular,
+    nothing is mixed. Raises `CalibrationError`.
     """
     inside = [name for name in networks_in_order(codec) if config.in_scope(name)]
     found = _collect(codec, pictures, list(dict.fromkeys(map(segment_of, inside))), gains, progress)
