@@ -50,6 +50,7 @@ def small_codec(architecture: str, N: int = 8, M: int = 12) -> FloatCodec:
     """An untrained codec whose latents are lively enough to code."""
     torch.manual_seed(1)
     options = {"N": N, "M": M, "groups": [M // 6, M // 3, M - M // 6 - M // 3], "heads": 2, "window": 4}
+    options |= {"hyper": N, "width": N, "deep": M, "encoder": 1, "decoder": 1}
     codec = build(architecture, **{name: options[name] for name in ARCHITECTURES[architecture].OPTIONS})
     initialise(codec)
     with torch.no_grad():
@@ -57,7 +58,8 @@ def small_codec(architecture: str, N: int = 8, M: int = 12) -> FloatCodec:
         _convolutions(codec.g_s)[0].weight.mul_(0.05)
         for name in codec.prior.outputs(codec.M):
             parts = {"hyper_synthesis": "h_s", "parameters": "entropy_parameters"}
-            _convolutions(codec.get_submodule(parts.get(name, name)))[-1].bias.add_(1.0)
+            if (module := getattr(codec, parts.get(name, name))) in codec.modules():  # not of a function
+                _convolutions(module)[-1].bias.add_(1.0)
         picture = torch.rand(1, 3, 64, 64)
         while (y := codec.analysis(picture)).std() < 1.5:
             _scale(codec.g_a, 1.2)

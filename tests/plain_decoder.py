@@ -34,7 +34,7 @@ TRELLISES = {
     ),
 }
 #: four parts: position 2 row + column in its square that group g of the channels decodes in pass k
-FOUR_PARTS = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
+FOUR_PARTS = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 0, 1))
 
 
 def need(condition: bool, message: str) -> None:
@@ -61,6 +61,7 @@ class Container(NamedTuple):
     pixel_checksum: int | None
     quantizer: int
     step: int
+    quality: int | None
 
 
 def parse_container(data: bytes) -> Container:
@@ -95,18 +96,20 @@ def parse_container(data: bytes) -> Container:
     quantizer, step = kind & 15, 1
     if quantizer in TRELLISES:
         step = number()
+    quality = number() if kind & 64 else None
     pixel_checksum = int.from_bytes(take(4), "little") if kind & 128 else None
     need(crc32c(data[:position]) == int.from_bytes(take(4), "little"), "wrong checksum of the header")
-    need(kind >> 4 & 7 == 0, "unsupported profile")
+    need(kind >> 4 & 3 == 0, "unsupported profile")
     need(quantizer == 0 or quantizer in TRELLISES, "unsupported quantizer")
     need(width > 0 and height > 0 and step > 0, "a side or the step is zero")
     need(step <= 65535, "step over the limit")
+    need(quality is None or 100 <= quality <= 10000, "no such quality")
     padded = -(-width // 64) * -(-height // 64) * 64 * 64
     need(max(width, height) <= 65535 and width * height <= 1 << 28, "picture over the limits")
     need(z_length + y_length <= 128 * padded, "streams over the limits")
     z_stream, y_stream = checked(z_length), checked(y_length)
     need(position == len(data), "bytes after the end")
-    return Container(fingerprint, width, height, z_stream, y_stream, pixel_checksum, quantizer, step)
+    return Container(fingerprint, width, height, z_stream, y_stream, pixel_checksum, quantizer, step, quality)
 
 
 # ---- entropy coding and latents
@@ -329,6 +332,16 @@ def unshuffle(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
     return parts.reshape(channels * r**2, rows // r, columns // r)
 
 
+def gain(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
+    levels = get["log2"].reshape(-1, len(x))
+    level, f = divmod(node["position"], 1024)
+    if level == len(levels) - 1:
+        level, f = level - 1, 1024
+    log = (levels[level] * (1024 - f) + levels[level + 1] * f + 512) >> 10
+    m = np.array([round(2.0 ** (15 + (v & 4095) / 4096)) for v in log.tolist()], np.int64)
+    return clipped(node, scaled(x, m, 15 - (log >> 12)))
+
+
 def layer_norm(node: dict, get: Fields, x: np.ndarray) -> np.ndarray:
     channels = len(x)
     d = divided(channels * x - x.sum(0), np.int64(channels))
@@ -378,6 +391,7 @@ OPERATIONS = {
     "shuffle": shuffle,
     "unshuffle": unshuffle,
     "table": lambda node, get, x: get["values"][x - node["lo"]],
+    "gain": gain,
     "layer_norm": layer_norm,
     "window_attention": window_attention,
     "latent_shift": lambda node, get, x: clip16(x << per_channel(get.tensors["latent_shift"])),  # version 4
@@ -641,6 +655,11 @@ class PlainDecoder:
         """The picture of a file: (height, width, 3), uint8."""
         file = parse_container(data)
         need(file.fingerprint == self.fingerprint, "the picture is of another model")
+        gains = [n for g in self.networks.values() for n in g["nodes"] if n["kind"] == "gain"]
+        need((file.quality is None) == (not gains), "a quality without gains, or gains without one")
+        for node in gains:
+            last = 1024 * (len(self.fields(node)["log2"]) - 1)
+            node["position"] = (2 * (file.quality - 100) * last + 9900) // 19800
         padded = [-(-side // self.unit) * self.unit for side in (file.height, file.width)]
         rows, columns = (side // self.z_stride for side in padded)
         medians = per_channel(self.tensors["medians"])

@@ -14,6 +14,7 @@ from rdquant.graph.operations import (
     Concatenate,
     Convolution,
     DivisiveNormalization,
+    Gain,
     LayerNorm,
     Pointwise,
     Product,
@@ -29,7 +30,7 @@ from rdquant.graph.operations.attention import exponentials
 KINDS = (
     "convolution", "requantize", "leaky", "absolute", "compensate", "gdn", "igdn", "sum", "sum1", "sum3",
     "product", "concatenate", "slice", "shuffle", "unshuffle", "table", "layer_norm", "attention",
-    "shifted attention",
+    "shifted attention", "gain",
 )  # fmt: skip
 #: sides must be multiples of it
 GRANULE = {"attention": 4, "shifted attention": 4, "unshuffle": 2}
@@ -123,6 +124,9 @@ def operation(kind: str, g: torch.Generator, channels: int, lo: int, hi: int) ->
     if kind == "table":
         values = integers(g, -(2**15), 2**15 - 1, min(hi - lo + 1, 2**16)).to(torch.int32)
         return Pointwise("gelu", values=values, lo=lo), [port]
+    if kind == "gain":
+        log2 = integers(g, -4096 * 3, 4096 * 3, 5, c).to(torch.int32)
+        return Gain(log2, int(torch.randint(4097, (1,), generator=g)), -120, 130), [port]
     if kind == "layer_norm":
         sign = torch.where(torch.rand(c, generator=g) < 0.2, -1, 1).to(torch.int32)
         factor = multiplier(g, c, 300, 9000) if top < 2**12 else multiplier(g, c, 3000, 9000)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.make import HERE, MODELS, PICTURES, picture, sha256, trellis_files
+from golden.make import HERE, MODELS, PICTURES, encoded, sha256, trellis_files
 from plain_decoder import PlainDecoder
 from rdquant.coder import ImageCoder
 from rdquant.files.container import Quantizer, read
@@ -34,7 +34,7 @@ def test_pixels_and_bytes_are_as_ever(coder: ImageCoder, model: str, name: str, 
     data = (HERE / f"{model}-{name}.rdq").read_bytes()
     pixels = coder.decode(data)
     assert pixels.shape == (*PICTURES[name][2:], 3) and sha256(pixels) == KNOWN[f"{model}-{name}"]
-    assert coder.encode(picture(name), pixel_checksum=name == "70x45") == data
+    assert encoded(coder, name) == data
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -12,6 +12,7 @@ decoded, is the codec's prior (`rdquant.priors`); the loop over them is `rdquant
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from .latents.parts import Coded, quantized, walk
 from .latents.refine import Refinement
 from .pixels import pad_to, to_pixels, to_tensor
 from .priors import Part
+from .quality import for_size, hundredths
 
 
 def channel_indexes(shape: torch.Size) -> Tensor:
@@ -54,7 +56,8 @@ class ImageCoder:
 
     ``fingerprint``: 8 bytes that name the model (`rdquant.files.model_file`). ``coding``: how it quantizes
     latents when it encodes; by default each to the nearest. ``refinement``: what it then does to improve
-    them. What it decodes says that itself.
+    them. What it decodes says that itself. ``quality``: in hundredths, of models for many rates
+    (`rdquant.quality`), for which ``others`` makes a coder at another one.
     """
 
     def __init__(
@@ -64,15 +67,35 @@ class ImageCoder:
         profile: Profile,
         coding: LatentCoding | None = None,
         refinement: Refinement | None = None,
+        quality: int | None = None,
+        others: Callable[[int], ImageCoder] | None = None,
     ) -> None:
+        self.quality, self._others = quality, others
         self.codec, self.fingerprint, self.profile = codec, fingerprint, profile
         self.coding, self.refinement = coding or ScalarCoding(), refinement
+
+    def at(self, quality: float) -> ImageCoder:
+        """The coder at a quality of 1..100. Raises `UsageError` for another one, or a model of one rate."""
+        return self._at(hundredths(quality))
+
+    def _at(self, quality: int) -> ImageCoder:
+        if self._others is None:
+            raise UsageError("this model has one rate; `--quality` needs a model with gains, such as rd-s")
+        return self if quality == self.quality else self._others(quality)
+
+    def encode_to_size(self, rgb: np.ndarray, most: float, pixel_checksum: bool = False) -> bytes:
+        """The file of the highest quality that takes at most ``most`` bytes.
+
+        Raises `UsageError` if none does, or the model has one rate.
+        """
+        return for_size(lambda quality: self._at(quality).encode(rgb, pixel_checksum), most)
 
     def describe(self) -> dict[str, Any]:
         """What results say of the model."""
         return {
             "fingerprint": self.fingerprint.hex(),
             "profile": self.profile.name.lower(),
+            **({} if self.quality is None else {"quality": self.quality / 100}),
             **({"refinement_rounds": self.refinement.rounds} if self.refinement else {}),
             **self.codec.description,
         }
@@ -111,7 +134,7 @@ class ImageCoder:
         y_stream = entropy.encode(*coded.stream(self.coding), self.coding.tables(c))
         return write(
             self.fingerprint, self.profile, self.coding.quantizer, width, height, (z_stream, y_stream),
-            pixels, self.coding.step,
+            pixels, self.coding.step, self.quality,
         )  # fmt: skip
 
     def decode(self, data: bytes, limits: Limits | None = None, exact: bool = True) -> np.ndarray:
@@ -124,6 +147,8 @@ class ImageCoder:
             raise UsageError("only integer models have an approximate synthesis")
         header, (z_stream, y_stream) = read(data, limits or Limits())
         coding = self._coding_of(header)
+        if header.quality is not None and header.quality != self.quality:
+            return self._at(header.quality).decode(data, limits, exact)
         c, tables = self.codec, coding.tables(self.codec)
         h, w = (-(-side // c.downsampling) * c.downsampling for side in (header.height, header.width))
         _check_room("y", y_stream, torch.Size((1, c.M, h // c.stride, w // c.stride)), tables)
@@ -159,6 +184,8 @@ class ImageCoder:
                 f"this coder has {self.profile.name}"
                 + (f" with {Quantizer.UNIFORM.name} alone: {no_trellis}" if no_trellis else "")
             )
+        if (header.quality is None) != (self.quality is None):
+            raise Corrupt(f"the file has the quality {header.quality}, its model {self.quality}")
         return coding_of(header.quantizer, header.step)
 
     def _synthesise(self, y_hat: Tensor, height: int, width: int, exact: bool = True) -> np.ndarray:

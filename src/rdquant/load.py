@@ -19,6 +19,7 @@ from .files.model_file import model_description, model_kind
 from .graph.capture import capture
 from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
 from .latents.refine import COHERENCE, DEFAULT_EFFORT, Refinement, rounds_of
+from .quality import DEFAULT_QUALITY, at, described_at, gains_of, hundredths
 
 #: in a model's description: the quantizer that it was retrained for, with its "step" and "coherence"
 LATENTS = "latents"
@@ -38,22 +39,33 @@ def model_path(name: str) -> Path:
 
 
 def open_coder(
-    name: str, quantizer: str | None = None, step: float | None = None, effort: int | None = None
+    name: str,
+    quantizer: str | None = None,
+    step: float | None = None,
+    effort: int | None = None,
+    quality: float | None = None,
 ) -> ImageCoder:
     """A coder for a float or integer model. ``quantizer``: how it quantizes latents when encoding, by
     default as it was retrained for, else plainly; ``step``: of TCQ, in steps of plain rounding; ``effort``:
     0..3, how long the encoder refines levels (`rdquant.latents.refine`); by default 1 with the search that a
-    model was retrained for, else 0.
+    model was retrained for, else 0. ``quality``: 1..100, of models for many rates; also ``NAME@QUALITY``.
 
     Raises `UnknownModel`, `BadModel`, and `UsageError` for a quantizer that the model cannot have.
     """
-    path = model_path(name)
+    if "@" in name and not Path(name).is_file():
+        name, _, text = name.rpartition("@")
+        try:
+            quality = float(text)
+        except ValueError:
+            raise UsageError(f"{text!r} is no quality: what follows @ must be 1..100") from None
+    path, chosen = model_path(name), None if quality is None else hundredths(quality)
     if model_kind(path) == "integer":
         codec = load_integer(path)
-        return _coder(codec, integer_fingerprint(codec), codec.description, name, quantizer, step, effort)
+        own = integer_fingerprint(codec)
+        return _coder(codec, own, codec.description, name, quantizer, step, effort, chosen)
     parent = load_float(path)
     own, description = float_fingerprint(parent), model_description(path)
-    return _coder(capture(parent), own, description, name, quantizer, step, effort)
+    return _coder(capture(parent), own, description, name, quantizer, step, effort, chosen)
 
 
 def coder_of(
@@ -74,7 +86,19 @@ def _coder(
     quantizer: str | None,
     step: float | None,
     effort: int | None,
+    quality: int | None = None,
 ) -> ImageCoder:
+    whole, others = description, None
+    if gains_of(codec):
+        quality = DEFAULT_QUALITY if quality is None else quality
+        description = described_at(codec, whole, quality)
+        base, codec = codec, at(codec, quality)
+
+        def others(other: int) -> ImageCoder:
+            return _coder(base, fingerprint, whole, name, quantizer, step, effort, other)
+
+    elif quality is not None:
+        raise UsageError(f"{name} has one rate; only models with gains have qualities")
     coding = latent_coding(quantizer, codec, description, name, step)
     if effort is None:
         own = description.get(LATENTS, {}).get("quantizer", "uniform")
@@ -82,7 +106,7 @@ def _coder(
     rounds = rounds_of(effort)
     refinement = _refinement(rounds, coding, codec, description, name) if rounds else None
     profile = Profile.INTEGER if codec.integer else Profile.FLOAT
-    return ImageCoder(codec, fingerprint, profile, coding, refinement)
+    return ImageCoder(codec, fingerprint, profile, coding, refinement, quality, others)
 
 
 def latent_coding(

@@ -23,6 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 
 if TYPE_CHECKING:
     from rdquant.codec import Codec
+    from rdquant.coder import ImageCoder
 
 #: model name -> architecture, options of QuantizeConfig; or handmade, its kind
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,6 +44,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "handmade-elic": ("handmade", {"kind": "elic"}),
     "handmade-groups": ("handmade", {"kind": "groups"}),
     "handmade-four-part": ("handmade", {"kind": "four_part"}),
+    # one model for every rate
+    "unshuffle-w8": ("unshuffle8", {}),
 }
 #: files of other quantizers: model -> (quantizer, step in units of y), for these pictures
 TRELLIS = {
@@ -51,6 +54,8 @@ TRELLIS = {
     "handmade-elic": (("TCQ8", 170),),
 }
 TRELLIS_PICTURES = ("1x1", "70x45", "96x128")
+#: of models for many rates: quality of each picture
+QUALITIES = {"1x1": 1.0, "70x45": 37.55, "96x128": 50.0, "noise": 100.0}
 #: factor on the last weights of g_a, and so on the latents
 LOUD = 5.0
 #: picture name -> (top, left, height, width) in the astronaut
@@ -74,6 +79,12 @@ def picture(name: str) -> np.ndarray:
     return np.ascontiguousarray(astronaut()[top : top + height, left : left + width])
 
 
+def encoded(coder: ImageCoder, name: str) -> bytes:
+    if coder.quality is not None:
+        coder = coder.at(QUALITIES[name])
+    return coder.encode(picture(name), pixel_checksum=name == "70x45")
+
+
 def sha256(pixels: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
@@ -94,6 +105,9 @@ def make_model(architecture: str, options: dict[str, Any], name: str) -> Codec:
         parent.g_s[0].weight.data /= LOUD
     if "shift" in name:
         parent.g_s[0].weight.data *= torch.logspace(0, -2, parent.M).reshape(-1, 1, 1, 1)
+    if architecture == "unshuffle8":
+        parent.gain.log_gain.data = torch.linspace(-1, 1, 8)[:, None] + torch.linspace(0, 0.5, parent.M)
+        parent.inverse_gain.log_gain.data = -parent.gain.log_gain.data
     return quantize(parent, [photo[:128, :128], photo[128:256, 128:256]], QuantizeConfig(**options))
 
 
@@ -112,7 +126,7 @@ def main() -> None:
         coder = open_coder(str(path))
         for name in PICTURES:
             if f"{model}-{name}" not in known:
-                data = coder.encode(picture(name), pixel_checksum=name == "70x45")
+                data = encoded(coder, name)
                 (HERE / f"{model}-{name}.rdq").write_bytes(data)
                 known[f"{model}-{name}"] = sha256(coder.decode(data))
     for model, name, kind, step in trellis_files():

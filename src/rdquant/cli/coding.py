@@ -28,6 +28,16 @@ def encode(
     quantizer: Quantizer = None,
     step: Step = None,
     effort: Effort = None,
+    quality: Annotated[
+        float | None,
+        typer.Option("--quality", "-q", help="1..100, of models for many rates; by default 50."),
+    ] = None,
+    target_bpp: Annotated[
+        float | None, typer.Option(help="The highest quality with at most so many bits a pixel.")
+    ] = None,
+    target_size: Annotated[
+        int | None, typer.Option(help="The highest quality with at most so many bytes a file.")
+    ] = None,
     pixel_checksum: Annotated[
         bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
     ] = False,
@@ -42,13 +52,22 @@ def encode(
     from ..files.images import SUFFIXES, read_image
     from ..load import open_coder
 
+    if sum(v is not None for v in (quality, target_bpp, target_size)) > 1:
+        raise UsageError("give one of --quality, --target-bpp and --target-size")
+    for name, value in (("bpp", target_bpp), ("size", target_size)):
+        if value is not None and not value > 0:
+            raise UsageError(f"--target-{name} must be positive, got {value}")
     coder = None
 
     def work(source: Path, target: Path) -> str:
         nonlocal coder
         rgb = read_image(source)
-        coder = coder or open_coder(model, quantizer, step, effort)
-        data = coder.encode(rgb, pixel_checksum)
+        coder = coder or open_coder(model, quantizer, step, effort, quality)
+        most = target_size if target_bpp is None else target_bpp * rgb[..., 0].size / 8
+        if most is None:
+            data = coder.encode(rgb, pixel_checksum)
+        else:
+            data = coder.encode_to_size(rgb, most, pixel_checksum)
         with atomic_write(target) as handle:
             handle.write(data)
         return f"{target}: {len(data)} bytes, {8 * len(data) / rgb[..., 0].size:.3f} bpp"

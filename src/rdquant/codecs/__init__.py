@@ -12,6 +12,7 @@ from .factorized import FactorizedPrior, FactorizedReLU
 from .joint import JointPrior
 from .mean_scale import MeanScaleHyperprior
 from .scale_hyperprior import ScaleHyperprior
+from .unshuffle8 import Unshuffle8
 from .window_attention import WindowAttentionCodec
 
 __all__ = ["ARCHITECTURES", "FloatCodec", "Forward", "LatentMode", "build"]
@@ -20,7 +21,7 @@ ARCHITECTURES: dict[str, type[FloatCodec]] = {
     cls.architecture: cls
     for cls in (
         FactorizedPrior, FactorizedReLU, ScaleHyperprior, MeanScaleHyperprior, JointPrior,
-        Cheng2020Anchor, Cheng2020Attention, Elic2022, Elic2022Chandelier, WindowAttentionCodec,
+        Cheng2020Anchor, Cheng2020Attention, Elic2022, Elic2022Chandelier, WindowAttentionCodec, Unshuffle8,
     )
 }  # fmt: skip
 

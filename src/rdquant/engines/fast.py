@@ -22,6 +22,7 @@ from ..graph.operations import (
     Concatenate,
     Convolution,
     DivisiveNormalization,
+    Gain,
     LayerNorm,
     Operation,
     Pointwise,
@@ -234,12 +235,18 @@ def _general(op: Operation, ports: tuple[Port, ...], out: Port) -> Step:
     return run
 
 
+def _gain(op: Gain, ports: tuple[Port, ...], out: Port) -> Step:
+    same = Requantize(op.factor(), None, op.lo, op.hi)
+    return _alone(_requantize(same, np.zeros(out.channels)))
+
+
 STEPS: dict[type[Operation], Callable[..., Step]] = {
     Sum: _sum,
     Product: _product,
     Pointwise: _table,
     LayerNorm: _layer_norm,
     WindowAttention: _attention,
+    Gain: _gain,
     Concatenate: lambda op, ports, out: lambda *q: torch.cat(q, 3),
     Slice: lambda op, ports, out: lambda q: q[..., op.start : op.stop],
     Shuffle: _shuffle,

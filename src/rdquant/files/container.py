@@ -5,12 +5,14 @@
     magic        3   "RDQ"
     version      1   1
     fingerprint  8   of the model
-    kind         1   bit 7: with a pixel checksum; bits 4..6: profile; bits 0..3: quantizer
+    kind         1   bit 7: with a pixel checksum; bit 6: with a quality; bits 4, 5: profile; bits 0..3:
+                     quantizer
     width        1-5 varint, true size of the picture
     height       1-5 varint
     z length     1-5 varint, bytes of the z stream (0 without a hyperprior)
     y length     1-5 varint
     step         1-5 varint, of trellis-coded latents only: in units of y, 1..65535
+    quality      1-5 varint, if bit 6 of kind is set: in hundredths, 100..10000
     pixels       4   CRC32C of the decoded pixels, if bit 7 of kind is set
     checksum     4   CRC32C of everything above, little endian
     z stream, its CRC32C, y stream, its CRC32C
@@ -35,6 +37,10 @@ BYTES_PER_PIXEL = 128
 MOST_STEP = 65_535
 #: bit of the kind byte
 PIXEL_CHECKSUM = 0x80
+#: and another: of models for many rates
+QUALITY = 0x40
+#: qualities are written in hundredths of 1..100
+LEAST_QUALITY, MOST_QUALITY = 100, 10_000
 
 
 class Profile(IntEnum):
@@ -69,7 +75,7 @@ class Header:
     """Everything before the streams.
 
     ``lengths``: bytes of the z and y streams. ``pixels``: the decoded picture's `checksum`, if it is there.
-    ``step``: of quantizers that have one.
+    ``step``: of quantizers that have one. ``quality``: of models for many rates, in hundredths.
     """
 
     fingerprint: bytes
@@ -80,6 +86,7 @@ class Header:
     lengths: tuple[int, int]
     pixels: int | None = None
     step: int | None = None
+    quality: int | None = None
 
 
 def checksum(data: bytes | memoryview) -> int:
@@ -114,11 +121,12 @@ def write(
     streams: tuple[bytes, bytes],
     pixels: int | None = None,
     step: int | None = None,
+    quality: int | None = None,
 ) -> bytes:
     """A whole file from its parts. Raises `UsageError` for what `read` would refuse.
 
     ``pixels``: the `checksum` of what the decoder will put out, if the file is to carry it. ``step``: what
-    trellis-coded latents are multiples of, in units of y.
+    trellis-coded latents are multiples of, in units of y. ``quality``: see `Header`.
     """
     limits = Limits()
     if not (1 <= width <= limits.side and 1 <= height <= limits.side and width * height <= limits.pixels):
@@ -127,6 +135,8 @@ def write(
         raise UsageError(f"a fingerprint has 8 bytes, got {len(fingerprint)}")
     if quantizer.has_step != (step is not None) or not 1 <= (step or 1) <= MOST_STEP:
         raise UsageError(f"latents of {quantizer.name} cannot have step {step}")
+    if quality is not None and not LEAST_QUALITY <= quality <= MOST_QUALITY:
+        raise UsageError(f"quality must be in 1..100, got {quality / 100}")
     z, y = streams
     if len(z) + len(y) > _most_bytes(width, height):
         raise UsageError(
@@ -134,10 +144,13 @@ def write(
             f"at most {_most_bytes(width, height)} are possible"
         )
     kind = profile << 4 | quantizer | (0 if pixels is None else PIXEL_CHECKSUM)
+    kind |= 0 if quality is None else QUALITY
     head = MAGIC + bytes([VERSION]) + fingerprint + bytes([kind])
     head += _varint(width) + _varint(height) + _varint(len(z)) + _varint(len(y))
     if step is not None:
         head += _varint(step)
+    if quality is not None:
+        head += _varint(quality)
     if pixels is not None:
         head += pixels.to_bytes(4, "little")
     return head + _crc(head) + z + _crc(z) + y + _crc(y)
@@ -189,22 +202,26 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
     kind = r.take("profile and quantizer", 1)[0]
     width, height = r.varint("width"), r.varint("height")
     lengths = (r.varint("z length"), r.varint("y length"))
-    pixels = step = None
+    pixels = step = quality = None
     if kind & 15 in [q for q in Quantizer if q.has_step]:
         step = r.varint("step")
+    if kind & QUALITY:
+        quality = r.varint("quality")
     if kind & PIXEL_CHECKSUM:
         pixels = int.from_bytes(r.take("pixel checksum", 4), "little")
     r.checksum("header", data[: r.at])
     try:
-        profile, quantizer = Profile(kind >> 4 & 7), Quantizer(kind & 15)
+        profile, quantizer = Profile(kind >> 4 & 3), Quantizer(kind & 15)
     except ValueError:
         raise UnsupportedVersion(
-            f"the file needs profile {kind >> 4 & 7} and quantizer {kind & 15}, unknown to this release"
+            f"the file needs profile {kind >> 4 & 3} and quantizer {kind & 15}, unknown to this release"
         ) from None
     if width == 0 or height == 0:
         raise Corrupt(f"the file says that its picture is {width}x{height}")
     if step == 0:
         raise Corrupt("the file says that its latents are multiples of 0")
+    if quality is not None and not LEAST_QUALITY <= quality <= MOST_QUALITY:
+        raise Corrupt(f"the file says that its quality is {quality / 100}, which must be in 1..100")
     for field, value, limit in (
         ("step", step or 0, MOST_STEP),
         ("width", width, limits.side),
@@ -220,7 +237,7 @@ def _parse(data: bytes, limits: Limits) -> tuple[_Reader, Header, tuple[bytes, b
         r.checksum(name, streams[-1])
     if r.at != len(data):
         raise Corrupt(f"{len(data) - r.at} byte(s) follow the end of the file's last stream")
-    header = Header(fingerprint, profile, quantizer, width, height, lengths, pixels, step)
+    header = Header(fingerprint, profile, quantizer, width, height, lengths, pixels, step, quality)
     return r, header, (streams[0], streams[1])
 
 
@@ -243,6 +260,7 @@ def describe(data: bytes) -> list[tuple[str, int, int, str]]:
         "z length": str(header.lengths[0]),
         "y length": str(header.lengths[1]),
         "step": str(header.step),
+        "quality": str((header.quality or 0) / 100),
     }
     return [
         (name, at, n, values.get(name, r.data[at : at + n].hex() if "checksum" in name else f"{n} bytes"))

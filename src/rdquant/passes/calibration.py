@@ -18,6 +18,7 @@ from ..files.images import read_image
 from ..graph import Node
 from ..graph.operations import Convolution
 from ..pixels import pad_to, to_tensor
+from ..quality import at_spread
 from .flow import through
 from .mixed import Mixing
 from .rounding import gram_matrices
@@ -163,7 +164,7 @@ def observe(
         ) -> None:
             flows.append((node, taken[0], out))
 
-        passed = through(codec, x, note)
+        passed = through(at_spread(codec, i), x, note)
         weight = picture_weight(passed.x_hat, x)
         for node, taken, out in flows:
             seen.tensors.setdefault(node.name, Observed()).add(out, weight)

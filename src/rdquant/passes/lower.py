@@ -29,6 +29,7 @@ from ..graph.operations import (
     Concatenate,
     Convolution,
     DivisiveNormalization,
+    Gain,
     LayerNorm,
     Pointwise,
     Product,
@@ -202,6 +203,11 @@ class Lowering:
             return self._input(edge, width)
         node = self.graph[edge]
         if isinstance(node.op, ARRANGEMENTS):
+            ends_here = edge in self.ends and not all(e in self.ends for e in node.inputs)
+            # what others read in other widths is cut first and narrowed then, to a range of its own
+            shared = width == INDEX and any(len(self.wanted[e]) > 1 for e in node.inputs)
+            if ends_here or shared:
+                return self._narrowed(edge, self._arranged(node, WIDE), width)
             return self._arranged(node, width)
         if width != WIDE and edge not in self.ends and len(self.wanted[edge]) > 1:
             return self._narrowed(edge, self.value(edge, WIDE), width)
@@ -213,6 +219,7 @@ class Lowering:
             Product: self._product,
             LayerNorm: self._layer_norm,
             WindowAttention: self._attention,
+            Gain: self._gain,
         }
         if type(node.op) not in handlers:
             raise BadModel(f"{edge}: no integer form of {type(node.op).__name__}")
@@ -324,6 +331,14 @@ class Lowering:
         op, gamma = number_forms.integer_gdn(node.op, unit, self.seen.tensors[layer], out, bits)
         self.unrounded[node.name] = gamma
         return Value(self.add(node.name, op, acc), out)
+
+    def _gain(self, node: Node, width: str) -> Value:
+        """16 bits at either end: levels differ in how much of the range they use."""
+        assert isinstance(node.op, Gain)
+        source = self.value(node.inputs[0], WIDE)
+        out = self.ends.get(node.name) or tied(self._format(node.name, WIDE), self.ties[node.name])
+        op = number_forms.integer_gain(node.op, source.format, out)
+        return Value(self.add(node.name, op, source.name), out)
 
     def _pointwise(self, node: Node, width: str) -> Value:
         assert isinstance(node.op, Pointwise)

@@ -43,6 +43,7 @@ from ..graph import Node
 from ..graph.operations import Convolution, DivisiveNormalization
 from ..latents import FIXED_HI
 from ..pixels import pad_to, to_tensor
+from ..quality import at_spread, inverse_gain_power
 from .calibration import picture_weight
 from .config import QuantizeConfig
 from .flow import networks_in_order, output_costs, segment, segment_of, through
@@ -101,9 +102,10 @@ def _collect(
     for i, pixels in enumerate(pictures):
         if progress:
             progress(i, len(pictures), "sensitivities")
+        shown, costs = at_spread(codec, i), gains * inverse_gain_power(codec, i)
         x = to_tensor(pad_to(pixels, codec.downsampling)).float() / 255
         with torch.no_grad():
-            passed = through(codec, x)
+            passed = through(shown, x)
             weight = picture_weight(passed.x_hat, x)
         y_hat = passed.y_hat[0].flatten(1).double()
         latent_energy += weight * (y_hat @ y_hat.T) / y_hat.shape[1]
@@ -116,11 +118,11 @@ def _collect(
                 if isinstance(node.op, Convolution | DivisiveNormalization):
                     into[node.name] = out
 
-            h = segment(codec, part, x, passed, note)
+            h = segment(shown, part, x, passed, note)
             source = generator if part in ("analysis", "synthesis") else hyper_generator
             signs = torch.randint(0, 2, h.shape, generator=source) * 2.0 - 1
             has_means = passed.scales is not None and h.shape[1] > passed.scales.shape[1]
-            amplitudes = output_costs(part, gains, passed.scales, has_means).sqrt()
+            amplitudes = output_costs(part, costs, passed.scales, has_means).sqrt()
             found = torch.autograd.grad(h, list(outputs.values()), signs * amplitudes, allow_unused=True)
             counts = weight if part in ("analysis", "synthesis") else 1.0
             for (name, out), gradient in zip(outputs.items(), found, strict=True):

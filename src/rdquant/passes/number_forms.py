@@ -19,8 +19,17 @@ from ..graph.arithmetic import (
     X_LO,
     Multiplier,
 )
-from ..graph.operations import Convolution, DivisiveNormalization, LayerNorm, Pointwise, Sum, WindowAttention
+from ..graph.operations import (
+    Convolution,
+    DivisiveNormalization,
+    Gain,
+    LayerNorm,
+    Pointwise,
+    Sum,
+    WindowAttention,
+)
 from ..graph.operations.attention import LOGIT_BITS, exponentials
+from ..graph.operations.gain import LOG_BITS, LOG_LIMIT
 from ..graph.operations.pointwise import TABLE_BITS
 from .calibration import Observed
 from .config import QuantizeConfig
@@ -33,6 +42,8 @@ from .rounding import problems, round_kernel
 #: least magnitude of a channel of 16 bits that gets a scale of its own, of the largest channel's
 QUIETEST = 1e-3
 ENTROPY_PATH_BITS = 7
+#: least unit of accumulators, of a channel's bias
+BIAS_UNIT = 2.0**-30
 #: factors on the weight scales of a layer that compensated rounding tries below 8 bits
 NARROW_CLIPS = (0.7, 0.8, 0.9, 1.0, 1.12, 1.25)
 #: least width of GDN's gammas: 1.5 % of the parameters, and much depends on them
@@ -83,6 +94,8 @@ def integer_convolution(
         scales = coded_scales(flat, levels, bits, sensitivity)
     else:
         scales = weight_scales(flat, levels, config.weight_range)
+    # a row of next to nothing must not blow up its bias: accumulators stay below 2^36
+    scales = torch.maximum(scales, op.bias.detach().double().abs() * BIAS_UNIT)
     if config.rounding != "nearest":
         cost = sensitivity if config.rounding == "two_sided" else None
         clips = NARROW_CLIPS if number_format == "uniform" and bits < 8 else (1.0,)
@@ -155,6 +168,12 @@ def integer_sum(op: Sum, sources: list[ActivationFormat], out: ActivationFormat)
         raise BadModel(f"a sum's terms are {float(ratios.max())} times as wide as the sum; at most 2^16")
     signed = m.to(torch.int32) * torch.tensor(op.signs, dtype=torch.int32)[:, None]
     return dataclasses.replace(op, m=signed, shift=shift.to(torch.int32), lo=out.lo, hi=out.hi)
+
+
+def integer_gain(op: Gain, source: ActivationFormat, out: ActivationFormat) -> Gain:
+    log2 = op.log2.detach().double() + torch.log2(source.scale / out.scale)
+    whole = torch.round(log2 * 2**LOG_BITS).clamp(-LOG_LIMIT, LOG_LIMIT).to(torch.int32)
+    return dataclasses.replace(op, log2=whole, lo=out.lo, hi=out.hi)
 
 
 def integer_table(op: Pointwise, index: ActivationFormat, out: ActivationFormat) -> Pointwise:

@@ -17,7 +17,7 @@ from ..errors import BadModel
 from .base import Part, Prior, Run, register
 
 #: position in the square, ``2 row + column``, of group g in pass k: ``ORDER[k][g]``
-ORDER = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
+ORDER = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 0, 1))
 
 
 @register

@@ -6,6 +6,7 @@ from .base import Operation, Port, Rounding, round_ste
 from .combine import Product, Sum
 from .compensate import Compensate
 from .convolution import Convolution
+from .gain import Gain
 from .gdn import DivisiveNormalization
 from .layer_norm import LayerNorm
 from .pointwise import Pointwise
@@ -16,7 +17,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     op.kind: op
     for op in (
         Convolution, Requantize, Compensate, DivisiveNormalization, Sum, Product, Concatenate, Slice, Shuffle,
-        Unshuffle, Pointwise, LayerNorm, WindowAttention,
+        Unshuffle, Pointwise, LayerNorm, WindowAttention, Gain,
     )
 }  # fmt: skip
 
@@ -26,6 +27,7 @@ __all__ = [
     "Concatenate",
     "Convolution",
     "DivisiveNormalization",
+    "Gain",
     "LayerNorm",
     "Operation",
     "Pointwise",

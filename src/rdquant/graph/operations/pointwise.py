@@ -18,6 +18,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "leaky_relu": F.leaky_relu,
     "abs": torch.abs,
     "clamp": torch.clamp,
+    "exp": lambda x, lo, hi: torch.exp(x.clamp(lo, hi)),
     "gelu": F.gelu,
     "silu": F.silu,
     "sigmoid": torch.sigmoid,

@@ -1,0 +1,148 @@
+"""The zoo's rd-s: blocks of 1x1 and depthwise convolutions on shuffled pixels, one model for every rate.
+
+In the manner of DCVC-RT's intra codec (Jia et al. 2025, arXiv 2502.20762), whose blocks these are with a
+narrower, gated second half: nearly all work is at an eighth of the resolution. Four-part context (DCVC-DC, Li
+et al. 2023); gain units around the latent (Cui et al. 2021).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..graph.operations import Gain, Pointwise
+from ..graph.operations.gain import POSITIONS
+from ..priors import FourPart, Prior
+from .base import FloatCodec
+from .bottleneck import EntropyBottleneck
+from .layers import conv, conv1
+
+SLOPE = 0.01
+#: levels of the gains
+LEVELS = 8
+#: lambda of the lowest and the highest quality
+LAMBDAS = (0.0018, 0.06)
+SCALES = (0.11, 256.0)
+
+
+class GainUnit(nn.Module):
+    """A gain per channel and level, as natural logarithms; see `rdquant.graph.operations.Gain`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_gain = nn.Parameter(torch.zeros(LEVELS, channels))
+
+    def operation(self) -> Gain:
+        return Gain(self.log_gain / math.log(2), (LEVELS - 1) * POSITIONS // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation().real(x)
+
+
+class Scales(nn.Module):
+    """Logarithms of scales to scales: one table between a network and the coder."""
+
+    def operation(self) -> Pointwise:
+        return Pointwise("exp", (math.log(SCALES[0]), math.log(SCALES[1])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation().real(x)
+
+
+class DepthBlock(nn.Module):
+    """Spatial mixing, then a gated pair of 1x1 convolutions, each beside the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix_in, self.mix_out = conv1(channels, channels), conv1(channels, channels)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.expand, self.project = conv1(channels, 2 * channels), conv1(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mix_out(self.depthwise(F.leaky_relu(self.mix_in(x), SLOPE)))
+        value, gate = self.expand(x).chunk(2, 1)
+        return x + self.project(value * torch.sigmoid(gate))
+
+
+def blocks(channels: int, count: int) -> list[nn.Module]:
+    return [DepthBlock(channels) for _ in range(count)]
+
+
+def down(in_channels: int, out_channels: int, factor: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.PixelUnshuffle(factor), conv1(in_channels * factor**2, out_channels))
+
+
+def up(in_channels: int, out_channels: int, factor: int = 2) -> nn.Sequential:
+    return nn.Sequential(conv1(in_channels, out_channels * factor**2), nn.PixelShuffle(factor))
+
+
+class ContextParameters(nn.Module):
+    """What the four passes ask: the first of the features alone, the others of what is known as well."""
+
+    def __init__(self, M: int, features: int) -> None:
+        super().__init__()
+        self.first = conv1(features, 2 * M)
+        self.adaptors = nn.ModuleList(conv1(M + features, features) for _ in range(3))
+        self.blocks = nn.ModuleList(blocks(features, 1))
+        self.heads = nn.ModuleList(conv1(features, 2 * M) for _ in range(3))
+        self.scales = Scales()
+
+    def split(self, x: Tensor) -> Tensor:
+        log_scales, means = x.chunk(2, 1)
+        return torch.cat([self.scales(log_scales), means], 1)
+
+    def later(self, k: int, features: Tensor, y_hat: Tensor) -> Tensor:
+        hidden = self.blocks[0](self.adaptors[k - 1](torch.cat([y_hat, features], 1)))
+        return self.split(self.heads[k - 1](hidden))
+
+
+class Unshuffle8(FloatCodec):
+    """``hyper``, ``width``, ``deep``: channels at 1/64..1/16 of the hyperprior, at 1/8 and at 1/16;
+    ``encoder``, ``decoder``: blocks at 1/8.
+    """
+
+    architecture = "unshuffle8"
+    OPTIONS = ("N", "M", "hyper", "width", "deep", "encoder", "decoder")
+    prior: Prior = FourPart()
+
+    def __init__(
+        self, N: int, M: int, hyper: int = 128, width: int = 128, deep: int = 192, encoder: int = 5,
+        decoder: int = 5,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.N, self.M, self.hyper, self.width, self.deep = N, M, hyper, width, deep
+        self.encoder, self.decoder = encoder, decoder
+        self.g_a = nn.Sequential(
+            down(3, width, 8), *blocks(width, encoder), down(width, deep), *blocks(deep, 2), conv1(deep, M)
+        )
+        self.g_s = nn.Sequential(
+            conv1(M, deep), *blocks(deep, 2), up(deep, width), *blocks(width, decoder), up(width, 3, 8)
+        )
+        self.h_a = nn.Sequential(
+            conv1(M, hyper), *blocks(hyper, 1), conv(hyper, hyper, 3), nn.LeakyReLU(SLOPE), conv(hyper, N, 3)
+        )
+        self.h_s = nn.Sequential(up(N, hyper), *blocks(hyper, 1), up(hyper, hyper), *blocks(hyper, 1))
+        self.context = ContextParameters(M, hyper)
+        self.gain, self.inverse_gain = GainUnit(M), GainUnit(M)
+        self.entropy_bottleneck = EntropyBottleneck(N)
+
+    def analysis(self, x: Tensor) -> Tensor:
+        return self.gain(self.g_a(x))
+
+    def synthesis(self, y_hat: Tensor) -> Tensor:
+        return self.g_s(self.inverse_gain(y_hat))
+
+    def parameters_0(self, features: Tensor) -> Tensor:
+        return self.context.split(self.context.first(features))
+
+    def parameters_1(self, features: Tensor, y_hat: Tensor) -> Tensor:
+        return self.context.later(1, features, y_hat)
+
+    def parameters_2(self, features: Tensor, y_hat: Tensor) -> Tensor:
+        return self.context.later(2, features, y_hat)
+
+    def parameters_3(self, features: Tensor, y_hat: Tensor) -> Tensor:
+        return self.context.later(3, features, y_hat)
