@@ -33,9 +33,9 @@ class _Timed:
     def __getattr__(self, name: str) -> object:
         return getattr(self.codec, name)
 
-    def synthesis(self, y_hat: torch.Tensor, exact: bool = True) -> torch.Tensor:
+    def synthesis(self, y_hat: torch.Tensor, engine: str = "exact") -> torch.Tensor:
         start = time.perf_counter()
-        out = self.codec.synthesis(y_hat, exact)  # type: ignore[attr-defined]
+        out = self.codec.synthesis(y_hat, engine)  # type: ignore[attr-defined]
         self.seconds = time.perf_counter() - start
         return out
 
@@ -54,15 +54,15 @@ def main() -> None:
         return ImageCoder(_Timed(coder.codec), coder.fingerprint, coder.profile)  # type: ignore[arg-type]
 
     parent, model = timed(args.parent), timed(args.model)
-    ways = {"float": (parent, True), "approximate": (model, False), "exact": (model, True)}
+    ways = {"float": (parent, "exact"), "approximate": (model, "torch"), "exact": (model, "exact")}
     files = [(parent.encode(p), model.encode(p)) for p in map(read_image, list_images(args.images))]
     whole: dict[str, list[float]] = {w: [] for w in ways}
     entropy: dict[str, list[float]] = {w: [] for w in ways}
     for k in range(args.rounds + 1):
         for pair in files if k else files[:1]:  # one to warm up
-            for way, (coder, exact) in ways.items():
+            for way, (coder, engine) in ways.items():
                 start = time.perf_counter()
-                coder.decode(pair[coder is model], exact=exact)
+                coder.decode(pair[coder is model], engine=engine)
                 seconds = time.perf_counter() - start
                 if k:
                     whole[way].append(seconds)

@@ -60,7 +60,7 @@ def child(pictures: list[str], model: str, parent: str, out: Path) -> None:
             found = {"y symbols": c.levels.short(), "z symbols": c.z_symbols.short()}
             found |= {"indexes": c.indexes.byte(), "means": c.means.short()}
             found["exact pixels"] = codec.synthesis(c.y_hat)
-            found["approximate pixels"] = codec.synthesis(c.y_hat, exact=False)
+            found["approximate pixels"] = codec.synthesis(c.y_hat, engine="torch")
             found |= {"float indexes": f.indexes.byte(), "float symbols": f.levels.short()}
             for j, target in enumerate(targets):
                 np.savez(out / "part.tmp.npz", **{k: v[j].numpy() for k, v in found.items()})

@@ -31,8 +31,10 @@ import torch
 from torch import Tensor
 
 from .engines import Engine, approximate, default_engine, run
+from .engines.strips import in_strips
 from .entropy import CdfTables
 from .errors import BadModel
+from .export.runtimes import Synthesis, runner
 from .graph import Graph, Port
 from .graph.operations import Convolution, WindowAttention
 from .latents import FIXED_HI, FIXED_LO, FixedPointScalar, UniformScalar
@@ -192,16 +194,17 @@ class Codec:
             thresholds = thresholds.to(torch.int32)
         return torch.searchsorted(thresholds, scales.to(torch.int32).contiguous(), out_int32=True)
 
-    def synthesis(self, y_hat: Tensor, exact: bool = True) -> Tensor:
-        """y_hat -> uint8 pixels.
-
-        ``exact``: the same pixels everywhere; otherwise faster, see `rdquant.engines.approximate`.
-        """
+    def synthesis(self, y_hat: Tensor, engine: Synthesis = "exact") -> Tensor:
+        """y_hat -> uint8 pixels. ``engine``: of an integer codec, resolved (`rdquant.export.runtimes`)."""
         if not self.integer:
             return torch.floor(self.run("synthesis", y_hat).clamp_(0, 1) * 255 + 0.5).to(torch.uint8)
-        if not exact:
+        if engine == "exact":
+            return self.run("synthesis", y_hat).to(torch.uint8)
+        if engine == "torch":
             return self._approximate.run(y_hat).to(torch.uint8)
-        return self.run("synthesis", y_hat).to(torch.uint8)
+        graph = self.networks["synthesis"]
+        run = runner(graph, engine)
+        return in_strips(graph, (y_hat,), lambda part: torch.from_numpy(run(part.numpy())))
 
     def relaxed_synthesis(self, y_hat: Tensor) -> Tensor:
         """y_hat, float32 -> pixels in 0..255, float32, differentiable: nothing rounded."""

@@ -23,6 +23,7 @@ from . import entropy
 from .codec import Codec
 from .entropy import CdfTables
 from .errors import Corrupt, ImageError, ModelMismatch, UnsupportedVersion, UsageError
+from .export.runtimes import Synthesis, resolved
 from .files.container import Header, Limits, Profile, Quantizer, checksum, read, write
 from .latents.coding import LatentCoding, ScalarCoding, coding_of
 from .latents.parts import Coded, quantized, walk
@@ -137,14 +138,16 @@ class ImageCoder:
             pixels, self.coding.step, self.quality,
         )  # fmt: skip
 
-    def decode(self, data: bytes, limits: Limits | None = None, exact: bool = True) -> np.ndarray:
+    def decode(self, data: bytes, limits: Limits | None = None, engine: Synthesis = "exact") -> np.ndarray:
         """A file to ``(H, W, 3)`` uint8. Raises an error of the `DecodeError` branch, nothing else.
 
-        Not ``exact``: the symbols are, the pixels are about right and come faster (integer models only,
-        else `UsageError`), and a pixel checksum is not looked at.
+        ``engine``: what makes the pixels; symbols are exact whichever it is. With another than "exact" pixels
+        are about right, and a pixel checksum is not looked at; for integer models only, and where the engine
+        is installed, else `UsageError`.
         """
-        if not exact and self.profile is not Profile.INTEGER:
-            raise UsageError("only integer models have an approximate synthesis")
+        if engine != "exact" and self.profile is not Profile.INTEGER:
+            raise UsageError(f"only integer models run in other engines than ours, not {engine!r}")
+        engine = resolved(self.codec.networks["synthesis"], engine)
         header, (z_stream, y_stream) = read(data, limits or Limits())
         coding = self._coding_of(header)
         if header.quality is not None and header.quality != self.quality:
@@ -169,8 +172,8 @@ class ImageCoder:
         for _ in walk(c, c.begin(z_hat), y_hat, coding, read_levels):
             pass
         decoder.finish()
-        pixels = self._synthesise(y_hat, header.height, header.width, exact)
-        if exact and header.pixels not in (None, checksum(pixels.tobytes())):
+        pixels = self._synthesise(y_hat, header.height, header.width, engine)
+        if engine == "exact" and header.pixels not in (None, checksum(pixels.tobytes())):
             raise Corrupt("the decoded pixels are not those that the encoder saw")
         return pixels
 
@@ -188,8 +191,8 @@ class ImageCoder:
             raise Corrupt(f"the file has the quality {header.quality}, its model {self.quality}")
         return coding_of(header.quantizer, header.step)
 
-    def _synthesise(self, y_hat: Tensor, height: int, width: int, exact: bool = True) -> np.ndarray:
-        return to_pixels(self.codec.synthesis(y_hat, exact))[:height, :width]
+    def _synthesise(self, y_hat: Tensor, height: int, width: int, engine: Synthesis = "exact") -> np.ndarray:
+        return to_pixels(self.codec.synthesis(y_hat, engine))[:height, :width]
 
     def forward(self, rgb: np.ndarray) -> tuple[np.ndarray, float]:
         """The codec's own forward pass, without a file: ``(decoded picture, estimated bits)``."""

@@ -7,11 +7,11 @@ import warnings
 
 from .. import console
 from ..errors import RdquantError
-from . import coding, measuring, models, quantizing, studies, training
+from . import coding, exporting, measuring, models, quantizing, studies, training
 from .common import app
 
 #: the modules, whose import makes their verbs known, among them
-__all__ = ["app", "coding", "main", "measuring", "models", "quantizing", "studies", "training"]
+__all__ = ["app", "coding", "exporting", "main", "measuring", "models", "quantizing", "studies", "training"]
 
 
 def main() -> None:

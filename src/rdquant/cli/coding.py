@@ -86,13 +86,13 @@ def decode(
         str | None, typer.Option("--model", "-m", help="Needed unless the zoo has the model.")
     ] = None,
     max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.")] = 2**28,
-    exact: Annotated[
-        bool,
+    engine: Annotated[
+        str,
         typer.Option(
-            "--exact/--approximate",
-            help="The same pixels on every machine, or faster ones that are 1 off here and there.",
+            help="What makes the pixels: exact, the same on every machine; or faster, 1 off here and there: "
+            "openvino or onnx (rdquant[deploy]), torch; auto takes openvino where it is installed."
         ),
-    ] = True,
+    ] = "exact",
     overwrite: Annotated[bool, typer.Option(help="With several: decode again what is there.")] = False,
 ) -> None:
     """Decode .rdq files to pictures.
@@ -117,7 +117,7 @@ def decode(
         key = b"" if model else header.fingerprint
         if key not in coders:
             coders[key] = open_coder(model) if model else coder_for(header.fingerprint)
-        write_image(target, coders[key].decode(data, limits, exact))
+        write_image(target, coders[key].decode(data, limits, engine))  # type: ignore[arg-type]
         return f"{target}: {header.width}x{header.height}"
 
     _each(files, {".rdq"}, ".png", work, out, overwrite)

@@ -27,6 +27,12 @@ def quantize(
         str,
         typer.Option("--format", help="auto, coded, uniform, affine, codebook, power_of_two, additive_power"),
     ] = "auto",
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="exact: the best for our engine; portable: what every int8 engine has (`rdquant export`)."
+        ),
+    ] = "exact",
     scope: Annotated[
         str,
         typer.Option(
@@ -70,6 +76,7 @@ def quantize(
     from ..load import LATENTS, model_path
     from ..passes import QuantizeConfig, load_calibration
     from ..passes import quantize as convert
+    from ..passes.config import PROFILES
     from ..passes.rdo import calibrate
     from ..passes.rdo_config import RdoConfig
 
@@ -82,11 +89,14 @@ def quantize(
         options[QuantizeConfig]["layer_bits"] = dict(chosen.bits)
         if number_format == "auto":
             number_format = chosen.number_format
+    if profile not in PROFILES:
+        raise UsageError(f"--profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     config = QuantizeConfig(
         **{
             "weight_bits": weights,
             "activation_bits": activations,
-            "number_format": number_format,
+            **PROFILES[profile],
+            **({"number_format": number_format} if number_format != "auto" else {}),
             "scope": tuple(n for n in scope.replace(" ", "").split(",") if n),
             **options[QuantizeConfig],
         }
@@ -95,6 +105,7 @@ def quantize(
     description: dict[str, Any] = {
         "parent": model if zoo.find(model) else Path(model).name,
         "calibration_pictures": len(pictures),
+        "profile": profile,
         "lambda": lam,
         **{k: parent[k] for k in (LATENTS,) if k in parent},
     }

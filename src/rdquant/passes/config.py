@@ -35,6 +35,13 @@ UNIFORM_FROM = 8
 
 CONFIG_VERSION = 2
 
+#: what a name stands for. "portable": what every int8 engine has: weights of at most 8 bits by output
+#: channel, one scale for each activation (those of channels go into weights), no mixing behind a GDN
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "exact": {},
+    "portable": {"mixing": "none", "number_format": "uniform"},
+}
+
 
 #: of weights and activations outside the scope
 WIDE_BITS = 12
