@@ -151,7 +151,7 @@ class ImageCoder:
         header, (z_stream, y_stream) = read(data, limits or Limits())
         coding = self._coding_of(header)
         if header.quality is not None and header.quality != self.quality:
-            return self._at(header.quality).decode(data, limits, exact)
+            return self._at(header.quality).decode(data, limits, engine)
         c, tables = self.codec, coding.tables(self.codec)
         h, w = (-(-side // c.downsampling) * c.downsampling for side in (header.height, header.width))
         _check_room("y", y_stream, torch.Size((1, c.M, h // c.stride, w // c.stride)), tables)

@@ -26,6 +26,7 @@ from ..graph.operations import (
     Concatenate,
     Convolution,
     DivisiveNormalization,
+    Gain,
     LayerNorm,
     Pointwise,
     Product,
@@ -177,6 +178,14 @@ def requantize(w: Writer, node: Node) -> Edge:
     return w.finish(name, tensor, op.lo, op.hi)
 
 
+def gain(w: Writer, node: Node) -> Edge:
+    """At the position that the graph has."""
+    op = node.op
+    assert isinstance(op, Gain)
+    w.note(node.name, "gain", "it gives more than 8 bits")
+    return w.finish(node.name, _taken(w, node, np.asarray(op.factors(), np.float64)), op.lo, op.hi)
+
+
 def compensate(w: Writer, node: Node) -> Edge:
     op = node.op
     assert isinstance(op, Compensate)
@@ -276,6 +285,7 @@ def arrangement(w: Writer, node: Node) -> Edge:
 HANDLERS: dict[type[Operation], Callable[[Writer, Node], Edge | None]] = {
     Convolution: convolution,
     Requantize: requantize,
+    Gain: gain,
     Compensate: compensate,
     DivisiveNormalization: divisive_normalization,
     Pointwise: pointwise,
