@@ -8,7 +8,7 @@ folder. Test pictures are only measured on. Per point: J = lambda * 255^2 * MSE 
 its increase. Per architecture, where it has two points or more: the rate that each quantized point needs
 more than the float curve at its PSNR (PCHIP of log-rate over PSNR, a straight line for two points, which goes
 on beyond its ends); and with three or more a BD-rate. Models and measured points are kept in --run, so that
-the command resumes. Writes benchmarks/results/architectures.json.
+the command resumes. Writes benchmarks/results/architectures.json, where other architectures stay.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def main() -> None:
     families: dict[str, list[Path]] = {}
     for path in sorted(args.models, key=lambda p: model_description(p)["lambda"]):
         families.setdefault(load_float(path).architecture, []).append(path)
-    rows: dict[str, dict] = {}
+    # of the other architectures, what was measured before
+    rows: dict[str, dict] = json.loads(args.out.read_text())["architectures"] if args.out.exists() else {}
     for architecture, paths in families.items():
         row = rows[architecture] = {"options": load_float(paths[0]).options(), "models": [], "widths": {}}
         parents = [measured(p.stem, p, files, args.dataset, args.run) for p in paths]

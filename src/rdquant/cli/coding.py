@@ -23,7 +23,7 @@ def encode(
     model: Model = zoo.DEFAULT,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File; for several pictures a folder. Default: beside each."),
+        typer.Option("--out", "-o", help="File, or - ; for several pictures a folder. Default: beside each."),
     ] = None,
     quantizer: Quantizer = None,
     step: Step = None,
@@ -41,9 +41,9 @@ def encode(
     pixel_checksum: Annotated[
         bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option(help="With several: code again what is there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
 ) -> None:
-    """Compress pictures to .rdq files.
+    """Compress pictures to .rdq files; - is standard input and output.
 
     With several pictures or a folder, a bad picture does not stop the others (exit code 1 tells), and
     files that exist are skipped, so that the same command resumes.
@@ -80,7 +80,7 @@ def decode(
     files: Annotated[list[Path], typer.Argument(help=".rdq files, or folders of them.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File; for several a folder. Default: beside each, .png."),
+        typer.Option("--out", "-o", help="File, or - ; for several a folder. Default: beside each, .png."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Needed unless the zoo has the model.")
@@ -93,14 +93,15 @@ def decode(
             "openvino or onnx (rdquant[deploy]), torch; auto takes openvino where it is installed."
         ),
     ] = "exact",
-    overwrite: Annotated[bool, typer.Option(help="With several: decode again what is there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
 ) -> None:
-    """Decode .rdq files to pictures.
+    """Decode .rdq files to pictures; - is standard input and output.
 
     With several files or a folder, a damaged file does not stop the others (exit code 1 tells), and
     pictures that exist are skipped, so that the same command resumes.
     """
     from ..coder import ImageCoder
+    from ..files.atomic import read_file
     from ..files.container import Limits, read
     from ..files.images import write_image
     from ..load import coder_for, open_coder
@@ -109,10 +110,7 @@ def decode(
     coders: dict[bytes, ImageCoder] = {}
 
     def work(source: Path, target: Path) -> str:
-        try:
-            data = source.read_bytes()
-        except OSError as error:
-            raise UsageError(f"cannot read {source}: {error.strerror}") from None
+        data = read_file(source)
         header, _ = read(data, limits)
         key = b"" if model else header.fingerprint
         if key not in coders:
@@ -133,10 +131,14 @@ def _each(
 ) -> None:
     """``work`` on one file, whose error ends the command, or on many, whose errors are reported."""
     from .. import batch
+    from ..files.atomic import STREAM
 
     if len(sources) == 1 and not sources[0].is_dir():
-        target = out or sources[0].with_suffix(suffix)
-        console.say(work(sources[0], target / (sources[0].stem + suffix) if target.is_dir() else target))
+        target = out or (STREAM if sources[0] == STREAM else sources[0].with_suffix(suffix))
+        target = target / (sources[0].stem + suffix) if target.is_dir() else target
+        if target.is_file() and not overwrite:
+            raise UsageError(f"{target} exists; --overwrite replaces it")
+        console.say(work(sources[0], target))
         return
     found = batch.collect(sources, suffixes)
     folders = {f.parent for f in found}

@@ -1,8 +1,13 @@
-"""Files appear whole or not at all: write to a temporary neighbour, fsync, rename."""
+"""Files appear whole or not at all: write to a temporary neighbour, fsync, rename.
+
+A path that is "-" is standard input or output, as of most tools.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +15,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UsageError
+
+STREAM = Path("-")
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file, or of standard input. Raises `UsageError`."""
+    if path == STREAM:
+        return sys.stdin.buffer.read()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
 @contextmanager
@@ -19,6 +36,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     A link is followed: its target is replaced. Raises `UsageError` when the folder of ``path`` does not
     exist or cannot be written, and when ``path`` is a folder or a device, which a rename would destroy.
     """
+    if path == STREAM:
+        whole = io.BytesIO()
+        yield whole
+        sys.stdout.buffer.write(whole.getvalue())
+        sys.stdout.buffer.flush()
+        return
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise UsageError(f"cannot write {path}: it is not a file")

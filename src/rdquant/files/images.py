@@ -9,13 +9,14 @@ not ours.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import ImageError, UsageError
-from .atomic import atomic_write
+from .atomic import STREAM, atomic_write, read_file
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".avif", ".jp2"}
 
@@ -33,7 +34,7 @@ def list_images(folder: Path) -> list[Path]:
 def read_image(path: Path) -> np.ndarray:
     """``(H, W, 3)`` uint8. Raises `ImageError` with one line that says what is wrong."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(read_file(path)) if path == STREAM else path) as opened:
             opened.load()
             picture = ImageOps.exif_transpose(opened)
     except FileNotFoundError:
@@ -80,12 +81,12 @@ def _to_rgb8(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """Write ``(H, W, 3)`` uint8 by the suffix of ``path`` (PNG, BMP, TIFF, PPM: without loss).
+    """Write ``(H, W, 3)`` uint8 by the suffix of ``path`` (PNG, BMP, TIFF, PPM: without loss); PNG to "-".
 
     Raises `UsageError` for a suffix that Pillow cannot write, and a size that the format cannot hold.
     """
     formats = Image.registered_extensions()
-    fmt = formats.get(path.suffix.lower())
+    fmt = "PNG" if path == STREAM else formats.get(path.suffix.lower())
     if fmt is None or fmt not in Image.SAVE:
         raise UsageError(f"cannot write a {path.suffix!r} picture; use .png")
     options = {"quality": 95} if fmt in ("JPEG", "WEBP") else {}

@@ -58,6 +58,8 @@ class Config:
     decay_steps: int = 0
     ema: float = 0.999
     clip: float = 1.0
+    #: of kernels, a step by lr times this: Muon's updates have one size whatever a kernel's, so norms grew
+    weight_decay: float = 0.03
     bf16: bool = True
     compile: bool = True
     seed: int = 1
@@ -114,7 +116,7 @@ class Trainer:
         kernels = [p for n, p in named.items() if is_kernel(n, p)]
         chosen = {id(p) for p in kernels}
         rest = [p for p in named.values() if id(p) not in chosen]
-        self.moving = list(named.values())
+        self.moving, self.kernels = list(named.values()), kernels
         self.optimizers = [torch.optim.Adam(rest, lr=config.lr, fused=True), Muon(kernels, lr=config.lr)]
         self.ema = {n: p.detach().clone() for n, p in named.items()}
         self.step, self.branch_step = 0, 0
@@ -207,6 +209,8 @@ class Trainer:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.moving, config.clip)
         if math.isfinite(norm):
+            with torch.no_grad():
+                torch._foreach_mul_(self.kernels, 1 - self.rate() * config.weight_decay)
             for optimizer in self.optimizers:
                 optimizer.step()
         elif self.step > 1000:

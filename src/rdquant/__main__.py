@@ -1,0 +1,5 @@
+"""``python -m rdquant``."""
+
+from .cli import main
+
+main()

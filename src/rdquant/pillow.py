@@ -1,0 +1,62 @@
+"""Pillow reads and writes ``.rdq``: what it finds after ``import rdquant``.
+
+``Image.open`` looks at the header alone; pixels are decoded, with the zoo's model that the file names, when
+they are wanted. ``image.save("x.rdq", quality=60, model=..., effort=...)`` takes the options of
+`rdquant.encode`.
+"""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+from PIL import Image, ImageFile
+
+MAGIC = b"RDQ\x01"
+
+
+class RdqImageFile(ImageFile.ImageFile):
+    """A picture of which the header is read. Damage is an `OSError`, as of Pillow's own formats."""
+
+    format = "RDQ"
+    format_description = "rdquant learned codec"
+
+    def _open(self) -> None:
+        from .errors import RdquantError
+        from .files.container import read
+
+        assert self.fp is not None
+        self._data = self.fp.read()
+        try:
+            header, _ = read(self._data)
+        except RdquantError as error:
+            raise OSError(str(error)) from error
+        self._mode, self._size = "RGB", (header.width, header.height)
+        self.info["fingerprint"] = header.fingerprint.hex()
+        if header.quality is not None:
+            self.info["quality"] = header.quality / 100
+
+    def load(self) -> Any:
+        if self._data:
+            from .errors import RdquantError
+            from .front import decode
+
+            try:
+                self.im = Image.fromarray(decode(self._data)).im
+            except RdquantError as error:
+                raise OSError(str(error)) from error
+            self._data = b""
+        return Image.Image.load(self)
+
+
+def _save(image: Image.Image, handle: IO[bytes], filename: str | bytes) -> None:
+    from .front import encode
+
+    options = {k: v for k, v in image.encoderinfo.items() if k in ("model", "quality", "quantizer", "effort")}
+    handle.write(encode(image, **options))
+
+
+def register() -> None:
+    Image.register_open(RdqImageFile.format, RdqImageFile, lambda prefix: prefix.startswith(MAGIC))
+    Image.register_save(RdqImageFile.format, _save)
+    Image.register_extension(RdqImageFile.format, ".rdq")
+    Image.register_mime(RdqImageFile.format, "image/x-rdq")

@@ -1,0 +1,84 @@
+"""The front door: `rdquant.encode` and `decode`, Pillow, standard input and output."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rdquant
+from golden.make import HERE, picture
+from rdquant.errors import DecodeError, ImageError, UsageError
+
+MODEL = str(HERE / "unshuffle-w8.rdqm")
+
+
+def test_arrays_images_and_paths_give_one_file(tmp_path: Path) -> None:
+    rgb = picture("70x45")
+    Image.fromarray(rgb).save(tmp_path / "x.png")
+    data = rdquant.encode(rgb, MODEL, quality=40)
+    assert rdquant.encode(Image.fromarray(rgb), MODEL, quality=40) == data
+    assert rdquant.encode(tmp_path / "x.png", MODEL, quality=40) == data
+    assert rdquant.encode(rgb, MODEL, quality=60) != data
+    (tmp_path / "x.rdq").write_bytes(data)
+    assert np.array_equal(rdquant.decode(data, MODEL), rdquant.decode(tmp_path / "x.rdq", MODEL))
+
+
+def test_what_has_no_one_answer_is_refused() -> None:
+    with pytest.raises(ImageError, match="CMYK"):
+        rdquant.encode(Image.new("CMYK", (8, 8)))
+    with pytest.raises(ImageError, match="transparent"):
+        rdquant.encode(Image.new("RGBA", (8, 8)))
+    with pytest.raises(DecodeError):
+        rdquant.decode(b"RDQ nonsense")
+
+
+def test_pillow_reads_and_writes(tmp_path: Path) -> None:
+    rgb, path = picture("96x128"), tmp_path / "x.rdq"
+    Image.fromarray(rgb).save(path)
+    with Image.open(path) as opened:
+        assert (opened.format, opened.size, opened.mode) == ("RDQ", (128, 96), "RGB")
+        found = np.asarray(opened)
+    assert np.array_equal(found, rdquant.decode(path))
+    assert path.read_bytes() == rdquant.encode(rgb)
+    with pytest.raises(UsageError, match=r"one rate|1\.\.100"):
+        Image.fromarray(rgb).save(tmp_path / "y.rdq", quality=1000)
+
+
+def test_pillow_says_that_a_file_is_damaged(tmp_path: Path) -> None:
+    data = bytearray(rdquant.encode(picture("70x45")))
+    data[-9] ^= 1
+    with pytest.raises(OSError, match="checksum"), Image.open(io.BytesIO(bytes(data))):
+        pass
+
+
+def run(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-m", "rdquant", *arguments], input=given, capture_output=True)
+
+
+def test_a_dash_is_standard_input_and_output(tmp_path: Path) -> None:
+    rgb, png = picture("70x45"), io.BytesIO()
+    Image.fromarray(rgb).save(png, "PNG")
+    coded = run("encode", "-", "--model", MODEL, "-q", "30", given=png.getvalue())
+    assert coded.returncode == 0, coded.stderr
+    assert coded.stdout == rdquant.encode(rgb, MODEL, quality=30)
+    decoded = run("decode", "-", "-o", "-", "--model", MODEL, given=coded.stdout)
+    assert decoded.returncode == 0, decoded.stderr
+    with Image.open(io.BytesIO(decoded.stdout)) as opened:
+        assert np.array_equal(np.asarray(opened), rdquant.decode(coded.stdout, MODEL))
+
+
+def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
+    source, target = tmp_path / "x.png", tmp_path / "x.rdq"
+    Image.fromarray(picture("1x1")).save(source)
+    target.write_bytes(b"mine")
+    refused = run("encode", str(source))
+    assert refused.returncode != 0 and b"--overwrite" in refused.stderr
+    assert target.read_bytes() == b"mine"
+    assert run("encode", str(source), "--overwrite").returncode == 0
+    assert target.read_bytes() != b"mine"
