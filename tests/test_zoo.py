@@ -7,7 +7,7 @@ import pytest
 
 from rdquant import zoo
 from rdquant.errors import UnknownModel
-from rdquant.load import coder_for, model_path, open_coder
+from rdquant.load import coder_for, open_coder
 
 
 def test_every_entry_is_what_the_index_says() -> None:
@@ -15,7 +15,7 @@ def test_every_entry_is_what_the_index_says() -> None:
     for name, entry in zoo.index().items():
         coder = open_coder(name)
         assert coder.fingerprint.hex() == entry["fingerprint"], name
-        assert model_path(name).stat().st_size == entry["bytes"] < 5_000_000
+        assert zoo.model_path(name).stat().st_size == entry["bytes"] < 5_000_000
         assert entry["M"] == coder.codec.M and entry["architecture"] == coder.codec.architecture
 
 

@@ -13,10 +13,8 @@ from .codec import Codec
 from .coder import ImageCoder
 from .errors import BadModel, ModelMismatch, UnknownModel, UsageError
 from .files.container import Profile
-from .files.float_models import float_fingerprint, load_float
 from .files.integer_models import integer_fingerprint, load_integer
 from .files.model_file import model_description, model_kind
-from .graph.capture import capture
 from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
 from .latents.refine import COHERENCE, DEFAULT_EFFORT, Refinement, rounds_of
 from .quality import DEFAULT_QUALITY, at, described_at, gains_of, hundredths
@@ -27,15 +25,6 @@ LATENTS = "latents"
 
 class QuantizerMismatch(UserWarning):
     """A model encodes with another latent quantizer than it was retrained for."""
-
-
-def model_path(name: str) -> Path:
-    """A zoo name or a path -> the model file. Raises `UnknownModel`."""
-    if (path := zoo.find(name)) is not None:
-        return path
-    if Path(name).is_file():
-        return Path(name)
-    raise UnknownModel(f"{name!r} is neither a file nor a zoo model; `rdquant zoo` lists those")
 
 
 def open_coder(
@@ -58,11 +47,15 @@ def open_coder(
             quality = float(text)
         except ValueError:
             raise UsageError(f"{text!r} is no quality: what follows @ must be 1..100") from None
-    path, chosen = model_path(name), None if quality is None else hundredths(quality)
+    path, chosen = zoo.model_path(name), None if quality is None else hundredths(quality)
     if model_kind(path) == "integer":
         codec = load_integer(path)
         own = integer_fingerprint(codec)
         return _coder(codec, own, codec.description, name, quantizer, step, effort, chosen)
+    # architectures and torch.fx, which integer models do without
+    from .files.float_models import float_fingerprint, load_float
+    from .graph.capture import capture
+
     parent = load_float(path)
     own, description = float_fingerprint(parent), model_description(path)
     return _coder(capture(parent), own, description, name, quantizer, step, effort, chosen)

@@ -18,7 +18,7 @@ from rdquant.errors import BadModel, UsageError
 from rdquant.files.integer_models import integer_fingerprint, load_integer, save_integer
 from rdquant.files.model_file import read
 from rdquant.graph.operations import Convolution, Requantize
-from rdquant.load import model_path
+from rdquant.zoo import model_path
 
 #: golden models of version 4
 OLD = (

@@ -32,7 +32,7 @@ def export(
     from importlib.util import find_spec
 
     from ..files.integer_models import load_integer
-    from ..load import model_path
+    from ..zoo import model_path
 
     if to not in ("onnx", "openvino"):
         raise UsageError(f"--to must be onnx or openvino, got {to!r}")

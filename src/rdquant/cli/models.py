@@ -61,17 +61,20 @@ def inspect_command(
     """Show what is in a file: every header field; or the whole graph of an integer model, node by node, with
     operations, widths and ranges; or the parameters of a float model.
     """
-    from ..files import inspect
-    from ..load import model_path
+    from ..files import container
 
-    path = model_path(target)
-    image = inspect.is_container(path)
-    found = inspect.inspect_container(path) if image else inspect.inspect_model(path)
+    path = zoo.model_path(target)
+    columns: tuple[str, ...] = container.COLUMNS
+    if container.is_container(path):
+        found = container.inspect_container(path)
+    else:
+        from ..files import inspect
+
+        found, columns = inspect.inspect_model(path), inspect.MODEL_COLUMNS
     if as_json:
         console.show_json(found)
         return
     rows = found.pop("rows")
-    columns = inspect.CONTAINER_COLUMNS if image else inspect.MODEL_COLUMNS
     for key, value in found.items():
         print(f"{key}: {json.dumps(value) if isinstance(value, dict) else value}")
     console.show_table("", columns, rows)

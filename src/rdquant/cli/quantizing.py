@@ -73,12 +73,13 @@ def quantize(
     from ..files.integer_models import save_integer
     from ..files.model_file import model_description
     from ..files.split import split_files
-    from ..load import LATENTS, model_path
+    from ..load import LATENTS
     from ..passes import QuantizeConfig, load_calibration
     from ..passes import quantize as convert
     from ..passes.config import PROFILES
     from ..passes.rdo import calibrate
     from ..passes.rdo_config import RdoConfig
+    from ..zoo import model_path
 
     path = model_path(model)
     codec, parent = load_float(path), model_description(path)
@@ -176,8 +177,8 @@ def allocate(
     from ..files.float_models import load_float
     from ..files.model_file import model_description
     from ..files.split import split_files
-    from ..load import model_path
     from ..passes import QuantizeConfig, load_calibration
+    from ..zoo import model_path
 
     path = model_path(model)
     lam = lambda_ or model_description(path).get("lambda")

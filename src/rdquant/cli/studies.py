@@ -40,9 +40,9 @@ def searches_command(
     from ..files.float_models import load_float
     from ..files.model_file import model_description
     from ..files.split import split_files
-    from ..load import model_path
     from ..passes import QuantizeConfig, load_calibration
     from ..study import searches
+    from ..zoo import model_path
 
     lam = model_description(model_path(model)).get("lambda")
     if lam is None:
@@ -98,11 +98,11 @@ def ablation_command(
     from ..files.float_models import load_float
     from ..files.model_file import model_description
     from ..files.split import split_files
-    from ..load import model_path
     from ..passes import load_calibration
     from ..passes.rdo_config import RdoConfig
     from ..study import ablation
     from ..study.plots import ablation_figure, to_png
+    from ..zoo import model_path
 
     parents = model or [n for n, e in zoo.index().items() if e["kind"] == "float"]
     if subject not in parents:

@@ -90,9 +90,9 @@ def retrain(
     and how far the histogram of levels drifted; a phase that made J worse is undone. The model then encodes
     with that quantizer by default; `rdquant quantize` turns it into integers like any other.
     """
-    from ..load import model_path
     from ..train.retrain import RetrainConfig
     from ..train.retrain import retrain as work
+    from ..zoo import model_path
 
     config = RetrainConfig(
         **{

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from ..errors import BadModel, UsageError
 
@@ -213,6 +212,8 @@ def scale_boundaries(scales: np.ndarray) -> np.ndarray:
 
 def gaussian_tables(scales: np.ndarray, tail_mass: float = 1e-9) -> CdfTables:
     """One table per scale: N(0, scale) integrated over unit intervals, as far as ``tail_mass`` asks."""
+    from scipy.special import ndtr, ndtri  # files hold tables: what reads them does without scipy
+
     pmfs, offsets, tails = [], [], []
     for scale in np.asarray(scales, np.float64):
         reach = int(np.ceil(-ndtri(tail_mass / 2) * scale))

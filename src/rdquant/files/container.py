@@ -22,12 +22,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
+from typing import Any
 
 import google_crc32c
 
-from ..errors import Corrupt, LimitExceeded, NotOurFormat, Truncated, UnsupportedVersion, UsageError
+from ..errors import (
+    Corrupt,
+    LimitExceeded,
+    NotOurFormat,
+    Truncated,
+    UnknownModel,
+    UnsupportedVersion,
+    UsageError,
+)
 
 MAGIC = b"RDQ"
+#: of what `inspect_container` tells
+COLUMNS = ("field", "offset", "bytes", "value")
 VERSION = 1
 #: bytes of both streams for each pixel of the picture padded to multiples of 64. An escape takes 7 bytes at
 #: most, and a codec of stride 16 has at most 4,096 channels: 7 * 4096 / 16^2 = 112 for y, 7 * 4096 / 64^2 = 7
@@ -268,4 +280,21 @@ def describe(data: bytes) -> list[tuple[str, int, int, str]]:
     ]
 
 
-__all__ = ["Header", "Limits", "Profile", "Quantizer", "checksum", "describe", "read", "write"]
+def is_container(path: Path) -> bool:
+    """Whether a file begins like an image container. Raises `UnknownModel` if there is none."""
+    if not path.is_file():
+        raise UnknownModel(f"no such file: {path}")
+    with path.open("rb") as handle:
+        return handle.read(len(MAGIC)) == MAGIC
+
+
+def inspect_container(path: Path) -> dict[str, Any]:
+    """``{"rows": ..., "bytes": ...}``; raises as decoding does."""
+    data = path.read_bytes()
+    return {"kind": "image", "bytes": len(data), "rows": [list(row) for row in describe(data)]}
+
+
+__all__ = [
+    "COLUMNS", "Header", "Limits", "Profile", "Quantizer", "checksum", "describe", "inspect_container",
+    "is_container", "read", "write",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is in a file, as rows: image containers and model files."""
+"""What is in a model file, as rows. (Of an image container: `rdquant.files.container.inspect_container`.)"""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from ..codec import Codec
 from ..codecs import FloatCodec
-from ..errors import UnknownModel
 from ..graph import Node, Operation, Port
 from ..graph.operations import (
     Compensate,
@@ -17,30 +16,14 @@ from ..graph.operations import (
     Requantize,
     WindowAttention,
 )
-from .container import MAGIC, describe
 from .float_models import float_fingerprint, load_float
 from .integer_models import integer_fingerprint, load_integer, stored_bytes
 from .model_file import model_kind
 from .storage import SPREADS
 from .structure import tensors_of
 
-CONTAINER_COLUMNS = ("field", "offset", "bytes", "value")
 #: bits: of a weight in arithmetic, and in the file on average; bytes: before the file's gzip
 MODEL_COLUMNS = ("node", "kind", "inputs", "shape", "bits", "coded bits", "in", "out", "bytes")
-
-
-def is_container(path: Path) -> bool:
-    """Whether a file begins like an image container. Raises `UnknownModel` if there is none."""
-    if not path.is_file():
-        raise UnknownModel(f"no such file: {path}")
-    with path.open("rb") as handle:
-        return handle.read(len(MAGIC)) == MAGIC
-
-
-def inspect_container(path: Path) -> dict[str, Any]:
-    """``{"rows": ..., "bytes": ...}``; raises as decoding does."""
-    data = path.read_bytes()
-    return {"kind": "image", "bytes": len(data), "rows": [list(row) for row in describe(data)]}
 
 
 def inspect_model(path: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..errors import UnknownModel
+
 DEFAULT = "mean-scale-s-0130-w8a8"
 _FOLDER = Path(__file__).parent
 
@@ -26,6 +28,15 @@ def find(name: str) -> Path | None:
     """The file of a zoo model, or None."""
     entry = index().get(name)
     return None if entry is None else _FOLDER / entry["file"]
+
+
+def model_path(name: str) -> Path:
+    """A zoo name or a path -> the model file. Raises `UnknownModel`."""
+    if (path := find(name)) is not None:
+        return path
+    if Path(name).is_file():
+        return Path(name)
+    raise UnknownModel(f"{name!r} is neither a file nor a zoo model; `rdquant zoo` lists those")
 
 
 def by_fingerprint(fingerprint: bytes) -> Path | None:
