@@ -2,11 +2,16 @@
 
 A file that exists is finished, because every writer here replaces its target whole. So resuming after a
 kill needs no record: what exists is skipped.
+
+Several files are worked on at a time, one a thread: while the networks of one run on all cores
+(`rdquant.threads`), others are read, entropy-coded and written. Memory is that of as many pictures.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +20,8 @@ from .errors import RdquantError, UsageError
 #: source, target -> one line about it
 Work = Callable[[Path, Path], str]
 Progress = Callable[[int, int, str], None]
+#: files at a time, where nobody says how many
+JOBS = min(4, os.cpu_count() or 1)
 
 
 @dataclass
@@ -57,19 +64,32 @@ def run(
     work: Work,
     overwrite: bool = False,
     progress: Progress | None = None,
+    jobs: int = JOBS,
 ) -> Report:
-    """``work`` on each source, to ``folder / (stem + suffix)``. Errors of ours are noted, not raised."""
+    """``work`` on each source, to ``folder / (stem + suffix)``, ``jobs`` at a time, each in a thread.
+
+    Errors of ours are noted; any other is raised once what runs has ended, and nothing more is begun.
+    Raises `UsageError` for no jobs.
+    """
+    if jobs < 1:
+        raise UsageError(f"there must be at least 1 job, got {jobs}")
     folder.mkdir(parents=True, exist_ok=True)
-    report = Report()
-    for i, source in enumerate(sources):
-        target = folder / (source.stem + suffix)
-        if target.exists() and not overwrite:
-            report.skipped.append(source)
-        else:
-            try:
-                report.done.append((source, work(source, target)))
-            except RdquantError as error:
-                report.failed.append((source, str(error)))
-        if progress:
-            progress(i + 1, len(sources), source.name)
+    targets = {source: folder / (source.stem + suffix) for source in sources}
+    report = Report(skipped=[s for s in sources if targets[s].exists() and not overwrite])
+    left = [s for s in sources if s not in set(report.skipped)]
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(work, source, targets[source]): source for source in left}
+        try:
+            for i, future in enumerate(as_completed(running), len(report.skipped) + 1):
+                if progress:
+                    progress(i, len(sources), running[future].name)
+                if not isinstance(future.exception(), RdquantError | None):
+                    break
+        finally:
+            pool.shutdown(cancel_futures=True)
+    for future, source in running.items():
+        try:
+            report.done.append((source, future.result()))
+        except RdquantError as error:
+            report.failed.append((source, str(error)))
     return report

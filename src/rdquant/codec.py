@@ -39,6 +39,7 @@ from .graph import Graph, Port
 from .graph.operations import Convolution, WindowAttention
 from .latents import FIXED_HI, FIXED_LO, FixedPointScalar, UniformScalar
 from .priors import Part, Prior
+from .threads import PARALLEL
 
 Z_FRACTION_BITS = 8
 #: so that a file of one pixel cannot ask for more than a large picture
@@ -122,10 +123,11 @@ class Codec:
     @torch.no_grad()
     def run(self, name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
         """A network by name. ``valid``: convolutions are not padded (`rdquant.priors.base.Run`)."""
-        if self.integer:
-            return run(self.networks[name], inputs, self.engine, valid)
-        graph = self._unpadded[name] if valid else self.networks[name]
-        return graph.real(*(t if t.is_floating_point() else t.float() for t in inputs))
+        with PARALLEL:
+            if self.integer:
+                return run(self.networks[name], inputs, self.engine, valid)
+            graph = self._unpadded[name] if valid else self.networks[name]
+            return graph.real(*(t if t.is_floating_point() else t.float() for t in inputs))
 
     @cached_property
     def _unpadded(self) -> dict[str, Graph]:
@@ -200,11 +202,12 @@ class Codec:
             return torch.floor(self.run("synthesis", y_hat).clamp_(0, 1) * 255 + 0.5).to(torch.uint8)
         if engine == "exact":
             return self.run("synthesis", y_hat).to(torch.uint8)
-        if engine == "torch":
-            return self._approximate.run(y_hat).to(torch.uint8)
-        graph = self.networks["synthesis"]
-        run = runner(graph, engine)
-        return in_strips(graph, (y_hat,), lambda part: torch.from_numpy(run(part.numpy())))
+        with PARALLEL:
+            if engine == "torch":
+                return self._approximate.run(y_hat).to(torch.uint8)
+            graph = self.networks["synthesis"]
+            run = runner(graph, engine)
+            return in_strips(graph, (y_hat,), lambda part: torch.from_numpy(run(part.numpy())))
 
     def relaxed_synthesis(self, y_hat: Tensor) -> Tensor:
         """y_hat, float32 -> pixels in 0..255, float32, differentiable: nothing rounded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +10,9 @@ from typing import Annotated
 import typer
 
 from .. import console, zoo
+from ..batch import JOBS
 from ..errors import UsageError
-from .common import Effort, Quantizer, Step, app
+from .common import Effort, Jobs, Quantizer, Step, app
 
 PANEL = "Code pictures"
 
@@ -42,6 +44,7 @@ def encode(
         bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    jobs: Jobs = JOBS,
 ) -> None:
     """Compress pictures to .rdq files; - is standard input and output.
 
@@ -57,12 +60,13 @@ def encode(
     for name, value in (("bpp", target_bpp), ("size", target_size)):
         if value is not None and not value > 0:
             raise UsageError(f"--target-{name} must be positive, got {value}")
-    coder = None
+    coder, opening = None, threading.Lock()
 
     def work(source: Path, target: Path) -> str:
         nonlocal coder
         rgb = read_image(source)
-        coder = coder or open_coder(model, quantizer, step, effort, quality)
+        with opening:
+            coder = coder or open_coder(model, quantizer, step, effort, quality)
         most = target_size if target_bpp is None else target_bpp * rgb[..., 0].size / 8
         if most is None:
             data = coder.encode(rgb, pixel_checksum)
@@ -72,7 +76,7 @@ def encode(
             handle.write(data)
         return f"{target}: {len(data)} bytes, {8 * len(data) / rgb[..., 0].size:.3f} bpp"
 
-    _each(images, SUFFIXES, ".rdq", work, out, overwrite)
+    _each(images, SUFFIXES, ".rdq", work, out, overwrite, jobs)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -94,6 +98,7 @@ def decode(
         ),
     ] = "exact",
     overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    jobs: Jobs = JOBS,
 ) -> None:
     """Decode .rdq files to pictures; - is standard input and output.
 
@@ -108,17 +113,19 @@ def decode(
 
     limits = Limits(pixels=max_pixels)
     coders: dict[bytes, ImageCoder] = {}
+    opening = threading.Lock()
 
     def work(source: Path, target: Path) -> str:
         data = read_file(source)
         header, _ = read(data, limits)
         key = b"" if model else header.fingerprint
-        if key not in coders:
-            coders[key] = open_coder(model) if model else coder_for(header.fingerprint)
+        with opening:
+            if key not in coders:
+                coders[key] = open_coder(model) if model else coder_for(header.fingerprint)
         write_image(target, coders[key].decode(data, limits, engine))  # type: ignore[arg-type]
         return f"{target}: {header.width}x{header.height}"
 
-    _each(files, {".rdq"}, ".png", work, out, overwrite)
+    _each(files, {".rdq"}, ".png", work, out, overwrite, jobs)
 
 
 def _each(
@@ -128,6 +135,7 @@ def _each(
     work: Callable[[Path, Path], str],
     out: Path | None,
     overwrite: bool,
+    jobs: int,
 ) -> None:
     """``work`` on one file, whose error ends the command, or on many, whose errors are reported."""
     from .. import batch
@@ -145,7 +153,7 @@ def _each(
     if out is None and len(folders) > 1:
         raise UsageError(f"the files are in {len(folders)} folders; name one for the results with --out")
     with console.progress(suffix) as update:
-        report = batch.run(found, out or folders.pop(), suffix, work, overwrite, update)
+        report = batch.run(found, out or folders.pop(), suffix, work, overwrite, update, jobs)
     for _, line in report.done:
         console.say(line)
     for source, line in report.failed:

@@ -38,6 +38,10 @@ Effort = Annotated[
         "Default: 1 for models retrained for rdoq or tcq, else 0."
     ),
 ]
+Jobs = Annotated[
+    int,
+    typer.Option(min=1, help="With several: files at a time, each with memory for a picture."),
+]
 
 
 def _version(show: bool) -> None:

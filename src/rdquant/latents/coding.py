@@ -17,6 +17,7 @@ from torch import Tensor
 from ..entropy import CdfTables, ParityMachine
 from ..errors import UsageError
 from ..files.container import MOST_STEP, Quantizer
+from ..threads import PARALLEL
 from . import kernels
 from .rates import SymbolRates
 from .rdoq import COHERENCE, Rdoq
@@ -125,12 +126,13 @@ class TrellisCoding:
         residual = residual.float().reshape(rows, -1).contiguous().numpy()
         t, rates = tcq_tables(), SymbolRates.of(tcq_tables())
         out = np.empty(residual.shape, np.int32)
-        kernels.viterbi_channels(
-            residual, indexes.reshape(rows, -1).contiguous().numpy(),
-            np.tile(weight.astype(np.float32), y.shape[0]),
-            rates.bits, rates.escape, t.starts, t.offsets, np.array(self.trellis.nexts, np.int64),
-            np.array(self.trellis.quantizer, np.int64), len(t) // 2, out,
-        )  # fmt: skip
+        with PARALLEL:
+            kernels.viterbi_channels(
+                residual, indexes.reshape(rows, -1).contiguous().numpy(),
+                np.tile(weight.astype(np.float32), y.shape[0]),
+                rates.bits, rates.escape, t.starts, t.offsets, np.array(self.trellis.nexts, np.int64),
+                np.array(self.trellis.quantizer, np.int64), len(t) // 2, out,
+            )  # fmt: skip
         return torch.from_numpy(out).reshape(y.shape)
 
     def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor:
