@@ -1,15 +1,16 @@
-"""Verbs that make a model run elsewhere: export."""
+"""Verbs that make a model run elsewhere: export, finetune."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .. import console
+from .. import console, zoo
 from ..errors import UsageError
-from .common import Json, app
+from .common import Json, app, options_of
 
 PANEL = "Deploy"
 
@@ -52,3 +53,60 @@ def export(
             f"{name}: {share:.0%} of multiplications in int8", ("node", "", "form", "why"), rows
         )
     console.say(f"{out}: {', '.join(report)}")
+
+
+@app.command(rich_help_panel=PANEL)
+def finetune(
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder of pictures to learn from; a CSV with file,split is honoured.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
+    minutes: Annotated[float, typer.Option(help="Of gradient steps.")] = 20.0,
+    pictures: Annotated[int, typer.Option(help="How many pictures to learn from.")] = 1000,
+    profile: Annotated[str, typer.Option(help="As of `rdquant quantize`.")] = "portable",
+    side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
+    calibration: Annotated[int, typer.Option(help="Of the val split: for ranges and to judge by.")] = 64,
+    run: Annotated[Path | None, typer.Option(help="Folder that keeps the state, to resume from.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other option of QuantizeConfig or FinetuneConfig, as NAME=JSON."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize, and let the synthesis learn to live with it: quantization-aware training on true pictures.
+
+    Only the synthesis moves: symbols and rates are those of the quantized model. If the calibration pictures
+    do not gain, the model is the one that `rdquant quantize` would have made.
+    """
+    from ..files.float_models import load_float
+    from ..files.integer_models import save_integer
+    from ..files.model_file import model_description
+    from ..files.split import split_files
+    from ..load import LATENTS, model_path
+    from ..passes import QuantizeConfig, load_calibration
+    from ..passes.config import profile_options
+    from ..passes.finetune import FinetuneConfig, Finetuning
+
+    path = model_path(model)
+    options = options_of(set_, (QuantizeConfig, FinetuneConfig))
+    quantized = QuantizeConfig(**{**profile_options(profile), **options[QuantizeConfig]})
+    config = FinetuneConfig(**{"minutes": minutes, **options[FinetuneConfig]})
+    parent = model_description(path)
+    with console.progress("finetune") as update:
+        work = Finetuning(
+            load_float(path), load_calibration(split_files(data, "val"), calibration, side),
+            load_calibration(split_files(data, "train"), pictures, side), quantized, config, run, update,
+        )  # fmt: skip
+        integer, report = work.run(update)
+    about = {
+        **integer.description, "parent": model if zoo.find(model) else path.name, "profile": profile,
+        "lambda": parent.get("lambda"), "finetune": {**dataclasses.asdict(config), **report},
+        **{k: parent[k] for k in (LATENTS,) if k in parent},
+    }  # fmt: skip
+    save_integer(dataclasses.replace(integer, description=about), out)
+    if as_json:
+        console.show_json({"file": str(out), **report})
+    else:
+        console.show_table("calibration pictures", list(report), [list(report.values())])
+        console.say(f"{out}: {out.stat().st_size} bytes")

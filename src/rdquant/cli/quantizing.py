@@ -76,7 +76,7 @@ def quantize(
     from ..load import LATENTS
     from ..passes import QuantizeConfig, load_calibration
     from ..passes import quantize as convert
-    from ..passes.config import PROFILES
+    from ..passes.config import profile_options
     from ..passes.rdo import calibrate
     from ..passes.rdo_config import RdoConfig
     from ..zoo import model_path
@@ -90,13 +90,11 @@ def quantize(
         options[QuantizeConfig]["layer_bits"] = dict(chosen.bits)
         if number_format == "auto":
             number_format = chosen.number_format
-    if profile not in PROFILES:
-        raise UsageError(f"--profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     config = QuantizeConfig(
         **{
             "weight_bits": weights,
             "activation_bits": activations,
-            **PROFILES[profile],
+            **profile_options(profile),
             **({"number_format": number_format} if number_format != "auto" else {}),
             "scope": tuple(n for n in scope.replace(" ", "").split(",") if n),
             **options[QuantizeConfig],

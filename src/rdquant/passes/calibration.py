@@ -30,14 +30,15 @@ LEAST_MSE = 4.0
 
 
 @njit(cache=True, nogil=True)
-def _clip_errors(counts, centres, scale, lo, hi, out):  # type: ignore[no-untyped-def]
+def _clip_errors(counts, centres, scale, lo, hi, clip_cost, out):  # type: ignore[no-untyped-def]
     for c in range(len(scale)):
         total, s = 0.0, scale[c]
         for b in range(counts.shape[1]):
             if counts[c, b] > 0:
                 x = centres[c, b]
-                error = min(max(np.rint(x / s), lo), hi) * s - x
-                total += counts[c, b] * error * error
+                q = np.rint(x / s)
+                error = min(max(q, lo), hi) * s - x
+                total += counts[c, b] * error * error * (clip_cost if q < lo or q > hi else 1.0)
         out[c] = total
 
 
@@ -92,15 +93,21 @@ class Observed:
         assert self.low is not None and self.high is not None
         return max(float(-self.low.min()), float(self.high.max()))
 
-    def error(self, scale: Tensor, lo: int, hi: int) -> Tensor:
+    def error(self, scale: Tensor, lo: int, hi: int, clip_cost: float = 1.0) -> Tensor:
         """Squared error of each channel, summed over positions, if stored as ``clip(round(x / scale))``.
 
-        ``scale: (C,)`` -> ``(C,)`` float64.
+        ``scale: (C,)`` -> ``(C,)`` float64. ``clip_cost``: how often a clipped value's error counts.
         """
         assert self.counts is not None
         out = np.empty(len(scale))
         _clip_errors(
-            self.counts.numpy(), self.centres.numpy(), scale.double().numpy(), float(lo), float(hi), out
+            self.counts.numpy(),
+            self.centres.numpy(),
+            scale.double().numpy(),
+            float(lo),
+            float(hi),
+            float(clip_cost),
+            out,
         )
         return torch.from_numpy(out)
 

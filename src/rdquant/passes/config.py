@@ -39,8 +39,15 @@ CONFIG_VERSION = 2
 #: channel, one scale for each activation (those of channels go into weights), no mixing behind a GDN
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
-    "portable": {"mixing": "none", "number_format": "uniform"},
+    "portable": {"mixing": "none", "number_format": "uniform", "clip_cost": 4.0},
 }
+
+
+def profile_options(name: str) -> Mapping[str, Any]:
+    """Options of `QuantizeConfig` that a profile stands for. Raises `UsageError`."""
+    if name not in PROFILES:
+        raise UsageError(f"the profile must be one of {', '.join(PROFILES)}, got {name!r}")
+    return PROFILES[name]
 
 
 #: of weights and activations outside the scope
@@ -75,6 +82,10 @@ class QuantizeConfig:
     channel_exponent: float = 0.75
     """Per channel: 1 gives each channel its own whole range, 0 none; between, weights share the burden."""
 
+    clip_cost: float = 1.0
+    """Of activations, by "mse": how often the error of a clipped value counts. Values of many channels are
+    clipped together, and their errors add up in what reads them, where those of rounding cancel.
+    """
     mixing: Mix = "compensated"
     """Of the channels behind each GDN, before they are rounded: see `rdquant.passes.mixing`."""
     mixing_steps: int | None = None
@@ -104,6 +115,8 @@ class QuantizeConfig:
             raise UsageError(f"mixing must be one of {', '.join(MIXES)}, got {self.mixing!r}")
         if self.mixing_steps is not None and self.mixing_steps < 1:
             raise UsageError(f"mixing_steps must be 1 or more, got {self.mixing_steps}")
+        if not self.clip_cost > 0:
+            raise UsageError(f"clip_cost must be positive, got {self.clip_cost}")
         if not 0 <= self.channel_exponent <= 1:
             raise UsageError(f"channel_exponent must be in 0..1, got {self.channel_exponent}")
 

@@ -175,7 +175,12 @@ class Lowering:
             else:
                 granularity = self.config.granularity if tie else "tensor"
                 found = activation_format(
-                    seen, bits, self.config.activation_range, granularity, self.config.channel_exponent
+                    seen,
+                    bits,
+                    self.config.activation_range,
+                    granularity,
+                    self.config.channel_exponent,
+                    self.config.clip_cost,
                 )
         except CalibrationError as error:
             raise CalibrationError(f"{edge}: {error}") from None

@@ -134,7 +134,12 @@ def tied(found: ActivationFormat, count: int) -> ActivationFormat:
 
 
 def activation_format(
-    seen: Observed, bits: int, rule: RangeRule, granularity: Granularity, exponent: float = 1.0
+    seen: Observed,
+    bits: int,
+    rule: RangeRule,
+    granularity: Granularity,
+    exponent: float = 1.0,
+    clip_cost: float = 1.0,
 ) -> ActivationFormat:
     """The format of an observed activation: ``hi - lo = 2^bits - 1``, ``lo <= 0 <= hi``.
 
@@ -148,12 +153,12 @@ def activation_format(
     low, high = min(float(seen.low.min()), 0.0), max(float(seen.high.max()), 0.0)
     if not 0 < high - low < float("inf"):
         raise CalibrationError(f"an activation was always in [{low}, {high}]; use other calibration pictures")
-    scale, lo, hi = _tensor_range(low, high, seen, bits, rule)
+    scale, lo, hi = _tensor_range(low, high, seen, bits, rule, clip_cost)
 
     def with_split(lo: int, hi: int, scale: float) -> ActivationFormat:
         scales = torch.full((len(seen.counts),), scale, dtype=torch.float64)  # type: ignore[arg-type]
         if granularity == "channel":
-            tops = _channel_tops(seen, lo, hi, rule)
+            tops = _channel_tops(seen, lo, hi, rule, clip_cost)
             ratio = (tops / scale).clamp(CHANNEL_FLOOR, 1.0 / CHANNEL_FLOOR)
             scales = scales * ratio**exponent
         return ActivationFormat(scales, lo, hi)
@@ -164,7 +169,7 @@ def activation_format(
     steps = 2**bits - 1
     splits = [(lo, hi), *((-round(steps * k / 8), steps - round(steps * k / 8)) for k in range(1, 8))]
     formats = [with_split(a, b, scale) for a, b in splits]
-    return min(formats, key=lambda f: float(seen.error(f.scale, f.lo, f.hi).sum()))
+    return min(formats, key=lambda f: float(seen.error(f.scale, f.lo, f.hi, clip_cost).sum()))
 
 
 def full_range_format(seen: Observed, bits: int, headroom: float) -> ActivationFormat:
@@ -181,7 +186,7 @@ def full_range_format(seen: Observed, bits: int, headroom: float) -> ActivationF
     return ActivationFormat(scale, lo, lo + steps, (start - lo).to(torch.int32))
 
 
-def _channel_tops(seen: Observed, lo: int, hi: int, rule: RangeRule) -> Tensor:
+def _channel_tops(seen: Observed, lo: int, hi: int, rule: RangeRule, clip_cost: float) -> Tensor:
     """Per channel, the scale that its own range asks for within the common [lo, hi]. ``(C,)`` float64."""
     assert seen.low is not None and seen.high is not None
 
@@ -197,14 +202,14 @@ def _channel_tops(seen: Observed, lo: int, hi: int, rule: RangeRule) -> Tensor:
         return full
     best, chosen = torch.full_like(full, torch.inf), full.clone()
     for ratio in CLIP_GRID:
-        error = seen.error(full * ratio, lo, hi)
+        error = seen.error(full * ratio, lo, hi, clip_cost)
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, full * ratio, chosen)
     return chosen
 
 
 def _tensor_range(
-    low: float, high: float, seen: Observed, bits: int, rule: RangeRule
+    low: float, high: float, seen: Observed, bits: int, rule: RangeRule, clip_cost: float
 ) -> tuple[float, int, int]:
     if rule == "percentile":
         ends = _pooled_quantiles(seen, 1 - PERCENTILE)
@@ -214,7 +219,7 @@ def _tensor_range(
     best, chosen = float("inf"), _grid(low, high, bits)
     for ratio in CLIP_GRID:
         scale, lo, hi = _grid(low * float(ratio), high * float(ratio), bits)
-        error = float(seen.error(torch.full_like(seen.centres[:, 0], scale), lo, hi).sum())
+        error = float(seen.error(torch.full_like(seen.centres[:, 0], scale), lo, hi, clip_cost).sum())
         if error < best:
             best, chosen = error, (scale, lo, hi)
     return chosen

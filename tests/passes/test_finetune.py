@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import small_codec
+from rdquant.errors import CalibrationError, UsageError
+from rdquant.files.integer_models import integer_fingerprint
+from rdquant.passes import QuantizeConfig
+from rdquant.passes.config import PROFILES, profile_options
+from rdquant.passes.finetune import FinetuneConfig, Finetuning
+
+CONFIG = QuantizeConfig(**PROFILES["portable"])
+
+
+@pytest.fixture
+def crops(photo: np.ndarray) -> list[np.ndarray]:
+    return [photo[64 * i : 64 * i + 64, 128:192] for i in range(6)]
+
+
+def _run(crops: list[np.ndarray], folder: Path | None = None, minutes: float = 0.02) -> Finetuning:
+    config = FinetuneConfig(minutes=minutes, batch=2)
+    return Finetuning(small_codec("mbt2018-mean"), crops[:2], crops, CONFIG, config, folder)
+
+
+def test_the_synthesis_alone_moves_and_gets_better(crops: list[np.ndarray]) -> None:
+    run = _run(crops, minutes=0.05)
+    found, report = run.run()
+    assert report["MSE after"] < report["MSE before"] and report["steps"] > 10
+    assert report["MSE after"] == pytest.approx(run.error(found)) != run.error(run.integer)
+    for name, graph in run.integer.networks.items():
+        same = all(
+            torch.equal(getattr(a.op, f), getattr(b.op, f))
+            for a, b in zip(graph.nodes, found.networks[name].nodes, strict=True)
+            for f in ("weight", "bias", "gamma", "beta")
+            if hasattr(a.op, f)
+        )
+        assert same == (name != "synthesis")
+    assert len(found.prior.networks) == 2 and found.y_tables is run.integer.y_tables
+
+
+def test_what_does_not_help_is_undone(crops: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _run(crops)
+    monkeypatch.setattr(run, "error", lambda codec: 2.0 if codec is not run.integer else 1.0)
+    assert run.run()[0] is run.integer
+
+
+def test_runs_resume(crops: list[np.ndarray], tmp_path: Path) -> None:
+    first = _run(crops, tmp_path)
+    found, report = first.run()
+    again = _run(crops, tmp_path)
+    assert (again.step, again.seconds) == (first.step, first.seconds) and again.step > 0
+    resumed, after = again.run()
+    assert after["steps"] == report["steps"]  # its minutes are over
+    assert integer_fingerprint(resumed) == integer_fingerprint(found)
+    with pytest.raises(CalibrationError, match="other options"):
+        _run(crops, tmp_path, minutes=1)
+
+
+def test_options_are_checked(crops: list[np.ndarray]) -> None:
+    with pytest.raises(UsageError, match="must be positive"):
+        FinetuneConfig(minutes=0)
+    with pytest.raises(UsageError, match="profile must be one of exact, portable"):
+        profile_options("nope")
+    with pytest.raises(CalibrationError, match="no pictures"):
+        Finetuning(small_codec("mbt2018-mean"), crops, [], CONFIG, FinetuneConfig())
