@@ -21,7 +21,6 @@ from rdquant.errors import Corrupt, RdquantError
 from rdquant.files import container
 from rdquant.files.float_models import save_float
 from rdquant.files.images import read_image, write_image
-from rdquant.files.integer_models import load_integer
 from rdquant.load import open_coder
 
 
@@ -310,37 +309,6 @@ def test_quantize_by_rate_and_distortion(
     ):
         with pytest.raises(RdquantError, match=message):
             invoke(*common, *arguments)
-
-
-def test_models_for_other_engines(
-    small_model: tuple[Path, Path], picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    model, pictures = small_model
-    plain, tuned, file = tmp_path / "p.rdqm", tmp_path / "t.rdqm", tmp_path / "f.rdq"
-    invoke("quantize", model, "--calib", pictures, "-o", plain, "--profile", "portable")
-    assert load_integer(plain).description["quantize"]["mixing"] == "none"
-    capsys.readouterr()
-    (pictures / "list.csv").write_text("file,split\n0.png,train\n1.png,val\n")
-    invoke("finetune", model, "--data", pictures, "-o", tuned, "--minutes", 0.01, "--side", 64, "--json")
-    report = json.loads(capsys.readouterr().out)
-    assert report["steps"] > 0 and report["MSE after"] > 0
-    assert load_integer(tuned).description["finetune"]["steps"] == report["steps"]
-    with pytest.raises(RdquantError, match="--to must be onnx or openvino"):
-        invoke("export", plain, "--to", "tflite", "-o", tmp_path / "x")
-    with pytest.raises(RdquantError, match="the profile must be"):
-        invoke("quantize", model, "--calib", pictures, "-o", plain, "--profile", "small")
-    pytest.importorskip("onnx")
-    invoke("export", tuned, "--to", "onnx", "-o", tmp_path / "onnx")
-    assert "g_s.6" in capsys.readouterr().out
-    assert {p.name for p in (tmp_path / "onnx").iterdir()} == {
-        "analysis.onnx", "synthesis.onnx", "report.json"
-    }  # fmt: skip
-    pytest.importorskip("onnxruntime")
-    invoke("encode", picture, "-m", tuned, "-o", file)
-    for engine in ("exact", "onnx"):
-        invoke("decode", file, "-m", tuned, "-o", tmp_path / f"{engine}.png", "--engine", engine)
-    exact, near = (read_image(tmp_path / f"{e}.png").astype(int) for e in ("exact", "onnx"))
-    assert (np.abs(exact - near) <= 1).mean() >= 0.999
 
 
 def test_allocate_and_quantize_to_a_size(
