@@ -50,7 +50,7 @@ def small_codec(architecture: str, N: int = 8, M: int = 12) -> FloatCodec:
     """An untrained codec whose latents are lively enough to code."""
     torch.manual_seed(1)
     options = {"N": N, "M": M, "groups": [M // 6, M // 3, M - M // 6 - M // 3], "heads": 2, "window": 4}
-    options |= {"hyper": N, "width": N, "deep": M, "encoder": 1, "decoder": 1}
+    options |= {"hyper": N, "width": N, "encoder": 1, "decoder": 1}
     codec = build(architecture, **{name: options[name] for name in ARCHITECTURES[architecture].OPTIONS})
     initialise(codec)
     with torch.no_grad():

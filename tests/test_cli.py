@@ -297,8 +297,10 @@ def test_quantize_by_rate_and_distortion(
     assert [e["unit"] for e in trace] == ["float", "start", "weights", "end"]
     sizes = []
     for quantizer in ("uniform", "rdoq"):
-        invoke("encode", picture, "-m", target, "-o", tmp_path / "f.rdq", "--quantizer", quantizer)
-        invoke("decode", tmp_path / "f.rdq", "-m", target, "-o", tmp_path / "d.png")
+        invoke(
+            "encode", picture, "-m", target, "-o", tmp_path / "f.rdq", "--quantizer", quantizer, "--overwrite"
+        )
+        invoke("decode", tmp_path / "f.rdq", "-m", target, "-o", tmp_path / "d.png", "--overwrite")
         sizes.append((tmp_path / "f.rdq").stat().st_size)
     assert sizes[1] < sizes[0]
     for arguments, message in (

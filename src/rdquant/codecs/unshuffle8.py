@@ -100,27 +100,22 @@ class ContextParameters(nn.Module):
 
 
 class Unshuffle8(FloatCodec):
-    """``hyper``, ``width``, ``deep``: channels at 1/64..1/16 of the hyperprior, at 1/8 and at 1/16;
-    ``encoder``, ``decoder``: blocks at 1/8.
+    """``hyper``: channels of the hyperprior's networks; ``width``: at 1/8, in ``encoder`` and ``decoder``
+    blocks.
     """
 
     architecture = "unshuffle8"
-    OPTIONS = ("N", "M", "hyper", "width", "deep", "encoder", "decoder")
+    OPTIONS = ("N", "M", "hyper", "width", "encoder", "decoder")
     prior: Prior = FourPart()
 
     def __init__(
-        self, N: int, M: int, hyper: int = 128, width: int = 128, deep: int = 192, encoder: int = 5,
-        decoder: int = 5,
-    ) -> None:  # fmt: skip
+        self, N: int, M: int, hyper: int = 128, width: int = 128, encoder: int = 6, decoder: int = 6
+    ) -> None:
         super().__init__()
-        self.N, self.M, self.hyper, self.width, self.deep = N, M, hyper, width, deep
+        self.N, self.M, self.hyper, self.width = N, M, hyper, width
         self.encoder, self.decoder = encoder, decoder
-        self.g_a = nn.Sequential(
-            down(3, width, 8), *blocks(width, encoder), down(width, deep), *blocks(deep, 2), conv1(deep, M)
-        )
-        self.g_s = nn.Sequential(
-            conv1(M, deep), *blocks(deep, 2), up(deep, width), *blocks(width, decoder), up(width, 3, 8)
-        )
+        self.g_a = nn.Sequential(down(3, width, 8), *blocks(width, encoder), down(width, M))
+        self.g_s = nn.Sequential(up(M, width), *blocks(width, decoder), up(width, 3, 8))
         self.h_a = nn.Sequential(
             conv1(M, hyper), *blocks(hyper, 1), conv(hyper, hyper, 3), nn.LeakyReLU(SLOPE), conv(hyper, N, 3)
         )

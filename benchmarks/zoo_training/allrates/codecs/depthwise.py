@@ -30,29 +30,22 @@ def hyper_synthesis(N: int, width: int, block: type[nn.Module]) -> nn.Sequential
 
 
 class Unshuffle8(AllRatesCodec):
-    """c: pixels to channels by 8, blocks at 1/8, few at 1/16."""
+    """c: pixels to channels by 8, and blocks at 1/8."""
 
     architecture = "unshuffle8"
 
     def __init__(
         self,
         N: int = 64,
-        M: int = 160,
+        M: int = 256,
         hyper: int = 128,
         width: int = 128,
-        deep: int = 192,
-        encoder: int = 5,
-        decoder: int = 5,
+        encoder: int = 6,
+        decoder: int = 6,
     ) -> None:
         super().__init__(N, M)
-        self.g_a = nn.Sequential(
-            down(3, width, 8), *stack(DepthBlock, width, encoder),
-            down(width, deep), *stack(DepthBlock, deep, 2), pointwise(deep, M),
-        )  # fmt: skip
-        self.g_s = nn.Sequential(
-            pointwise(M, deep), *stack(DepthBlock, deep, 2),
-            up(deep, width), *stack(DepthBlock, width, decoder), up(width, 3, 8),
-        )  # fmt: skip
+        self.g_a = nn.Sequential(down(3, width, 8), *stack(DepthBlock, width, encoder), down(width, M))
+        self.g_s = nn.Sequential(up(M, width), *stack(DepthBlock, width, decoder), up(width, 3, 8))
         self.h_a = hyper_analysis(N, M, hyper, DepthBlock)
         self.h_s = hyper_synthesis(N, hyper, DepthBlock)
         self.prior = FourPartPrior(M, hyper, hyper, DepthBlock)

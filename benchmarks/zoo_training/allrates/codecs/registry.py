@@ -17,7 +17,7 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     "b": ("mean-scale-context", {"N": 64, "M": 128, "width": 128, "last": 48}),
     "c": (
         "unshuffle8",
-        {"N": 64, "M": 160, "hyper": 128, "width": 128, "deep": 192, "encoder": 5, "decoder": 5},
+        {"N": 64, "M": 256, "hyper": 128, "width": 128, "encoder": 6, "decoder": 6},
     ),
     "d": (
         "pyramid",
