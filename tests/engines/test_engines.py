@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,9 @@ from random_graphs import (
     operation,
 )
 from rdquant import engines
-from rdquant.engines import accumulate, run
-from rdquant.engines.accumulate import EXACT, Accumulator
+from rdquant.engines import products, run
 from rdquant.engines.fast import plan
+from rdquant.engines.layer import Layer
 from rdquant.errors import BadModel, UsageError
 from rdquant.graph import Graph, Node, Port
 from rdquant.graph.operations import Convolution
@@ -55,27 +56,42 @@ def test_every_operation(
     assert found.shape[1] == out.channels == graph.channels()["op"]
 
 
+@pytest.mark.parametrize("isa", ["portable", "best"])
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(["requantize", "leaky", "absolute", "compensate", "gdn", "igdn"]),
     transposed=st.booleans(),
     span=st.sampled_from(WIDE),
     cin=st.sampled_from([1, 3, 16, 65]),
+    cout=st.sampled_from([4, 36, 64, 80]),
+    kernel=st.sampled_from([(1, 1), (3, 1), (4, 2), (5, 2), (2, 2)]),
     groups=st.sampled_from([1, 4]),
     bits=st.sampled_from([4, 8, 11]),
+    size=st.sampled_from([(1, 1), (3, 4), (2, 61), (17, 5)]),
 )
-@settings(max_examples=40)
+@settings(max_examples=50)
 def test_a_convolution_and_what_follows(
-    seed: int, kind: str, transposed: bool, span: tuple[int, int], cin: int, groups: int, bits: int
-) -> None:
+    isa: str, seed: int, kind: str, transposed: bool, span: tuple[int, int], cin: int, cout: int,
+    kernel: tuple[int, int], groups: int, bits: int, size: tuple[int, int],
+) -> None:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
-    cin, cout = cin * groups, 36
-    conv = convolution(g, cin, cout, 5, 2, transposed, groups, bits)
-    reach = max(-span[0], span[1]) * 2 ** (bits - 2) * (cin / groups * 25) ** 0.5
-    nodes = (Node("c", conv, ("x",)), Node("c.out", epilogue(g, kind, cout, reach), ("c",)))
-    graph = Graph({"x": Port(cin, *span)}, nodes, "c.out")
-    graph.check()
-    _agree(graph, inputs_of(graph, g, 6, 8, 2))
+    cin, (k, stride) = cin * groups, kernel
+    conv = convolution(g, cin, cout, k, stride, transposed, groups, bits)
+    reach = max(-span[0], span[1]) * 2 ** (bits - 2) * (cin / groups * k * k) ** 0.5
+    nodes = (
+        Node("c", conv, ("x",)),
+        Node("c.out", epilogue(g, kind, cout, reach), ("c",)),
+        Node("d", convolution(g, cout, 3, 3), ("c.out",)),
+        Node("d.out", epilogue(g, "leaky", 3, 90_000), ("d",)),
+    )
+    down = 1 if transposed else stride
+    with pytest.MonkeyPatch.context() as patch:
+        if isa == "portable":
+            patch.setenv("RDQUANT_ISA", "portable")
+        for output in ("c.out", "d.out"):
+            graph = Graph({"x": Port(cin, *span)}, nodes, output)
+            graph.check()
+            _agree(graph, inputs_of(graph, g, size[0] * down, size[1] * down, 2))
 
 
 def test_a_graph_with_branches() -> None:
@@ -150,26 +166,26 @@ def test_without_padding_is_the_centre_of_what_is_padded() -> None:
     assert torch.equal(_agree(graph, x, valid=True), _agree(graph, x)[:, :, 3:-3, 3:-3])
 
 
-# what makes float32 exact
+# what this machine can do
 
 
-def test_self_test_passes_here_and_sees_a_wrong_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert accumulate.self_test()
-    exact = accumulate._convolve
+def test_self_test_passes_here_and_sees_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engines.self_test()
+    exact = Layer.__call__
 
-    def rounded(x: torch.Tensor, *rest: object) -> torch.Tensor:
-        if x.dtype == torch.float64:
-            return exact(x, *rest)  # type: ignore[arg-type]
-        return exact(x.bfloat16().float(), *rest) * (1 + 2**-20)  # type: ignore[arg-type]
+    def wrong(layer: Layer, *given: object) -> np.ndarray:
+        out = exact(layer, *given)  # type: ignore[arg-type]
+        out[0, -1, -1, -1] ^= 1
+        return out
 
-    monkeypatch.setattr(accumulate, "_convolve", rounded)
+    monkeypatch.setattr(Layer, "__call__", wrong)
     monkeypatch.delenv("RDQUANT_ENGINE", raising=False)
-    accumulate.self_test.cache_clear()
+    engines.self_test.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="float64 reference"):
             assert engines.default_engine() == "reference"
     finally:
-        accumulate.self_test.cache_clear()
+        engines.self_test.cache_clear()
     monkeypatch.undo()
     monkeypatch.delenv("RDQUANT_ENGINE", raising=False)
     assert engines.default_engine() == "fast"
@@ -192,15 +208,35 @@ def test_bound_is_reached_by_the_worst_input(transposed: bool, groups: int) -> N
     assert int(acc.max()) == conv.accumulator_bound(Port(6, 0, 255))
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("span", WIDE)
-def test_no_piece_can_exceed_24_bits(transposed: bool, span: tuple[int, int]) -> None:
-    conv = convolution(torch.Generator().manual_seed(5), 300, 5, 5, 2, transposed)
-    conv.weight.fill_(127)
-    pieces = Accumulator(conv, Port(300, *span))._pieces
-    assert sum(p.channels.stop - p.channels.start for p in pieces) == 300 * (1 if span[1] < 256 else 2)
-    for piece in pieces:
-        n = piece.channels.stop - piece.channels.start
-        top = {None: span[1], True: -(-max(-span[0], span[1]) // 256), False: 255}[piece.upper]
-        assert piece.weight.dtype == torch.float32
-        assert n * 127 * top * (9 if transposed else 25) < EXACT
+@pytest.mark.parametrize("isa", ["avx", "sse", ""])
+def test_unknown_instructions_are_refused(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDQUANT_ISA", isa)
+    with pytest.raises(UsageError, match="RDQUANT_ISA"):
+        products.instructions()
+
+
+@pytest.mark.parametrize("kernel", [products.PORTABLE, products.BYTES, products.WORDS])
+@pytest.mark.parametrize("vectors", [1, 2, 3, 4])
+def test_products_are_those_of_integers(kernel: int, vectors: int) -> None:
+    """At the ends of all ranges, sums cut to 32 bits."""
+    if kernel != products.PORTABLE and products.instructions() == "portable":
+        pytest.skip("no such instructions here")
+    vectors = 1 if kernel == products.PORTABLE else vectors
+    g = np.random.default_rng(vectors)
+    each, a_kind, w_kind = (4, np.uint8, np.int8) if kernel == products.BYTES else (2, np.int16, np.int16)
+    rows, taps, words, outputs = products.POSITIONS[vectors], np.array([0, 8, 40]), 7, 16 * vectors
+    ends = np.iinfo(a_kind).min, np.iinfo(a_kind).max, 1
+    a = g.choice(ends, (rows + 9, words * each)).astype(a_kind)
+    w = g.choice((np.iinfo(w_kind).min, np.iinfo(w_kind).max, -1), (3, words, outputs, each)).astype(w_kind)
+    start = g.integers(-9, 9, outputs).astype(np.int32)
+    c = np.zeros((rows, outputs), np.int32)
+    products.product(
+        kernel, vectors, a.ctypes.data, 4 * words, taps.ctypes.data, 3, words, w.ctypes.data,
+        start.ctypes.data, 0, c.ctypes.data, 4 * outputs,
+    )  # fmt: skip
+    flat, expected = a.reshape(-1).astype(np.int64), np.tile(start.astype(np.int64), (rows, 1))
+    for i in range(rows):
+        for tap, kernel_of_tap in zip(taps // a.itemsize, w.astype(np.int64), strict=True):
+            seen = flat[i * words * each + tap :][: words * each].reshape(words, 1, each)
+            expected[i] += (seen * kernel_of_tap).sum((0, 2))
+    assert np.array_equal(c, expected.astype(np.int32))

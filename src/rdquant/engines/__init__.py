@@ -10,12 +10,12 @@ from torch import Tensor
 from ..errors import UsageError
 from ..graph import Graph
 from . import fast
-from .accumulate import self_test
+from .self_test import self_test
 from .strips import in_strips
 
 __all__ = ["Engine", "default_engine", "run"]
 
-#: "reference": float64 on any device. "fast": float32 convolutions proven exact, numba for the rest, CPU.
+#: "reference": float64 on any device. "fast": products of small integers, numba, CPU.
 Engine = Literal["reference", "fast"]
 
 

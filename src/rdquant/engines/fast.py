@@ -1,13 +1,14 @@
-"""The fast engine: float32 convolutions where they are provably exact, numba for the rest.
+"""The fast engine: products of 8 and 16-bit integers, each tile finished while it is in cache.
 
-A graph is prepared once (`plan`): weights in the layout that convolutions take, factors as the kernels take
-them, and a convolution whose only reader turns its accumulators into activations made one step with it.
-Between steps there are float32 tensors ``(B, H, W, C)`` that hold integers, float64 where these exceed 24
-bits.
+A graph is prepared once (`plan`): weights in the layout that kernels take (`layer`), and a convolution
+whose only reader turns its accumulators into activations made one step with it (`epilogues`). Between steps
+there are arrays ``(B, H, W, C)`` of as few bytes as hold their integers (`buffers.Form`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,209 +36,178 @@ from ..graph.operations import (
     WindowAttention,
 )
 from ..graph.operations.attention import relative_positions
-from .accumulate import EXACT, Accumulator
+from .buffers import Form
 from .cache import per_graph
+from .epilogues import finish_rows, prepared
+from .layer import Layer
 
-#: positions handled at a time by the GDN epilogue, so that its planes stay in cache
-CHUNK = 8192
-
-Rows = Callable[[np.ndarray], np.ndarray]  #: ``(P, C)`` -> float32 ``(P, C)``
-Step = Callable[..., Tensor]
-
-
-def _kind(port: Port) -> torch.dtype:
-    return torch.float32 if max(-port.lo, port.hi) < EXACT else torch.float64
+Step = Callable[..., np.ndarray]
+EPILOGUES = (Requantize, Compensate, DivisiveNormalization)
 
 
-def _rows(t: Tensor) -> np.ndarray:
-    return t.reshape(-1, t.shape[-1]).contiguous().numpy()
+def _form(graph: Graph, ports: dict[str, Port], name: str) -> Form:
+    """How an edge is stored: bytes where only products read it, and each channel's range has 8 bits."""
+    port = ports[name]
+    low, high = np.full(port.channels, port.lo), np.full(port.channels, port.hi)
+    if name not in graph.inputs and isinstance(op := graph[name].op, Compensate):
+        low, high = (end.numpy() for end in op.ends())
+    readers = [node.op for node in graph.readers(name)]
+    multiplied = all(isinstance(op, Convolution) and op.groups == 1 for op in readers)
+    if (high - low).max() < 256 and multiplied and (name != graph.output or not low.any()):
+        return Form(1, low.astype(np.int32))
+    size = next(n for n in (2, 4, 8) if max(-port.lo - 1, port.hi) < 2 ** (8 * n - 1))
+    return Form(size, np.zeros(port.channels, np.int32))
 
 
-def _like(out: np.ndarray, t: Tensor) -> Tensor:
-    return torch.from_numpy(out).view(t.shape)
+class _Convolution:
+    """A convolution and what follows it; patches of one position each as matrix products."""
+
+    def __init__(self, conv: Convolution, *rest: object) -> None:
+        self._conv, self._rest = conv, rest
+        self._whole = Layer(conv, *rest)  # type: ignore[arg-type]
+
+    @functools.cached_property
+    def _patches(self) -> tuple[slice, Layer]:
+        """The kernel as one matrix over whole patches, and the run of its taps that are not all zero."""
+        conv, (port, form, after, out) = self._conv, self._rest
+        taps = conv.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (O, k^2, I)
+        used = taps.to(torch.int32).abs().sum((0, 2)).nonzero()[:, 0].tolist() or [0]
+        run = slice(used[0], used[-1] + 1)
+        weight = taps[:, run].flatten(1)[:, :, None, None].contiguous()
+        matrix = dataclasses.replace(conv, weight=weight, padding=0, stride=1)
+        form = Form(form.size, np.tile(form.zero, run.stop - run.start))  # type: ignore[attr-defined]
+        return run, Layer(matrix, port, form, after, out)  # type: ignore[arg-type]
+
+    def __call__(self, q: np.ndarray, valid: bool = False) -> np.ndarray:
+        conv = self._conv
+        k = conv.kernel_size
+        if valid and k > 1 and q.shape[1] == q.shape[2] == k and conv.groups == 1 and not conv.transposed:
+            run, layer = self._patches
+            patches = q.reshape(len(q), k * k, -1)[:, run]
+            return layer(np.ascontiguousarray(patches).reshape(len(q), 1, 1, -1))
+        return self._whole(q, valid)
 
 
-# what happens to accumulators
+# operations on activations, integers of any type to any type
 
 
-def _requantize(op: Requantize, bias: np.ndarray) -> Rows:
-    factor = op.factor.as_float().numpy()
-    negative = factor if op.negative is None else op.negative.as_float().numpy()
-    negative = -factor if op.absolute else negative
-    lo, hi = float(op.lo), float(op.hi)
-
-    def apply(acc: np.ndarray) -> np.ndarray:
-        out = np.empty(acc.shape, np.float32)
-        kernels.requantize(acc, bias, factor, negative, lo, hi, out)
-        return out
-
-    return apply
+def _rows(q: np.ndarray) -> np.ndarray:
+    return q.reshape(-1, q.shape[-1])
 
 
-def _compensate(op: Compensate, bias: np.ndarray) -> Rows:
-    factor, feedback = op.factor.as_float().numpy(), op.feedback.double()
-    low, high = (end.numpy() for end in op.ends())
-    return lambda acc: kernels.compensate_rows(acc, bias, factor, low, high, feedback)
-
-
-def _normalize(op: DivisiveNormalization, bias: np.ndarray) -> Rows:
-    assert op.widen is not None and op.factor is not None
-    gamma, beta = op.gamma.double().T.contiguous(), op.beta.double().numpy()
-    wide = op.widen.as_float().numpy()
-    if int(gamma.sum(0).max()) * 255 < EXACT:  # of a plane of the squares
-        gamma = gamma.float()
-    factor, m = op.factor.as_float().numpy(), op.factor.m.double().numpy()
-    power = torch.exp2(op.factor.shift.double()).numpy()
-    lo, hi = float(op.lo), float(op.hi)
-
-    def apply(acc: np.ndarray) -> np.ndarray:
-        out = np.empty(acc.shape, np.float32)
-        for start in range(0, len(acc), CHUNK):
-            rows = slice(start, start + CHUNK)
-            x, *planes = kernels.widen(acc[rows], bias, wide)
-            high, low = ((torch.from_numpy(plane).to(gamma.dtype) @ gamma).numpy() for plane in planes)
-            if op.inverse:
-                kernels.denormalize(x, high, low, beta, factor, lo, hi, out[rows])
-            else:
-                kernels.normalize(x, high, low, beta, m, power, lo, hi, out[rows])
-        return out
-
-    return apply
-
-
-EPILOGUES: dict[type[Operation], Callable[..., Rows]] = {
-    Requantize: _requantize,
-    Compensate: _compensate,
-    DivisiveNormalization: _normalize,
-}
-
-
-def _convolution(conv: Convolution, port: Port, epilogue: Operation | None, out: Port) -> Step:
-    accumulate = Accumulator(conv, port)
-    if epilogue is None:
-        kind, bias = _kind(out), conv.bias.double()
-        bias = bias.to(kind)
-        return lambda q, valid=False: (accumulate(q, valid) + bias).to(kind)
-    apply = EPILOGUES[type(epilogue)](epilogue, conv.bias.double().numpy())
-
-    def run(q: Tensor, valid: bool = False) -> Tensor:
-        acc = accumulate(q, valid)
-        return _like(apply(_rows(acc)), acc)
-
-    return run
-
-
-# operations on activations
-
-
-def _sum(op: Sum, ports: tuple[Port, ...], out: Port) -> Step:
+def _sum(op: Sum) -> Step:
     assert op.m is not None and op.shift is not None
-    if len(ports) != 2:
-        return _general(op, ports, out)
+    if len(op.m) != 2:
+        return _general(op)
     m, n = op.m.double().numpy()
     scale = torch.exp2(-op.shift.double()).numpy()
 
-    def run(a: Tensor, b: Tensor) -> Tensor:
-        result = np.empty((a[..., 0].numel(), a.shape[-1]), np.float32)
+    def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        result = np.empty((a[..., 0].size, a.shape[-1]), np.int32)
         kernels.add(_rows(a), _rows(b), m, n, scale, float(op.lo), float(op.hi), result)
-        return _like(result, a)
+        return result.reshape(a.shape)
 
     return run
 
 
-def _product(op: Product, ports: tuple[Port, ...], out: Port) -> Step:
+def _product(op: Product) -> Step:
     assert op.factor is not None
     factor = op.factor.as_float().numpy()
 
-    def run(a: Tensor, b: Tensor) -> Tensor:
-        result = np.empty((a[..., 0].numel(), a.shape[-1]), np.float32)
+    def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        result = np.empty((a[..., 0].size, a.shape[-1]), np.int32)
         kernels.multiply(_rows(a), _rows(b), factor, float(op.lo), float(op.hi), result)
-        return _like(result, a)
+        return result.reshape(a.shape)
 
     return run
 
 
-def _table(op: Pointwise, ports: tuple[Port, ...], out: Port) -> Step:
+def _table(op: Pointwise) -> Step:
     assert op.values is not None
-    values = op.values.float().numpy()
+    values = op.values.numpy()
 
-    def run(q: Tensor) -> Tensor:
+    def run(q: np.ndarray) -> np.ndarray:
         rows = _rows(q)
-        result = np.empty(rows.shape, np.float32)
+        result = np.empty(rows.shape, np.int32)
         kernels.look_up(rows, values, op.lo, result)
-        return _like(result, q)
+        return result.reshape(q.shape)
 
     return run
 
 
-def _layer_norm(op: LayerNorm, ports: tuple[Port, ...], out: Port) -> Step:
+def _layer_norm(op: LayerNorm) -> Step:
     assert op.factor is not None and op.sign is not None
     m = (op.factor.m * op.sign).double().numpy()
     power = torch.exp2(op.factor.shift.double()).numpy()
     bias = (2 * op.bias.double() + 2**LAYER_BIAS_BITS).numpy()
 
-    def run(q: Tensor) -> Tensor:
+    def run(q: np.ndarray) -> np.ndarray:
         rows = _rows(q)
-        result = np.empty(rows.shape, np.float32)
+        result = np.empty(rows.shape, np.int32)
         kernels.layer_norm(rows, float(op.floor), m, power, bias, float(op.lo), float(op.hi), result)
-        return _like(result, q)
+        return result.reshape(q.shape)
 
     return run
 
 
-def _attention(op: WindowAttention, ports: tuple[Port, ...], out: Port) -> Step:
+def _attention(op: WindowAttention) -> Step:
     assert op.logit is not None and op.exponential is not None and op.factor is not None
     bias = op.bias.double()[:, relative_positions(op.window)].numpy()
     logit, exponential = op.logit.as_float().numpy(), op.exponential.double().numpy()
     m, power = op.factor.m.double().numpy(), torch.exp2(op.factor.shift.double()).numpy()
     lo, hi = float(op.lo), float(op.hi)
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: np.ndarray) -> np.ndarray:
         b, h, w, c = x.shape
         op.check_sides(h, w)
-        result = np.empty((b, h, w, c // 3), np.float32)
-        whole = x.contiguous().numpy()
-        kernels.attend(whole, op.window, op.shift, bias, logit, exponential, m, power, lo, hi, result)
-        return torch.from_numpy(result)
+        result = np.empty((b, h, w, c // 3), np.int32)
+        kernels.attend(x, op.window, op.shift, bias, logit, exponential, m, power, lo, hi, result)
+        return result
 
     return run
 
 
-def _shuffle(op: Shuffle, ports: tuple[Port, ...], out: Port) -> Step:
+def _shuffle(op: Shuffle) -> Step:
     r = op.factor
 
-    def run(q: Tensor) -> Tensor:
+    def run(q: np.ndarray) -> np.ndarray:
         b, h, w, c = q.shape
-        parts = q.reshape(b, h, w, c // r**2, r, r).permute(0, 1, 4, 2, 5, 3)
+        parts = q.reshape(b, h, w, c // r**2, r, r).transpose(0, 1, 4, 2, 5, 3)
         return parts.reshape(b, h * r, w * r, c // r**2)
 
     return run
 
 
-def _unshuffle(op: Unshuffle, ports: tuple[Port, ...], out: Port) -> Step:
+def _unshuffle(op: Unshuffle) -> Step:
     r = op.factor
 
-    def run(q: Tensor) -> Tensor:
+    def run(q: np.ndarray) -> np.ndarray:
         b, h, w, c = q.shape
-        parts = q.reshape(b, h // r, r, w // r, r, c).permute(0, 1, 3, 5, 2, 4)
+        parts = q.reshape(b, h // r, r, w // r, r, c).transpose(0, 1, 3, 5, 2, 4)
         return parts.reshape(b, h // r, w // r, c * r**2)
 
     return run
 
 
-def _general(op: Operation, ports: tuple[Port, ...], out: Port) -> Step:
+def _general(op: Operation) -> Step:
     """Any operation, by its reference."""
-    kind = _kind(out)
 
-    def run(*q: Tensor) -> Tensor:
-        return op.exact(*(t.double().permute(0, 3, 1, 2) for t in q)).permute(0, 2, 3, 1).to(kind)
+    def run(*q: np.ndarray) -> np.ndarray:
+        planes = (torch.from_numpy(np.moveaxis(a, 3, 1).astype(np.float64)) for a in q)
+        return np.moveaxis(op.exact(*planes).numpy(), 1, 3)
 
     return run
 
 
-def _gain(op: Gain, ports: tuple[Port, ...], out: Port) -> Step:
-    same = Requantize(op.factor(), None, op.lo, op.hi)
-    return _alone(_requantize(same, np.zeros(out.channels)))
+def _finished(op: Requantize | Compensate | DivisiveNormalization) -> Step:
+    """What takes accumulators, alone."""
+    assert op.factor is not None
+    epilogue = prepared(op, len(op.factor.m))
+    return lambda q: finish_rows(_rows(q), epilogue).reshape(q.shape)
+
+
+def _gain(op: Gain) -> Step:
+    return _finished(Requantize(op.factor(), None, op.lo, op.hi))
 
 
 STEPS: dict[type[Operation], Callable[..., Step]] = {
@@ -247,8 +217,8 @@ STEPS: dict[type[Operation], Callable[..., Step]] = {
     LayerNorm: _layer_norm,
     WindowAttention: _attention,
     Gain: _gain,
-    Concatenate: lambda op, ports, out: lambda *q: torch.cat(q, 3),
-    Slice: lambda op, ports, out: lambda q: q[..., op.start : op.stop],
+    Concatenate: lambda op: lambda *q: np.concatenate(q, 3),
+    Slice: lambda op: lambda q: q[..., op.start : op.stop],
     Shuffle: _shuffle,
     Unshuffle: _unshuffle,
 }
@@ -270,55 +240,57 @@ class Plan:
     def __init__(self, graph: Graph) -> None:
         ports = graph.ports()
         graph = graph.trimmed()
-        self._inputs = dict(graph.inputs)
+        forms = {name: _form(graph, ports, name) for name in (*graph.inputs, *(n.name for n in graph.nodes))}
+        self._inputs = {name: (port, forms[name]) for name, port in graph.inputs.items()}
         self._output = graph.output
+        end = ports[graph.output]
+        self._kind = torch.float32 if max(-end.lo, end.hi) < 2**24 else torch.float64
         steps: list[tuple[str, Step, tuple[str, ...], bool]] = []
         fused: set[str] = set()
         for node in graph.nodes:
             if node.name in fused:
                 continue
-            given, name, run = tuple(ports[edge] for edge in node.inputs), node.name, None
+            given, name = tuple(ports[edge] for edge in node.inputs), node.name
             if isinstance(node.op, Convolution):
                 after = _epilogue_of(graph, node)
                 name = node.name if after is None else after.name
                 fused.add(name)
-                run = _convolution(node.op, given[0], after.op if after else None, ports[node.name])
-            elif type(node.op) in EPILOGUES:
-                apply = EPILOGUES[type(node.op)](node.op, np.zeros(given[0].channels))
-                run = _alone(apply)
+                last = after.op if after else None
+                run: Step = _Convolution(node.op, given[0], forms[node.inputs[0]], last, forms[name])
+            elif isinstance(node.op, EPILOGUES):
+                run = _stored(_finished(node.op), forms[name])
             else:
-                run = STEPS.get(type(node.op), _general)(node.op, given, ports[node.name])
+                run = _stored(STEPS.get(type(node.op), _general)(node.op), forms[name])
             steps.append((name, run, node.inputs, isinstance(node.op, Convolution)))
-        last = {edge: i for i, (_, _, inputs, _) in enumerate(steps) for edge in inputs}
-        last[self._output] = len(steps)
+        last_use = {edge: i for i, (_, _, inputs, _) in enumerate(steps) for edge in inputs}
+        last_use[self._output] = len(steps)
         self._steps = [
-            _Prepared(name, run, inputs, tuple(e for e in set(inputs) if last[e] == i), pads)
+            _Prepared(name, run, inputs, tuple(e for e in set(inputs) if last_use[e] == i), pads)
             for i, (name, run, inputs, pads) in enumerate(steps)
         ]
 
     @torch.no_grad()
     def run(self, *given: Tensor, valid: bool = False) -> Tensor:
         """``(B, C, H, W)`` each, of any type -> the output's integers, on the CPU: `rdquant.engines.run`."""
-        values: dict[str, Tensor] = {}
-        for (name, port), t in zip(self._inputs.items(), given, strict=True):
-            q = t.to("cpu").permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format)
-            values[name] = q.clamp(port.lo, port.hi)
+        values: dict[str, np.ndarray] = {}
+        for (name, (port, form)), t in zip(self._inputs.items(), given, strict=True):
+            values[name] = form.store(t.to("cpu").permute(0, 2, 3, 1).clamp(port.lo, port.hi).numpy())
         for step in self._steps:
             inputs = [values[edge] for edge in step.inputs]
             values[step.name] = step.run(*inputs, valid=valid) if step.pads else step.run(*inputs)
             for edge in step.done:
                 del values[edge]
-        return values[self._output].permute(0, 3, 1, 2)
+        return torch.from_numpy(values[self._output]).to(self._kind).permute(0, 3, 1, 2)
 
 
-def _alone(apply: Rows) -> Step:
-    return lambda q: _like(apply(_rows(q)), q)
+def _stored(run: Step, form: Form) -> Step:
+    return lambda *q: form.store(run(*q))
 
 
 def _epilogue_of(graph: Graph, node: Node) -> Node | None:
     """The only reader of a convolution, if it takes accumulators."""
     readers = graph.readers(node.name)
-    if len(readers) != 1 or node.name == graph.output or type(readers[0].op) not in EPILOGUES:
+    if len(readers) != 1 or node.name == graph.output or not isinstance(readers[0].op, EPILOGUES):
         return None
     return readers[0]
 

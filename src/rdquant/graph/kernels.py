@@ -37,45 +37,6 @@ _SQUARE_SCALE = 2.0**-SQUARE_SHIFT
 _X_LO, _X_HI = float(X_LO), float(X_HI)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _requantize_row(acc, bias, factor, negative, lo, hi, out):  # type: ignore[no-untyped-def]
-    for c in range(len(acc)):
-        a = np.float64(acc[c]) + bias[c]
-        q = np.floor(a * (factor[c] if a >= 0 else negative[c]) + 0.5)
-        out[c] = np.float32(min(max(q, lo), hi))
-
-
-@njit(cache=True, parallel=True, nogil=True)
-def _requantize_many(acc, bias, factor, negative, lo, hi, out):  # type: ignore[no-untyped-def]
-    for p in prange(len(acc)):
-        _requantize_row(acc[p], bias, factor, negative, lo, hi, out[p])
-
-
-@njit(cache=True, nogil=True)
-def _requantize_few(acc, bias, factor, negative, lo, hi, out):  # type: ignore[no-untyped-def]
-    for p in range(len(acc)):
-        _requantize_row(acc[p], bias, factor, negative, lo, hi, out[p])
-
-
-def requantize(
-    acc: np.ndarray,
-    bias: np.ndarray,
-    factor: np.ndarray,
-    negative: np.ndarray,
-    lo: float,
-    hi: float,
-    out: np.ndarray,
-) -> None:
-    """``acc: (P, C)`` float -> ``out: (P, C)`` float32; ``negative`` serves accumulators below zero.
-
-    ``bias, factor, negative: (C,)`` float64: factors ``m * 2^-shift``. An accumulator has 36 bits and m 16,
-    so that the product is exact, and so is the sum with 1/2 (shift <= 46). A few elements, such as a diagonal
-    of `rdquant.priors.Serial`, are done before another thread would be awake.
-    """
-    run = _requantize_few if acc.size < _FEW else _requantize_many
-    run(acc, bias, factor, negative, lo, hi, out)
-
-
 def compensate_rows(
     rows: np.ndarray,
     bias: np.ndarray | None,
@@ -146,52 +107,6 @@ def compensate(acc, bias, factor, passed, lo, hi, feedback, errors, out):  # typ
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def widen(acc, bias, factor):  # type: ignore[no-untyped-def]
-    """Accumulators to 16-bit x and its squares, as ``256 high + low``, both float32 ``(P, C)``."""
-    rows, channels = acc.shape
-    x = np.empty((rows, channels), np.int16)
-    high = np.empty((rows, channels), np.float32)
-    low = np.empty((rows, channels), np.float32)
-    for p in prange(rows):
-        for c in range(channels):
-            q = np.floor((np.float64(acc[p, c]) + bias[c]) * factor[c] + 0.5)
-            q = min(max(q, _X_LO), _X_HI)
-            x[p, c] = np.int16(q)
-            v = min(np.floor(q * q * _SQUARE_SCALE + 0.5), 65535.0)
-            h = np.floor(v * (1 / 256))
-            high[p, c] = np.float32(h)
-            low[p, c] = np.float32(v - 256.0 * h)
-    return x, high, low
-
-
-@njit(cache=True, parallel=True, nogil=True)
-def denormalize(x, high, low, beta, factor, lo, hi, out):  # type: ignore[no-untyped-def]
-    """Inverse GDN of 16-bit x with the norm ``256 high + low + beta``; writes float32 activations.
-
-    ``beta, factor: (C,)`` float64. x has 16 bits, the root 21 and m 16: products are exact.
-    """
-    rows, channels = x.shape
-    for p in prange(rows):
-        for c in range(channels):
-            norm = 256.0 * np.float64(high[p, c]) + np.float64(low[p, c]) + beta[c]
-            root = np.floor(np.sqrt(norm * _ROOT_FACTOR))
-            q = np.floor(np.float64(x[p, c]) * root * factor[c] + 0.5)
-            out[p, c] = np.float32(min(max(q, lo), hi))
-
-
-@njit(cache=True, parallel=True, nogil=True)
-def normalize(x, high, low, beta, m, power, lo, hi, out):  # type: ignore[no-untyped-def]
-    """GDN of 16-bit x, norms as in `denormalize`; ``m, power: (C,)`` float64, power being 2^shift."""
-    rows, channels = x.shape
-    for p in prange(rows):
-        for c in range(channels):
-            norm = 256.0 * np.float64(high[p, c]) + np.float64(low[p, c]) + beta[c]
-            d = np.floor(np.sqrt(norm * _ROOT_FACTOR)) * power[c]
-            q = np.floor((2.0 * np.float64(x[p, c]) * m[c] + d) / (2.0 * d))
-            out[p, c] = np.float32(min(max(q, lo), hi))
-
-
-@njit(cache=True, parallel=True, nogil=True)
 def add(a, b, m, n, scale, lo, hi, out):  # type: ignore[no-untyped-def]
     """``clip(floor((a m + b n) scale + 1/2), lo, hi)``: ``a, b, out: (P, C)`` float32 of 17 bits at most.
 
@@ -201,7 +116,7 @@ def add(a, b, m, n, scale, lo, hi, out):  # type: ignore[no-untyped-def]
     for p in prange(rows):
         for c in range(channels):
             q = (np.float64(a[p, c]) * m[c] + np.float64(b[p, c]) * n[c]) * scale[c]
-            out[p, c] = np.float32(min(max(np.floor(q + 0.5), lo), hi))
+            out[p, c] = min(max(np.floor(q + 0.5), lo), hi)
 
 
 @njit(cache=True, parallel=True, nogil=True)
@@ -211,7 +126,7 @@ def multiply(a, b, factor, lo, hi, out):  # type: ignore[no-untyped-def]
     for p in prange(rows):
         for c in range(channels):
             q = np.float64(a[p, c]) * np.float64(b[p, c]) * factor[c]
-            out[p, c] = np.float32(min(max(np.floor(q + 0.5), lo), hi))
+            out[p, c] = min(max(np.floor(q + 0.5), lo), hi)
 
 
 @njit(cache=True, parallel=True, nogil=True)
@@ -243,7 +158,7 @@ def layer_norm(q, least, m, power, bias, lo, hi, out):  # type: ignore[no-untype
         for c in range(channels):
             below = root * power[c]
             v = np.floor((_BIAS_TWICE * d[c] * m[c] + below * bias[c]) / (_BIAS_TWICE * below))
-            out[p, c] = np.float32(min(max(v, lo), hi))
+            out[p, c] = min(max(v, lo), hi)
 
 
 @njit(cache=True, parallel=True, nogil=True)
@@ -291,4 +206,4 @@ def attend(x, window, shift, bias, logit, exponential, m, power, lo, hi, out):  
                 for c in range(d):
                     below = total * power[first + c]
                     v = np.floor((2.0 * above[c] * m[first + c] + below) / (2.0 * below))
-                    out[picture, rows[i], columns[i], first + c] = np.float32(min(max(v, lo), hi))
+                    out[picture, rows[i], columns[i], first + c] = min(max(v, lo), hi)

@@ -1,0 +1,132 @@
+"""Integers between steps, and between them and the buffers and tiles of a convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from .epilogues import whole_vectors
+
+WHOLE, LOW, HIGH = range(3)  #: what of an activation is multiplied: ``256 high + low``
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the integers of an edge are stored: ``size`` bytes each, less ``zero: (C,)`` int32. One byte is
+    unsigned, more are signed and have no zero.
+    """
+
+    size: int
+    zero: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("u1" if self.size == 1 else f"i{self.size}")
+
+    def store(self, values: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(values - self.zero if self.zero.any() else values, self.dtype)
+
+
+def flat(values: np.ndarray) -> np.ndarray:
+    """The bytes of each picture, ``(B, n)``, a view."""
+    return values.reshape(len(values), -1).view(np.uint8)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _part(value, part):  # type: ignore[no-untyped-def]
+    return np.int16(value >> 8 if part == HIGH else (value & 255 if part == LOW else value))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill(x, size, at, count, channels, zero, part, bytewise, cell, into, start):  # type: ignore[no-untyped-def]
+    """``count`` positions of ``x`` from element ``at``, ``size`` bytes each, to cells from byte ``start``."""
+    whole_vectors()
+    if bytewise:
+        if cell == channels:
+            into[start : start + count * cell] = x[at : at + count * cell]
+        else:
+            for i in range(count):
+                into[start + i * cell : start + i * cell + channels] = x[
+                    at + i * channels : at + (i + 1) * channels
+                ]
+        return
+    halves = into.view(np.int16)
+    for i in range(count):
+        o = halves[(start + i * cell) // 2 : (start + i * cell) // 2 + channels]
+        here = slice(at + i * channels, at + (i + 1) * channels)
+        if size == 1:
+            a = x[here]
+            for c in range(channels):
+                o[c] = _part(np.int32(a[c]) + zero[c], part)
+        elif size == 2:
+            b = x.view(np.int16)[here]
+            if part == WHOLE:
+                for c in range(channels):
+                    o[c] = b[c]
+            else:
+                for c in range(channels):
+                    o[c] = _part(np.int32(b[c]), part)
+        else:
+            d = x.view(np.int32)[here]
+            for c in range(channels):
+                o[c] = _part(d[c], part)
+
+
+@njit(cache=True, nogil=True)
+def gather(x, size, shape, zero, part, bytewise, cell, rows, columns, buffer, wide):  # type: ignore[no-untyped-def]
+    """The part of a picture that a task sees into ``buffer``, rows of ``wide`` cells; zeros around it.
+
+    ``shape``: (height, width, channels), ``rows, columns``: where it starts and ends; ``x`` is one picture.
+    """
+    height, width, channels = shape
+    blank = np.zeros(cell, np.uint8)
+    if bytewise:
+        for c in range(channels):
+            blank[c] = np.uint8(-zero[c])
+    line = wide * cell
+    left, right = max(columns[0], 0), min(columns[1], width)
+    for i in range(rows[1] - rows[0]):
+        r, start = rows[0] + i, i * line
+        inside = 0 <= r < height and right > left
+        first, last = (left - columns[0], right - columns[0]) if inside else (wide, wide)
+        for j in range(first):
+            buffer[start + j * cell : start + (j + 1) * cell] = blank
+        for j in range(last, wide):
+            buffer[start + j * cell : start + (j + 1) * cell] = blank
+        if inside:
+            if cell != (channels if bytewise else 2 * channels):
+                buffer[start + first * cell : start + last * cell] = 0
+            at = (r * width + left) * channels
+            _fill(
+                x, size, at, last - first, channels, zero, part, bytewise, cell, buffer, start + first * cell
+            )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def store(tile, line, count, first, channels, zero, out, size, at, step):  # type: ignore[no-untyped-def]
+    """Channels ``first ..`` of a tile's positions to elements ``at``, ``at + step`` ... of ``out``."""
+    whole_vectors()
+    for p in range(count):
+        a, to = (
+            tile[p * line + first : p * line + first + channels],
+            slice(at + p * step, at + p * step + channels),
+        )
+        if size == 1:
+            o = out[to]
+            for c in range(channels):
+                o[c] = np.uint8(np.int32(a[c]) - zero[c])
+        elif size == 2:
+            b = out.view(np.int16)[to]
+            for c in range(channels):
+                b[c] = np.int16(a[c])
+        elif size == 4:
+            d = out.view(np.int32)[to]
+            for c in range(channels):
+                d[c] = np.int32(a[c])
+        else:
+            e = out.view(np.int64)[to]
+            for c in range(channels):
+                e[c] = np.int64(a[c])

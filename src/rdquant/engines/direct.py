@@ -1,0 +1,53 @@
+"""Any convolution, grouped or of sums that nothing else holds, as plain loops in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from .buffers import store
+from .epilogues import LANES, PLAIN, SPAN, finish
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def convolve(  # type: ignore[no-untyped-def]
+    x, shift, stride, up, transposed, w, bias, groups, e, out, size, zero, width
+):  # fmt: skip
+    """``x: (B, H, W, I)`` int32; ``w: (k, k, I / groups, O)``, ``bias: (O,)`` float64; ``shift``: of the
+    first tap. ``e``: `Epilogue`. ``out: (B, rows, bytes)``, ``width`` positions a row, stored as `Form` says.
+    """
+    _, height, across, _ = x.shape
+    k, _, inner, channels = w.shape
+    outer, line = channels // groups, (channels + LANES - 1) // LANES * LANES
+    rows = out.shape[1]
+    for i in prange(len(x) * rows):
+        b, y = i // rows, i % rows
+        tile, result = np.empty(SPAN * line), np.empty(SPAN * line, np.int32)
+        for first in range(0, width, SPAN):
+            count = min(SPAN, width - first)
+            for p in range(count):
+                acc = tile[p * line : p * line + channels]
+                acc[:] = bias
+                for ky in range(k):
+                    r = y - shift - ky if transposed else y * stride + shift + ky
+                    if r % up or r < 0 or r // up >= height:
+                        continue
+                    for kx in range(k):
+                        c = first + p - shift - kx if transposed else (first + p) * stride + shift + kx
+                        if c % up or c < 0 or c // up >= across:
+                            continue
+                        here = x[b, r // up, c // up]
+                        if inner == 1 and outer == 1:
+                            for o in range(channels):
+                                acc[o] += np.float64(here[o]) * w[ky, kx, 0, o]
+                        else:
+                            for n in range(groups):
+                                for j in range(inner):
+                                    v = np.float64(here[n * inner + j])
+                                    for o in range(n * outer, (n + 1) * outer):
+                                        acc[o] += v * w[ky, kx, j, o]
+            if e.kind == PLAIN:
+                store(tile, line, count, 0, channels, zero, out[b, y], size, first * channels, channels)
+            else:
+                finish(tile, line, count, e, result)
+                store(result, line, count, 0, channels, zero, out[b, y], size, first * channels, channels)

@@ -1,0 +1,296 @@
+"""What happens to the accumulators of a few positions while they are in cache.
+
+A tile is ``(SPAN, line)``, flat: positions and their channels, of which ``count`` and ``channels`` are
+used. ``acc`` is int32, or float64 where accumulators exceed 32 bits. Arithmetic in float64 is exact: IEEE
+operations on integers, or integers times powers of two, of at most 53 bits. Reference: the ``exact`` of
+`rdquant.graph.operations`; tested equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+from ..graph.arithmetic import (
+    ERROR_BITS,
+    ERROR_LIMIT,
+    FEEDBACK_BITS,
+    GDN_BITS,
+    ROOT_SHIFT,
+    SQUARE_SHIFT,
+    V_LIMIT,
+    X_HI,
+    X_LO,
+)
+from ..graph.operations import Compensate, DivisiveNormalization, Operation, Requantize
+from .products import LANES, PORTABLE, POSITIONS, WORDS, instructions, product
+
+#: positions of a tile: a multiple of what any kernel takes
+SPAN = 48
+PLAIN, REQUANTIZE, COMPENSATE, NORMALIZE, DENORMALIZE = range(5)
+
+_POSITIONS = np.array([0, *(POSITIONS[n] for n in (1, 2, 3, 4))])
+_ROOT_FACTOR = float(4**ROOT_SHIFT)
+_ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
+_ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
+_X_LO, _X_HI = float(X_LO), float(X_HI)
+_HALF_SQUARE = 1 << SQUARE_SHIFT - 1
+_MIDDLE = 1 << GDN_BITS - 1
+_ERRORS_WORD = 2**31 // ERROR_LIMIT  #: sums of feedback below it: what errors pass on has 32 bits
+
+
+def _emit(typingctx):  # type: ignore[no-untyped-def]
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+#: lets LLVM use the widest vectors of the machine in the function that calls this
+whole_vectors: Any = intrinsic(_emit)
+
+
+class Epilogue(NamedTuple):
+    """An operation as the tile functions take it."""
+
+    kind: int
+    channels: int
+    factors: np.ndarray
+    """float64 ``(4, C)``: by kind; requantize: factor, negative; compensate: factor, low, high; (inverse)
+    gdn: widen, then factor, or m and 2^shift."""
+    ends: np.ndarray
+    """float64, lo and hi."""
+    matrix: np.ndarray
+    """int16, flat: weights of a product of words, by group of outputs."""
+    start: np.ndarray
+    """int32: what that product starts with."""
+    feedback: np.ndarray
+    """float64 ``(C, C)`` of compensate, else (0, 0)."""
+    group: int
+    """Channels that compensate in a row before a product passes their errors on; vectors of gdn's product."""
+    kernel: int
+    """That of products of words."""
+
+
+def packed_words(weights: np.ndarray, vectors: int) -> np.ndarray:
+    """``(K, O)`` -> ``(blocks, K / 2, 16 vectors, 2)`` int16 flat, zeros beyond."""
+    k, o = weights.shape
+    width = LANES * vectors
+    room = np.zeros((k + k % 2, -(-o // width) * width), np.int16)
+    room[:k, :o] = weights
+    return room.reshape(len(room) // 2, 2, -1, width).transpose(2, 0, 3, 1).reshape(-1).copy()
+
+
+def words_kernel() -> int:
+    """That of products of words."""
+    return PORTABLE if instructions() == "portable" else WORDS
+
+
+def vectors_for(outputs: int) -> int:
+    """How many vectors a kernel best has."""
+    blocks = -(-outputs // LANES)
+    if instructions() == "portable":
+        return 1
+    return min((4, 3, 2, 1), key=lambda n: -(-blocks // n) * (n + 0.3))
+
+
+def prepared(op: Operation | None, channels: int) -> Epilogue:
+    """``op`` None: accumulators stay."""
+    factors, none, words = np.zeros((4, channels)), np.zeros((0, 0)), words_kernel()
+    ends, matrix, start = np.zeros(2), np.zeros(0, np.int16), np.zeros(0, np.int32)
+    if op is None:
+        return Epilogue(PLAIN, channels, factors, ends, matrix, start, none, 1, words)
+    ends = np.array([op.lo, op.hi], np.float64)  # type: ignore[attr-defined]
+    if isinstance(op, Requantize):
+        factor = op.factor.as_float().numpy()
+        negative = factor if op.negative is None else op.negative.as_float().numpy()
+        factors[:2] = factor, -factor if op.absolute else negative
+        return Epilogue(REQUANTIZE, channels, factors, ends, matrix, start, none, 1, words)
+    if isinstance(op, Compensate):
+        feedback = op.feedback.numpy().astype(np.int64)
+        factors[:3] = op.factor.as_float().numpy(), *(end.numpy() for end in op.ends())
+        group = channels
+        if int(np.abs(feedback).sum(0).max()) < _ERRORS_WORD:
+            group = LANES
+            groups = [packed_words(feedback[:c, c : c + LANES], 1) for c in range(LANES, channels, LANES)]
+            matrix, start = np.concatenate([matrix, *groups]), np.zeros(LANES, np.int32)
+        real = np.ascontiguousarray(feedback.astype(np.float64))
+        return Epilogue(COMPENSATE, channels, factors, ends, matrix, start, real, group, words)
+    assert isinstance(op, DivisiveNormalization) and op.widen is not None and op.factor is not None
+    factors[0] = op.widen.as_float().numpy()
+    if op.inverse:
+        factors[1] = op.factor.as_float().numpy()
+    else:
+        factors[1] = op.factor.m.double().numpy()
+        factors[2] = np.exp2(op.factor.shift.double().numpy())
+    gamma, vectors = op.gamma.numpy().astype(np.int64), vectors_for(channels)
+    matrix = packed_words(gamma.T, vectors)
+    # squares are taken less 2^15, to fit signed words; norms are below 2^32, so that the rest is cut off
+    start = np.zeros(matrix.size // (channels + channels % 2), np.uint32)
+    start[:channels] = (op.beta.numpy() + _MIDDLE * gamma.sum(1)).astype(np.uint32)
+    kind = DENORMALIZE if op.inverse else NORMALIZE
+    return Epilogue(kind, channels, factors, ends, matrix, start.view(np.int32), none, vectors, words)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _requantize(acc, line, count, channels, factors, lo, hi, out):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    factor, negative = factors[0], factors[1]
+    for p in range(count):
+        a, o = acc[p * line : p * line + channels], out[p * line : p * line + channels]
+        for c in range(channels):
+            v = np.float64(a[c])
+            v = np.floor(v * (factor[c] if v >= 0 else negative[c]) + 0.5)
+            o[c] = np.int32(min(max(v, lo), hi))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _widen(acc, line, count, channels, factors, x, squares):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    wide = factors[0]
+    for p in range(count):
+        a, o = acc[p * line : p * line + channels], x[p * line : p * line + channels]
+        s = squares[p * line : p * line + channels]
+        for c in range(channels):
+            v = np.int32(min(max(np.floor(np.float64(a[c]) * wide[c] + 0.5), _X_LO), _X_HI))
+            o[c] = np.int16(v)
+            square = np.int32((v * v + np.int32(_HALF_SQUARE)) >> np.int32(SQUARE_SHIFT))
+            s[c] = np.int16(min(square, np.int32(2 * _MIDDLE - 1)) - np.int32(_MIDDLE))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _denormalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    factor = factors[1]
+    for p in range(count):
+        a, o = x[p * line : p * line + channels], out[p * line : p * line + channels]
+        n = norms[p * wide : p * wide + channels]
+        for c in range(channels):
+            root = np.floor(np.sqrt(np.float64(n[c]) * _ROOT_FACTOR))
+            v = np.floor(np.float64(a[c]) * root * factor[c] + 0.5)
+            o[c] = np.int32(min(max(v, lo), hi))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _normalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    m, power = factors[1], factors[2]
+    for p in range(count):
+        a, o = x[p * line : p * line + channels], out[p * line : p * line + channels]
+        n = norms[p * wide : p * wide + channels]
+        for c in range(channels):
+            d = np.floor(np.sqrt(np.float64(n[c]) * _ROOT_FACTOR)) * power[c]
+            v = np.floor((2.0 * np.float64(a[c]) * m[c] + d) / (2.0 * d))
+            o[c] = np.int32(min(max(v, lo), hi))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _round_group(u, errors, q, width, factors, first, feedback):  # type: ignore[no-untyped-def]
+    """Channels ``first .. first + width - 1``: ``u, errors, q: (width, SPAN)``, sums -> both."""
+    whole_vectors()
+    for i in range(width):
+        low, high = factors[1, first + i], factors[2, first + i]
+        v, e, o = u[i], errors[i], q[i]
+        for p in range(SPAN):
+            r = min(max(np.floor(v[p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5), low), high)
+            error = np.floor(v[p] * (1 / _FEEDBACK_ONE) + 0.5) - r * _ERROR_ONE
+            e[p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
+            o[p] = np.int32(r)
+        for j in range(i + 1, width):
+            share, later = feedback[first + i, first + j], u[j]
+            for p in range(SPAN):
+                later[p] += e[p] * share
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _scale_group(acc, line, count, first, width, factors, passed, room, u):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    factor = factors[0]
+    for p in range(count):
+        a, s = acc[p * line + first : p * line + first + width], passed[p * LANES : (p + 1) * LANES]
+        for c in range(width):
+            v = np.floor(np.float64(a[c]) * factor[first + c] + 0.5)
+            v = min(max(v, -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
+            room[p, c] = v + np.float64(s[c]) if first > 0 else v
+    for c in range(width):
+        for p in range(count):
+            u[c, p] = room[p, c]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _compensate(acc, line, count, e, out):  # type: ignore[no-untyped-def]
+    channels, group = e.channels, e.group
+    before = np.empty(SPAN * line, np.int16)
+    passed = np.zeros(SPAN * LANES, np.int32)
+    taps = np.zeros(1, np.int64)
+    u, errors = np.zeros((group, SPAN)), np.empty((group, SPAN))
+    room, q = np.empty((SPAN, group)), np.empty((group, SPAN), np.int32)
+    at = 0
+    for first in range(0, channels, group):
+        width = min(group, channels - first)
+        if first > 0:
+            for p in range(0, count, _POSITIONS[1]):
+                product(
+                    e.kernel, 1, before.ctypes.data + 2 * p * line, 2 * line, taps.ctypes.data, 1, first // 2,
+                    e.matrix.ctypes.data + 2 * at, e.start.ctypes.data, 0,
+                    passed.ctypes.data + 4 * p * LANES, 4 * LANES,
+                )  # fmt: skip
+            at += first * LANES
+        _scale_group(acc, line, count, first, width, e.factors, passed, room, u)
+        _round_group(u, errors, q, width, e.factors, first, e.feedback)
+        for p in range(count):
+            for c in range(width):
+                out[p * line + first + c] = q[c, p]
+                before[p * line + first + c] = np.int16(errors[c, p])
+
+
+@njit(cache=True, nogil=True)
+def finish(acc, line, count, e, out):  # type: ignore[no-untyped-def]
+    """``acc``, a tile of accumulators, -> ``out``, int32 activations, a tile of the same shape."""
+    channels, factors, (lo, hi) = e.channels, e.factors, (e.ends[0], e.ends[1])
+    if e.kind == REQUANTIZE:
+        _requantize(acc, line, count, channels, factors, lo, hi, out)
+        return
+    if e.kind == COMPENSATE:
+        _compensate(acc, line, count, e, out)
+        return
+    x, squares = np.empty(SPAN * line, np.int16), np.zeros(SPAN * line, np.int16)
+    _widen(acc, line, count, channels, factors, x, squares)
+    vectors = e.group
+    width, words, step, wide = LANES * vectors, (channels + 1) // 2, _POSITIONS[vectors], len(e.start)
+    norms, taps = np.empty(SPAN * wide, np.int32), np.zeros(1, np.int64)
+    for first in range(0, wide, width):
+        for p in range(0, count, step):
+            product(
+                e.kernel, vectors, squares.ctypes.data + 2 * p * line, 2 * line, taps.ctypes.data, 1, words,
+                e.matrix.ctypes.data + 4 * first * words, e.start.ctypes.data + 4 * first, 0,
+                norms.ctypes.data + 4 * (p * wide + first), 4 * wide,
+            )  # fmt: skip
+    if e.kind == DENORMALIZE:
+        _denormalize(x, norms.view(np.uint32), line, wide, count, channels, factors, lo, hi, out)
+    else:
+        _normalize(x, norms.view(np.uint32), line, wide, count, channels, factors, lo, hi, out)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _spread(acc, line, e, out):  # type: ignore[no-untyped-def]
+    for i in prange((len(acc) + SPAN - 1) // SPAN):
+        count = min(SPAN, len(acc) - i * SPAN)
+        tile, result = np.empty(SPAN * line), np.empty(SPAN * line, np.int32)
+        for p in range(count):
+            tile[p * line : p * line + e.channels] = acc[i * SPAN + p]
+        finish(tile, line, count, e, result)
+        for p in range(count):
+            out[i * SPAN + p] = result[p * line : p * line + e.channels]
+
+
+def finish_rows(acc: np.ndarray, e: Epilogue) -> np.ndarray:
+    """Accumulators ``(P, C)``, integers of any type, -> int32 ``(P, C)``."""
+    out = np.empty(acc.shape, np.int32)
+    _spread(acc, -(-e.channels // LANES) * LANES, e, out)
+    return out

@@ -1,0 +1,148 @@
+"""Products of small integers: ``(positions, K) x (K, outputs)`` into int32, vector code made with llvmlite.
+
+A **word** is 4 bytes: 4 unsigned 8-bit activations or 2 signed 16-bit ones. A kernel takes a few positions
+(`POSITIONS`) and one to four vectors of 16 outputs, broadcasts word after word of each position, and adds
+its dot products with the words of the weights, modulo 2^32: exact wherever the sum itself fits.
+
+Byte kernels need AVX512-VNNI (``vpdpbusd``). Word kernels have two forms: AVX512-VNNI (``vpdpwssd``), and
+plain vector code that LLVM compiles for any machine. ``RDQUANT_ISA`` (``portable`` or ``avx512vnni``) limits
+the choice.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ..errors import UsageError
+
+llvmlite.binding.initialize_native_asmparser()
+LANES = 16  #: int32 outputs of a vector
+#: positions that a kernel of so many vectors takes: what fits 32 registers
+POSITIONS = {1: 8, 2: 8, 3: 8, 4: 6}
+PORTABLE, BYTES, WORDS = 0, 1, 2  #: the kernels
+
+
+@functools.cache
+def _has_vnni() -> bool:
+    features = llvmlite.binding.get_host_cpu_features()
+    return all(features.get(f, False) for f in ("avx512f", "avx512bw", "avx512vl", "avx512vnni"))
+
+
+def instructions() -> str:
+    """``avx512vnni`` or ``portable``. Raises `UsageError` for an ``RDQUANT_ISA`` that is not there."""
+    chosen = os.environ.get("RDQUANT_ISA", "avx512vnni" if _has_vnni() else "portable")
+    if chosen not in ("portable", "avx512vnni") or (chosen == "avx512vnni" and not _has_vnni()):
+        raise UsageError(f"RDQUANT_ISA must be portable or what this machine has, got {chosen!r}")
+    return chosen
+
+
+_I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+_SUMS = ir.VectorType(_I32, LANES)
+
+
+def _dot(builder: Any, kernel: int, acc: Any, word: Any, weights: Any) -> Any:
+    """``acc + sum of word * weights`` in each lane, all of them vectors of 16 i32."""
+    if kernel != PORTABLE and _has_vnni():
+        # as text: LLVM would take vpdpwssd apart again, for a latency that is hidden here
+        name = "vpdpbusd" if kernel == BYTES else "vpdpwssd"
+        code = ir.InlineAsm(ir.FunctionType(_SUMS, (_SUMS,) * 3), f"{name} $3, $2, $0", "=v,0,v,v")
+        return builder.call(code, (acc, word, weights))
+    halves = ir.VectorType(_I16, 2 * LANES)
+    wide = ir.VectorType(_I32, 2 * LANES)
+    a, b = (builder.sext(builder.bitcast(v, halves), wide) for v in (word, weights))
+    terms = builder.mul(a, b)
+    pick = [ir.Constant(ir.VectorType(_I32, LANES), list(range(i, 2 * LANES, 2))) for i in (0, 1)]
+    even, odd = (builder.shuffle_vector(terms, ir.Constant(wide, ir.Undefined), p) for p in pick)
+    return builder.add(acc, builder.add(even, odd))
+
+
+def _emit(typingctx, kernel, vectors, a, stride, taps, count, words, w, start, line, c, ldc):  # type: ignore[no-untyped-def]
+    """``kernel`` and ``vectors`` are literals."""
+    kind, n = kernel.literal_value, vectors.literal_value
+    m = POSITIONS[n]
+    signature = types.void(kernel, vectors, *[types.int64] * 10)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        a, stride, taps, count, words, w, start, line, c, ldc = args[2:]
+
+        def at(address, kind):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(address, kind.as_pointer())
+
+        def times(value, k):  # type: ignore[no-untyped-def]
+            return builder.mul(value, ir.Constant(_I64, k))
+
+        sums = [[cgutils.alloca_once(builder, _SUMS) for _ in range(n)] for _ in range(m)]
+        place = cgutils.alloca_once_value(builder, w)
+        for i in range(m):
+            for j in range(n):
+                address = builder.add(builder.add(start, times(line, i)), ir.Constant(_I64, 64 * j))
+                builder.store(builder.load(at(address, _SUMS), align=4), sums[i][j])
+        with cgutils.for_range(builder, count, intp=_I64) as tap:
+            offset = builder.load(builder.gep(at(taps, _I64), [tap.index]))
+            rows = [builder.add(builder.add(a, offset), times(stride, i)) for i in range(m)]
+            with cgutils.for_range(builder, words, intp=_I64) as k:
+                here = builder.load(place)
+                step = times(k.index, 4)
+                weights = [
+                    builder.load(at(builder.add(here, ir.Constant(_I64, 64 * j)), _SUMS), align=4)
+                    for j in range(n)
+                ]
+                for i in range(m):
+                    one = builder.load(at(builder.add(rows[i], step), _I32), align=1)
+                    lane = builder.insert_element(ir.Constant(_SUMS, ir.Undefined), one, ir.Constant(_I32, 0))
+                    word = builder.shuffle_vector(
+                        lane, ir.Constant(_SUMS, ir.Undefined), ir.Constant(_SUMS, None)
+                    )
+                    for j in range(n):
+                        builder.store(
+                            _dot(builder, kind, builder.load(sums[i][j]), word, weights[j]), sums[i][j]
+                        )
+                builder.store(builder.add(here, ir.Constant(_I64, 64 * n)), place)
+        for i in range(m):
+            for j in range(n):
+                address = builder.add(builder.add(c, times(ldc, i)), ir.Constant(_I64, 64 * j))
+                builder.store(builder.load(sums[i][j]), at(address, _SUMS), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+#: the loops of one kernel, see `product`
+_product: Any = intrinsic(prefer_literal=True)(_emit)
+
+
+@njit(cache=True, nogil=True)
+def product(kernel, vectors, a, stride, taps, count, words, w, start, line, c, ldc):  # type: ignore[no-untyped-def]
+    """``c[i] = start[i] + sum over taps and words of a[i + tap] w``, i in 0..`POSITIONS` - 1, int32.
+
+    Addresses and distances in bytes: positions of ``a`` are ``stride`` apart; ``taps``: the address of int64
+    offsets, ``count`` of them; of each tap ``words`` words in a row; ``w``: (count, words, 16 ``vectors``)
+    words; ``start`` and ``c``: rows of 16 ``vectors`` int32, ``line`` and ``ldc`` apart.
+    """
+    if kernel == 0:
+        _product(0, 1, a, stride, taps, count, words, w, start, line, c, ldc)
+    elif kernel == 1:
+        if vectors == 1:
+            _product(1, 1, a, stride, taps, count, words, w, start, line, c, ldc)
+        elif vectors == 2:
+            _product(1, 2, a, stride, taps, count, words, w, start, line, c, ldc)
+        elif vectors == 3:
+            _product(1, 3, a, stride, taps, count, words, w, start, line, c, ldc)
+        else:
+            _product(1, 4, a, stride, taps, count, words, w, start, line, c, ldc)
+    elif vectors == 1:
+        _product(2, 1, a, stride, taps, count, words, w, start, line, c, ldc)
+    elif vectors == 2:
+        _product(2, 2, a, stride, taps, count, words, w, start, line, c, ldc)
+    elif vectors == 3:
+        _product(2, 3, a, stride, taps, count, words, w, start, line, c, ldc)
+    else:
+        _product(2, 4, a, stride, taps, count, words, w, start, line, c, ldc)

@@ -1,0 +1,47 @@
+"""Whether the fast engine gives this machine's reference results, on integers that leave nothing to spare."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+
+from ..graph import Graph, Node, Port
+from ..graph.arithmetic import Multiplier
+from ..graph.operations import Convolution, Requantize
+from .fast import plan
+
+
+@functools.cache
+def self_test() -> bool:
+    """Dense, strided, transposed and grouped convolutions of 8 and 16-bit integers at the ends of their
+    ranges (cached). Warns where they are not exact.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ok = True
+    for channels, k, stride, transposed, groups, top in (
+        (96, 5, 2, False, 1, 255),
+        (64, 5, 2, True, 1, 255),
+        (64, 3, 1, False, 1, 2**15 - 1),
+        (20, 1, 1, False, 1, 2**16 - 1),
+        (32, 5, 1, False, 32, 255),
+    ):
+        shape = (channels, channels // groups, k, k)
+        weight = torch.randint(-127, 128, shape, generator=generator).to(torch.int16) | 1
+        bias = torch.zeros(channels, dtype=torch.int64)
+        conv = Convolution(weight, bias, stride, (k - 1) // 2, transposed, groups, 8)
+        factor = Multiplier.from_float(torch.full((channels,), 2.0**-8 / top, dtype=torch.float64))
+        nodes = (Node("c", conv, ("x",)), Node("out", Requantize(factor, None, -(2**15), 2**15 - 1), ("c",)))
+        for output in ("c", "out"):
+            graph = Graph({"x": Port(channels, 0, top)}, nodes, output)
+            for least in (top, 0):
+                q = torch.randint(least, top + 1, (1, channels, 8, 12), generator=generator)
+                ok &= torch.equal(plan(graph).run(q).double(), graph.exact(q.double()))
+    if not ok:
+        warnings.warn(
+            "the fast engine is not exact on this machine; using the float64 reference",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return ok
