@@ -83,10 +83,11 @@ def finetune(
     from ..files.integer_models import save_integer
     from ..files.model_file import model_description
     from ..files.split import split_files
-    from ..load import LATENTS, model_path
+    from ..load import LATENTS
     from ..passes import QuantizeConfig, load_calibration
     from ..passes.config import profile_options
     from ..passes.finetune import FinetuneConfig, Finetuning
+    from ..zoo import model_path
 
     path = model_path(model)
     options = options_of(set_, (QuantizeConfig, FinetuneConfig))
