@@ -1,0 +1,73 @@
+"""Cold starts: seconds and peak memory of single commands, processes of their own.
+
+    python benchmarks/cold_start.py --image PICTURE [--side 256] [--rounds 7]
+
+A crop of PICTURE is encoded with the zoo's default; then the commands take turns, after one round that fills
+numba's cache. "nothing" is Python itself, "torch" its import, "command" the command line without a verb: what
+of a start is whose. Writes benchmarks/results/cold-start.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from rdquant.files.images import read_image, write_image
+
+RESULTS = Path(__file__).parent / "results" / "cold-start.json"
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Seconds, and MB at most resident."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = status
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return time.perf_counter() - start, used.ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        small, file, out = (str(Path(folder) / name) for name in ("small.png", "small.rdq", "out.png"))
+        write_image(Path(small), read_image(args.image)[: args.side, : args.side])
+        rdquant = [sys.executable, "-m", "rdquant.cli"]
+        commands = {
+            "nothing": [sys.executable, "-c", ""],
+            "torch": [sys.executable, "-c", "import torch"],
+            "command": [*rdquant, "--version"],
+            "encode": [*rdquant, "encode", small, "-o", file, "--overwrite"],
+            "decode": [*rdquant, "decode", file, "-o", out, "--overwrite"],
+            "inspect": [*rdquant, "inspect", file],
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        for i in range(args.rounds + 1):
+            for name, command in commands.items():
+                taken = measure(command)
+                if i:
+                    found[name].append(taken)
+    rows = {
+        name: {"seconds": round(median(s for s, _ in runs), 3), "peak_mb": round(median(m for _, m in runs))}
+        for name, runs in found.items()
+    }
+    RESULTS.write_text(
+        json.dumps({"side": args.side, "rounds": args.rounds, "commands": rows}, indent=1) + "\n"
+    )
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
