@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from random_graphs import (
     operation,
 )
 from rdquant import engines
-from rdquant.engines import products, run
+from rdquant.engines import epilogues, products, run
 from rdquant.engines.fast import plan
 from rdquant.engines.layer import Layer
 from rdquant.errors import BadModel, UsageError
@@ -240,3 +242,19 @@ def test_products_are_those_of_integers(kernel: int, vectors: int) -> None:
             seen = flat[i * words * each + tap :][: words * each].reshape(words, 1, each)
             expected[i] += (seen * kernel_of_tap).sum((0, 2))
     assert np.array_equal(c, expected.astype(np.int32))
+
+
+def test_roots_of_float32_are_those_of_integers() -> None:
+    """Next to squares, where rounding would show, and at the ends."""
+    g = np.random.default_rng(0)
+    roots = np.concatenate([np.arange(1, 3000), g.integers(1, 2**21, 20_000), [2**21 - 1]]).astype(np.int64)
+    norms = np.concatenate([roots**2 // 1024 + d for d in (-1, 0, 1)] + [np.array([1, 2**32 - 1])])
+    norms = norms[(norms > 0) & (norms < 2**32)]
+    expected = [math.isqrt(int(n) * 1024) for n in norms]
+    count, x = len(norms), np.ones(len(norms), np.int16)
+    factors, out = np.zeros((4, count)), np.zeros(count, np.int32)
+    factors[1] = 1
+    epilogues._denormalize(
+        x, norms.astype(np.uint32), count, count, 1, count, factors, 0.0, 2.0**30, out
+    )  # fmt: skip
+    assert out.tolist() == expected

@@ -129,8 +129,9 @@ def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, widt
     distances = ((k.taps[:, 0] - k.least) * wide + k.taps[:, 1] - k.least) * cell
     tile, result = np.empty(SPAN * line, np.int32), np.empty(SPAN * line, np.int32)
     high, real = np.empty(len(tile) if k.split else 0, np.int32), np.empty(len(tile) if k.split else 0)
-    parts = k.up**2 if k.merged else 1
+    parts = k.up if k.merged else 1  # rows of outputs, each of them in one piece
     each = e.channels // parts
+    channels = each // parts
     for phase in range(len(k.phases) - 1):
         taps = distances[k.phases[phase] : k.phases[phase + 1]]
         for y in range(top, bottom):
@@ -146,16 +147,15 @@ def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, widt
                 elif e.kind != PLAIN:
                     finish(tile, line, count, e, result)
                 for part in range(parts):
-                    i = part if k.merged else phase
-                    to = ((y * k.up + i // k.up) * width + first * k.up + i % k.up) * each
+                    row, column = (part, 0) if k.merged else (phase // k.up, phase % k.up)
+                    to = ((y * k.up + row) * width + first * k.up + column) * channels
+                    step = k.up * channels
                     if e.kind != PLAIN:
-                        store(
-                            result, line, count, part * each, each, out_zero, out, out_size, to, k.up * each
-                        )
+                        store(result, line, count, part * each, each, out_zero, out, out_size, to, step)
                     elif k.split:
-                        store(real, line, count, part * each, each, out_zero, out, out_size, to, k.up * each)
+                        store(real, line, count, part * each, each, out_zero, out, out_size, to, step)
                     else:
-                        store(tile, line, count, part * each, each, out_zero, out, out_size, to, k.up * each)
+                        store(tile, line, count, part * each, each, out_zero, out, out_size, to, step)
 
 
 @njit(cache=True, nogil=True)

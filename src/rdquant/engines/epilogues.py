@@ -26,14 +26,14 @@ from ..graph.arithmetic import (
     X_LO,
 )
 from ..graph.operations import Compensate, DivisiveNormalization, Operation, Requantize
-from .products import LANES, PORTABLE, POSITIONS, WORDS, instructions, product
+from .products import LANES, PORTABLE, POSITIONS, WORDS, instructions, product, transpose
 
 #: positions of a tile: a multiple of what any kernel takes
 SPAN = 48
 PLAIN, REQUANTIZE, COMPENSATE, NORMALIZE, DENORMALIZE = range(5)
 
 _POSITIONS = np.array([0, *(POSITIONS[n] for n in (1, 2, 3, 4))])
-_ROOT_FACTOR = float(4**ROOT_SHIFT)
+_ROOT_FACTOR, _ROOT_ONE = float(4**ROOT_SHIFT), float(2**ROOT_SHIFT)
 _ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
 _ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
 _X_LO, _X_HI = float(X_LO), float(X_HI)
@@ -61,8 +61,8 @@ class Epilogue(NamedTuple):
     kind: int
     channels: int
     factors: np.ndarray
-    """float64 ``(4, C)``: by kind; requantize: factor, negative; compensate: factor, low, high; (inverse)
-    gdn: widen, then factor, or m and 2^shift."""
+    """float64 ``(4, C)``: by kind; requantize: factor, negative; compensate: factor twice, low, high;
+    (inverse) gdn: widen, then factor, or m and 2^shift."""
     ends: np.ndarray
     """float64, lo and hi."""
     matrix: np.ndarray
@@ -72,7 +72,7 @@ class Epilogue(NamedTuple):
     feedback: np.ndarray
     """float64 ``(C, C)`` of compensate, else (0, 0)."""
     group: int
-    """Channels that compensate in a row before a product passes their errors on; vectors of gdn's product."""
+    """Channels that compensate in a row before a product passes errors on, or 1; vectors of gdn's."""
     kernel: int
     """That of products of words."""
 
@@ -113,8 +113,9 @@ def prepared(op: Operation | None, channels: int) -> Epilogue:
         return Epilogue(REQUANTIZE, channels, factors, ends, matrix, start, none, 1, words)
     if isinstance(op, Compensate):
         feedback = op.feedback.numpy().astype(np.int64)
-        factors[:3] = op.factor.as_float().numpy(), *(end.numpy() for end in op.ends())
-        group = channels
+        factors[:2] = op.factor.as_float().numpy()
+        factors[2:] = tuple(end.numpy() for end in op.ends())
+        group = 1
         if int(np.abs(feedback).sum(0).max()) < _ERRORS_WORD:
             group = LANES
             groups = [packed_words(feedback[:c, c : c + LANES], 1) for c in range(LANES, channels, LANES)]
@@ -163,6 +164,15 @@ def _widen(acc, line, count, channels, factors, x, squares):  # type: ignore[no-
             s[c] = np.int16(min(square, np.int32(2 * _MIDDLE - 1)) - np.int32(_MIDDLE))
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _root(norm):  # type: ignore[no-untyped-def]
+    """``floor(sqrt(norm * 2^10))`` of uint32. In float32 a root, below 2^21, is off by 0.2 at most: what is
+    nearest is it, or one more.
+    """
+    near = np.floor(np.float64(np.sqrt(np.float32(norm))) * _ROOT_ONE + 0.5)
+    return near - 1.0 if near * near > np.float64(norm) * _ROOT_FACTOR else near
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _denormalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # type: ignore[no-untyped-def]
     whole_vectors()
@@ -171,8 +181,7 @@ def _denormalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  
         a, o = x[p * line : p * line + channels], out[p * line : p * line + channels]
         n = norms[p * wide : p * wide + channels]
         for c in range(channels):
-            root = np.floor(np.sqrt(np.float64(n[c]) * _ROOT_FACTOR))
-            v = np.floor(np.float64(a[c]) * root * factor[c] + 0.5)
+            v = np.floor(np.float64(a[c]) * _root(n[c]) * factor[c] + 0.5)
             o[c] = np.int32(min(max(v, lo), hi))
 
 
@@ -184,69 +193,99 @@ def _normalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # 
         a, o = x[p * line : p * line + channels], out[p * line : p * line + channels]
         n = norms[p * wide : p * wide + channels]
         for c in range(channels):
-            d = np.floor(np.sqrt(np.float64(n[c]) * _ROOT_FACTOR)) * power[c]
+            d = _root(n[c]) * power[c]
             v = np.floor((2.0 * np.float64(a[c]) * m[c] + d) / (2.0 * d))
             o[c] = np.int32(min(max(v, lo), hi))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _round_group(u, errors, q, width, factors, first, feedback):  # type: ignore[no-untyped-def]
-    """Channels ``first .. first + width - 1``: ``u, errors, q: (width, SPAN)``, sums -> both."""
+def _round_group(v, passed, errors, q, width, factors, first, feedback):  # type: ignore[no-untyped-def]
+    """Channels ``first .. first + width - 1``: ``v, passed, errors, q: (16, SPAN)``, what is to be rounded
+    and what earlier groups pass on -> errors and results.
+    """
     whole_vectors()
+    u, exact = np.empty((LANES, SPAN)), np.empty(SPAN)
     for i in range(width):
-        low, high = factors[1, first + i], factors[2, first + i]
-        v, e, o = u[i], errors[i], q[i]
         for p in range(SPAN):
-            r = min(max(np.floor(v[p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5), low), high)
-            error = np.floor(v[p] * (1 / _FEEDBACK_ONE) + 0.5) - r * _ERROR_ONE
-            e[p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
-            o[p] = np.int32(r)
+            u[i, p] = np.float64(v[i, p]) * _FEEDBACK_ONE + np.float64(passed[i, p])
+    for i in range(width):
+        low, high = factors[2, first + i], factors[3, first + i]
+        for p in range(SPAN):
+            r = min(max(np.floor(u[i, p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5), low), high)
+            error = np.floor(u[i, p] * (1 / _FEEDBACK_ONE) + 0.5) - r * _ERROR_ONE
+            exact[p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
+            errors[i, p] = np.int32(exact[p])
+            q[i, p] = np.int32(r)
         for j in range(i + 1, width):
-            share, later = feedback[first + i, first + j], u[j]
+            share = feedback[first + i, first + j]
             for p in range(SPAN):
-                later[p] += e[p] * share
+                u[j, p] += exact[p] * share
+
+
+@njit(cache=True, nogil=True)
+def _turn(a, a_line, b, b_line, rows):  # type: ignore[no-untyped-def]
+    """16 columns of int32 to as many rows: addresses, bytes from row to row, multiples of 16 rows."""
+    for p in range(0, rows, LANES):
+        transpose(a + p * a_line, a_line, b + 4 * p, b_line)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _scale_group(acc, line, count, first, width, factors, passed, room, u):  # type: ignore[no-untyped-def]
+def _narrow(errors, line, count, first, before):  # type: ignore[no-untyped-def]
     whole_vectors()
-    factor = factors[0]
     for p in range(count):
-        a, s = acc[p * line + first : p * line + first + width], passed[p * LANES : (p + 1) * LANES]
-        for c in range(width):
-            v = np.floor(np.float64(a[c]) * factor[first + c] + 0.5)
-            v = min(max(v, -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
-            room[p, c] = v + np.float64(s[c]) if first > 0 else v
-    for c in range(width):
-        for p in range(count):
-            u[c, p] = room[p, c]
+        a, b = errors[p], before[p * line + first : p * line + first + LANES]
+        for c in range(LANES):
+            b[c] = np.int16(a[c])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True)
 def _compensate(acc, line, count, e, out):  # type: ignore[no-untyped-def]
-    channels, group = e.channels, e.group
-    before = np.empty(SPAN * line, np.int16)
-    passed = np.zeros(SPAN * LANES, np.int32)
-    taps = np.zeros(1, np.int64)
-    u, errors = np.zeros((group, SPAN)), np.empty((group, SPAN))
-    room, q = np.empty((SPAN, group)), np.empty((group, SPAN), np.int32)
-    at = 0
-    for first in range(0, channels, group):
-        width = min(group, channels - first)
+    """Channels in groups of 16; errors go to later groups by a product of words."""
+    groups = (e.channels + LANES - 1) // LANES
+    _requantize(acc, line, count, e.channels, e.factors, -_V_LIMIT, _V_LIMIT, out)
+    before, taps = np.empty(SPAN * line, np.int16), np.zeros(1, np.int64)
+    v, q = np.zeros((LANES, SPAN), np.int32), np.zeros((LANES, SPAN), np.int32)
+    errors, passed = np.zeros((LANES, SPAN), np.int32), np.zeros((LANES, SPAN), np.int32)
+    room = np.zeros((SPAN, LANES), np.int32)
+    at, wide = 0, 4 * LANES
+    for group in range(groups):
+        first = group * LANES
+        width = min(LANES, e.channels - first)
         if first > 0:
             for p in range(0, count, _POSITIONS[1]):
                 product(
                     e.kernel, 1, before.ctypes.data + 2 * p * line, 2 * line, taps.ctypes.data, 1, first // 2,
-                    e.matrix.ctypes.data + 2 * at, e.start.ctypes.data, 0,
-                    passed.ctypes.data + 4 * p * LANES, 4 * LANES,
+                    e.matrix.ctypes.data + 2 * at, e.start.ctypes.data, 0, room.ctypes.data + p * wide, wide,
                 )  # fmt: skip
             at += first * LANES
-        _scale_group(acc, line, count, first, width, e.factors, passed, room, u)
-        _round_group(u, errors, q, width, e.factors, first, e.feedback)
+            _turn(room.ctypes.data, wide, passed.ctypes.data, 4 * SPAN, SPAN)
+        _turn(out.ctypes.data + 4 * first, 4 * line, v.ctypes.data, 4 * SPAN, SPAN)
+        _round_group(v, passed, errors, q, width, e.factors, first, e.feedback)
+        for p in range(0, SPAN, LANES):
+            transpose(q.ctypes.data + 4 * p, 4 * SPAN, out.ctypes.data + 4 * (p * line + first), 4 * line)
+            transpose(errors.ctypes.data + 4 * p, 4 * SPAN, room.ctypes.data + p * wide, wide)
+        _narrow(room, line, count, first, before)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _compensate_wide(acc, line, count, e, out):  # type: ignore[no-untyped-def]
+    """The same where what errors pass on can exceed 32 bits: all in float64."""
+    whole_vectors()
+    u, errors = np.zeros((e.channels, SPAN)), np.zeros(SPAN)
+    for p in range(count):
+        for c in range(e.channels):
+            v = np.floor(np.float64(acc[p * line + c]) * e.factors[0, c] + 0.5)
+            u[c, p] = min(max(v, -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
+    for i in range(e.channels):
         for p in range(count):
-            for c in range(width):
-                out[p * line + first + c] = q[c, p]
-                before[p * line + first + c] = np.int16(errors[c, p])
+            r = np.floor(u[i, p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5)
+            r = min(max(r, e.factors[2, i]), e.factors[3, i])
+            error = np.floor(u[i, p] * (1 / _FEEDBACK_ONE) + 0.5) - r * _ERROR_ONE
+            errors[p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
+            out[p * line + i] = np.int32(r)
+        for j in range(i + 1, e.channels):
+            for p in range(count):
+                u[j, p] += errors[p] * e.feedback[i, j]
 
 
 @njit(cache=True, nogil=True)
@@ -257,7 +296,10 @@ def finish(acc, line, count, e, out):  # type: ignore[no-untyped-def]
         _requantize(acc, line, count, channels, factors, lo, hi, out)
         return
     if e.kind == COMPENSATE:
-        _compensate(acc, line, count, e, out)
+        if e.group > 1:
+            _compensate(acc, line, count, e, out)
+        else:
+            _compensate_wide(acc, line, count, e, out)
         return
     x, squares = np.empty(SPAN * line, np.int16), np.zeros(SPAN * line, np.int16)
     _widen(acc, line, count, channels, factors, x, squares)

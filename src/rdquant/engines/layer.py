@@ -32,7 +32,7 @@ class Layer:
         load = bound // max(-port.lo, port.hi) + 1  # of an activation of one
         self.split = form.size > 2 or bound + int(conv.bias.abs().max()) >= 2**31
         self.direct = conv.groups > 1 or (self.split and 256 * load >= 2**31)
-        self._epilogue = prepared(after, conv.out_channels)
+        self._epilogue, self._zero = prepared(after, conv.out_channels), out.zero
         if self.direct:
             self._kernel = conv.by_output().numpy().astype(np.float64).transpose(2, 3, 1, 0).copy()
             self._bias = conv.bias.double().numpy()
@@ -48,6 +48,7 @@ class Layer:
         outputs = phases[0][1].shape[2]
         copies = outputs // conv.out_channels
         e = self._epilogue
+        self._zero = np.tile(self._zero, copies)
         self._epilogue = e._replace(channels=outputs, factors=np.tile(e.factors, copies))
         small = bool((np.abs(conv.weight.numpy().astype(np.int32)) < 128).all())
         bytewise = instructions() != "portable" and self.form.size == 1 and not self.split and small
@@ -112,6 +113,6 @@ class Layer:
         run = dense.convolve_one if tasks == 1 else dense.convolve
         run(
             tasks, sides, rows, columns, flat(values), self.form.size, values.shape[1:], self.form.zero,
-            origin, k, self._epilogue, flat(out), self.out.size, self.out.zero, out.shape[2],
+            origin, k, self._epilogue, flat(out), self.out.size, self._zero, out.shape[2],
         )  # fmt: skip
         return whole

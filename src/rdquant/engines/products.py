@@ -146,3 +146,33 @@ def product(kernel, vectors, a, stride, taps, count, words, w, start, line, c, l
         _product(2, 3, a, stride, taps, count, words, w, start, line, c, ldc)
     else:
         _product(2, 4, a, stride, taps, count, words, w, start, line, c, ldc)
+
+
+def _emit_transpose(typingctx, a, a_line, b, b_line):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        a, a_line, b, b_line = args
+
+        def place(start, line, i):  # type: ignore[no-untyped-def]
+            address = builder.add(start, builder.mul(line, ir.Constant(_I64, i)))
+            return builder.inttoptr(address, _SUMS.as_pointer())
+
+        rows = [builder.load(place(a, a_line, i), align=4) for i in range(LANES)]
+        for d in (8, 4, 2, 1):  # exchanges this bit of row and lane
+            for i in (i for i in range(LANES) if not i & d):
+                x, y = rows[i], rows[i + d]
+                picks = [
+                    [lane if not lane & d else LANES + lane - d for lane in range(LANES)],
+                    [lane + d if not lane & d else LANES + lane for lane in range(LANES)],
+                ]
+                rows[i], rows[i + d] = (
+                    builder.shuffle_vector(x, y, ir.Constant(_SUMS, pick)) for pick in picks
+                )
+        for i, row in enumerate(rows):
+            builder.store(row, place(b, b_line, i), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+#: ``(a, a_line, b, b_line)``: 16 rows of 16 int32 at ``a`` to columns at ``b``; lines in bytes
+transpose: Any = intrinsic(_emit_transpose)
