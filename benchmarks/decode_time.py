@@ -4,24 +4,31 @@
 
 Three decoders take turns on every picture, each with a file of its own codec: the float parent; the integer
 codec with the approximate synthesis (symbols exact, pixels float); the integer codec, exact throughout. For
-each, the part that the entropy path takes (z, h_s, tables, y) is timed as well. Ratios are of medians over
-pictures and rounds. Writes benchmarks/results/decode-time.json.
+each, the part that the entropy path takes (z, h_s, tables, y) is timed as well. Where CompressAI can be
+imported, its mean-scale codec of the same widths, untrained, with files of its own, takes turns. Encoding
+likewise, at effort 0. Ratios are of medians over pictures and rounds. Writes
+benchmarks/results/decode-time.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+import types
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 from rdquant.coder import ImageCoder
+from rdquant.engines.products import instructions
 from rdquant.evaluate import machine
 from rdquant.files.images import list_images, read_image
 from rdquant.load import open_coder
+from rdquant.pixels import pad_to, to_tensor
 
 
 class _Timed:
@@ -40,6 +47,23 @@ class _Timed:
         return out
 
 
+def _compressai(coder: ImageCoder) -> Any:
+    """CompressAI's codec of the same widths, or None. It needs no more of torchvision than a name."""
+    names = ("torchvision", "torchvision.transforms")
+    top, transforms = (types.ModuleType(name) for name in names)
+    top.transforms = transforms  # type: ignore[attr-defined]
+    sys.modules.update(zip(names, (top, transforms), strict=True))
+    try:
+        from compressai.models import MeanScaleHyperprior
+    except ImportError:
+        return None
+    torch.manual_seed(0)
+    hidden = coder.codec.networks["hyper_analysis"]
+    found = MeanScaleHyperprior(hidden.channels()[hidden.output], coder.codec.M).eval()
+    found.update()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True)
@@ -56,10 +80,30 @@ def main() -> None:
     parent, model = timed(args.parent), timed(args.model)
     ways = {"float": (parent, "exact"), "approximate": (model, "torch"), "exact": (model, "exact")}
     files = [(parent.encode(p), model.encode(p)) for p in map(read_image, list_images(args.images))]
-    whole: dict[str, list[float]] = {w: [] for w in ways}
+    other = _compressai(model)
+    names = [*ways, *(["compressai"] if other else [])]
+    encoding: dict[str, list[float]] = {w: [] for w in names if w != "approximate"}
+    whole: dict[str, list[float]] = {w: [] for w in names}
     entropy: dict[str, list[float]] = {w: [] for w in ways}
+    pictures = [read_image(path) for path in list_images(args.images)]
     for k in range(args.rounds + 1):
-        for pair in files if k else files[:1]:  # one to warm up
+        for rgb, pair in zip(pictures, files, strict=True) if k else [(pictures[0], files[0])]:  # to warm up
+            for way, coder in (("float", parent), ("exact", model)):
+                start = time.perf_counter()
+                coder.encode(rgb)
+                if k:
+                    encoding[way].append(time.perf_counter() - start)
+            if other:
+                x = to_tensor(pad_to(rgb, 64)).float() / 255
+                with torch.no_grad():
+                    start = time.perf_counter()
+                    strings = other.compress(x)
+                    middle = time.perf_counter()
+                    other.decompress(**strings)
+                    end = time.perf_counter()
+                if k:
+                    encoding["compressai"].append(middle - start)
+                    whole["compressai"].append(end - middle)
             for way, (coder, engine) in ways.items():
                 start = time.perf_counter()
                 coder.decode(pair[coder is model], engine=engine)
@@ -73,6 +117,8 @@ def main() -> None:
         "parent": args.parent, "model": args.model,
         "median_seconds": {w: median(v) for w, v in whole.items()},
         "median_seconds_without_synthesis": {w: median(v) for w, v in entropy.items()},
+        "median_seconds_to_encode": {w: median(v) for w, v in encoding.items()},
+        "instructions": instructions(),
         "ratio_to_float": {w: median(v) / median(whole["float"]) for w, v in whole.items()},
     }  # fmt: skip
     print(json.dumps(result, indent=1))
