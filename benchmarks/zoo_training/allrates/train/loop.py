@@ -42,6 +42,8 @@ from .muon import Muon
 #: J of a trained codec is about proportional to this power of lambda (measured, see `weight_of`)
 J_POWER, J_REFERENCE = 0.55, 0.013
 VALIDATION_LAMBDAS = (0.0035, 0.013, 0.05)
+#: mean loss of a report, in that of the best one, that only a run that is lost has
+EXPLODED = 4.0
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ class Trainer:
         total = torch.zeros(5, device=self.device)
         compiled = False  # the first step compiles, and is left out of the clocks
         count, saved, validated = 0, time.monotonic(), time.monotonic()
+        least = math.inf  # mean loss of a report
         while not self.stopping and self.wall < 60 * minutes and self.cpu < cpu_seconds and self.step < steps:
             if self.config.decay_steps and self.branch_step >= self.config.decay_steps:
                 break
@@ -265,17 +268,33 @@ class Trainer:
                         **{k: round(v / count, 4) for k, v in zip(names, total.tolist(), strict=True)},
                     }
                 )
+                loss = float(total[0]) / count
                 total.zero_()
                 count = 0
+                if not loss < EXPLODED * least:  # within a few steps, unannounced: seen once in 50,000
+                    self._roll_back()
+                    continue
+                least = min(least, loss)
+                if time.monotonic() - saved > 60 * save_minutes:
+                    self.save()
+                    saved = time.monotonic()
             if time.monotonic() - validated > 60 * validate_minutes:
                 self._log({**self._clock(), "val": self.validate(self.config.val_pictures)})
                 validated = time.monotonic()
-            if time.monotonic() - saved > 60 * save_minutes:
-                self.save()
-                saved = time.monotonic()
-        self.save()
+        if least < math.inf or not (self.run_dir / "state.pt").exists():
+            self.save()
         if not self.stopping:
             self._log({**self._clock(), "val": self.validate(self.config.val_pictures), "end": True})
+
+    def _roll_back(self) -> None:
+        """To the last saved state, and from there with other crops. Raises `TrainingError` without one."""
+        state = self.run_dir / "state.pt"
+        if not state.exists():
+            raise TrainingError(f"the loss exploded before step {self.step}; lower lr (now {self.config.lr})")
+        self._log({"step": self.step, "rolled_back": True})
+        self._load(state, branch=False)
+        self.config = dataclasses.replace(self.config, seed=self.config.seed + 1)
+        self.source.seed = self.config.seed
 
     def _clock(self) -> dict[str, float]:
         return {"step": self.step, "wall": round(self.wall, 1), "cpu": round(self.cpu, 1), "lr": self.rate()}
