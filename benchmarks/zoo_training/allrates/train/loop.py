@@ -281,7 +281,7 @@ class Trainer:
             if time.monotonic() - validated > 60 * validate_minutes:
                 self._log({**self._clock(), "val": self.validate(self.config.val_pictures)})
                 validated = time.monotonic()
-        if least < math.inf or not (self.run_dir / "state.pt").exists():
+        if count == 0 or float(total[0]) / count < EXPLODED * least:
             self.save()
         if not self.stopping:
             self._log({**self._clock(), "val": self.validate(self.config.val_pictures), "end": True})
