@@ -32,6 +32,7 @@ def child(corpus: str, seconds: int) -> None:
     # compiled code cannot be traced
     kernels = ["rdquant.entropy.rans", "rdquant.graph.kernels", "rdquant.latents.kernels"]
     kernels += ["rdquant.passes.rounding"]
+    kernels += [f"rdquant.engines.{n}" for n in ("buffers", "dense", "direct", "epilogues", "products")]
     with atheris.instrument_imports(include=["rdquant", "fuzz_target"], exclude=kernels):
         import fuzz_target
 

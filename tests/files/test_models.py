@@ -97,7 +97,9 @@ def test_integer_round_trip(kind: str, tmp_path: Path, pixels: np.ndarray) -> No
 
 def test_the_handmade_codec_has_every_operation(pixels: np.ndarray) -> None:
     codec = handmade.codec("elic", pixels)
-    assert {n.op.kind for g in codec.networks.values() for n in g.nodes} == set(OPERATIONS)
+    assert {n.op.kind for g in codec.networks.values() for n in g.nodes} == set(OPERATIONS) - {
+        "gain"
+    }  # a golden model has it
 
 
 def test_sizes_are_the_files(tmp_path: Path, pixels: np.ndarray) -> None:
