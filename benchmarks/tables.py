@@ -158,15 +158,18 @@ def damage() -> str:
 def decode() -> str:
     """What exactness costs."""
     r = json.loads((RESULTS / "decode-time.json").read_text())
-    rows = ["| decoder | seconds | ratio | of these, before the synthesis |", "|---|---|---|---|"]
+    columns = ["codec", "decoding, s", "ratio", "before the synthesis, s", "encoding, s"]
+    rows = []
     for way, seconds in r["median_seconds"].items():
-        before = r["median_seconds_without_synthesis"][way]
-        rows.append(f"| {way} | {seconds:.3f} | {r['ratio_to_float'][way]:.2f} | {before:.3f} |")
+        others = (r[f"median_seconds_{k}"].get(way) for k in ("without_synthesis", "to_encode"))
+        shown = ("" if v is None else f"{v:.3f}" for v in others)
+        rows.append([way, f"{seconds:.3f}", f"{r['ratio_to_float'][way]:.2f}", *shown])
     note = (
         f"Medians over {r['pictures']} Kodak pictures, decoders taking turns, {r['model']}, "
-        f"{r['threads']} threads, {r['machine']['cpu']}. (`decode-time.json`)"
+        f"{r['threads']} threads, {r['machine']['cpu']}; CompressAI 1.2.8 with the same widths, untrained. "
+        "(`decode-time.json`)"
     )
-    return "\n".join([*rows, "", note])
+    return "\n".join([*_table(columns, rows), "", note])
 
 
 def _table(columns: tuple[str, ...] | list[str], rows: list[list[str]]) -> list[str]:
