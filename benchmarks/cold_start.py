@@ -44,7 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         small, file, out = (str(Path(folder) / name) for name in ("small.png", "small.rdq", "out.png"))
         write_image(Path(small), read_image(args.image)[: args.side, : args.side])
-        rdquant = [sys.executable, "-m", "rdquant.cli"]
+        rdquant = [sys.executable, "-m", "rdquant"]
         commands = {
             "nothing": [sys.executable, "-c", ""],
             "torch": [sys.executable, "-c", "import torch"],

@@ -40,9 +40,7 @@ def calibrate(
         "--weights", weights, "--activations", activations, "--json", "-o", str(target), *extra,
     ]  # fmt: skip
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rdquant.cli", *command], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-m", "rdquant", *command], stdout=subprocess.PIPE, text=True)
     out = process.stdout.read() if process.stdout else ""
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -11,17 +11,9 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-import rdquant
 from rdquant.codecs import ARCHITECTURES, FloatCodec, build
 from rdquant.files.images import write_image
 from rdquant.train.loop import initialise
-
-# numba's caches do not notice that a function of another file has changed, which is then still inlined
-_ENGINES = Path(rdquant.__file__).parent / "engines"
-_NEWEST = max(p.stat().st_mtime for p in _ENGINES.glob("*.py"))
-for _cache in _ENGINES.glob("__pycache__/*.nb[ci]"):
-    if _cache.stat().st_mtime < _NEWEST:
-        _cache.unlink(missing_ok=True)
 
 # a busy machine is no failure
 settings.register_profile("patient", deadline=None)

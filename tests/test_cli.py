@@ -26,7 +26,7 @@ from rdquant.load import open_coder
 
 def run(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "rdquant.cli", *map(str, args)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "rdquant", *map(str, args)], capture_output=True, text=True, timeout=300
     )
 
 
@@ -217,7 +217,7 @@ def test_a_killed_batch_resumes(picture: Path, tmp_path: Path) -> None:
     for i in range(12):
         write_image(photos / f"{i:02}.png", np.tile(rgb, (4, 4, 1))[: 200 + i])
     process = subprocess.Popen(
-        [sys.executable, "-m", "rdquant.cli", "encode", str(photos), "-o", str(files)],
+        [sys.executable, "-m", "rdquant", "encode", str(photos), "-o", str(files)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

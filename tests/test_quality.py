@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from decimal import Decimal, getcontext
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from golden.make import HERE, PICTURES, picture
 from rdquant.coder import ImageCoder
 from rdquant.errors import BadModel, Corrupt, UsageError
+from rdquant.files import container
 from rdquant.files.container import read, write
+from rdquant.graph.operations import Requantize
 from rdquant.graph.operations.gain import POSITIONS, powers
 from rdquant.load import open_coder
-from rdquant.quality import described_at, for_size, gain_power, gains_of, position
+from rdquant.quality import described_at, for_size, gain_power, position
 
 MODEL = str(HERE / "unshuffle-w8.rdqm")
 
@@ -98,7 +101,7 @@ def test_a_quality_outside_is_refused(coder: ImageCoder, quality: float) -> None
 
 def test_models_of_one_rate_have_no_quality() -> None:
     plain = open_coder(str(HERE / "mean-w8.rdqm"))
-    assert not gains_of(plain.codec)
+    assert not plain.codec.gains
     with pytest.raises(UsageError, match="one rate"):
         plain.at(50)
     with pytest.raises(UsageError, match="one rate"):
@@ -133,3 +136,33 @@ def test_another_quality_in_the_header_is_another_picture(coder: ImageCoder) -> 
         return
     assert other.shape == (*PICTURES["96x128"][2:], 3)
     assert not np.array_equal(other, coder.decode(data))
+
+
+def test_gains_are_where_the_contract_wants_them(coder: ImageCoder) -> None:
+    codec = coder.codec
+    node, gain = codec.gains["analysis"]
+    plain = Requantize(gain.factor(), None, gain.lo, gain.hi)
+    fewer = dataclasses.replace(gain, log2=gain.log2[:4], position=0)
+    for op in (plain, fewer):
+        networks = {**codec.networks, "analysis": codec.networks["analysis"].replaced({node: op})}
+        with pytest.raises(BadModel, match="gains must be one in analysis"):
+            dataclasses.replace(codec, networks=networks).check()
+
+
+@pytest.mark.parametrize("quality", [0, 99, 10_001, 2**28])
+def test_a_quality_that_cannot_be_is_corrupt(coder: ImageCoder, quality: int) -> None:
+    data = coder.encode(picture("1x1"))
+    header, streams = read(data)
+    with pytest.raises(UsageError, match="quality"):
+        lie(data, coder, quality)
+    with pytest.MonkeyPatch.context() as patch:  # what a liar would write
+        patch.setattr(container, "LEAST_QUALITY", -1)
+        patch.setattr(container, "MOST_QUALITY", 2**30)
+        false = lie(data, coder, quality)
+    with pytest.raises(Corrupt, match="quality"):
+        read(false)
+    assert header.quality == 5000 and len(streams) == 2
+
+
+def test_coders_of_other_qualities_are_kept(coder: ImageCoder) -> None:
+    assert coder.at(33) is coder.at(33) is coder.at(70).at(33)

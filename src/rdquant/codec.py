@@ -36,7 +36,7 @@ from .entropy import CdfTables
 from .errors import BadModel
 from .export.runtimes import Synthesis, runner
 from .graph import Graph, Port
-from .graph.operations import Convolution, WindowAttention
+from .graph.operations import Convolution, Gain, WindowAttention
 from .latents import FIXED_HI, FIXED_LO, FixedPointScalar, UniformScalar
 from .priors import Part, Prior
 from .threads import PARALLEL
@@ -84,6 +84,23 @@ class Codec:
         """Channels of y."""
         analysis = self.networks["analysis"]
         return analysis.channels()[analysis.output]
+
+    @cached_property
+    def gains(self) -> dict[str, tuple[str, Gain]]:
+        """By network, the node with its gains; empty for a model of one rate (`rdquant.quality`).
+
+        Raises `BadModel` unless analysis and synthesis have one each, of as many levels.
+        """
+        found = [
+            (name, node.name, node.op)
+            for name, graph in self.networks.items()
+            for node in graph.nodes
+            if isinstance(node.op, Gain)
+        ]
+        names = [name for name, _, _ in found]
+        if found and (sorted(names) != ["analysis", "synthesis"] or len({g.last for _, _, g in found}) > 1):
+            raise BadModel(f"gains must be one in analysis and one in synthesis, as many levels; got {names}")
+        return {name: (node, op) for name, node, op in found}
 
     @cached_property
     def stride(self) -> int:
@@ -234,6 +251,7 @@ class Codec:
         ends = {name: graph.check() for name, graph in self.networks.items()}
         self._check_ends(ends)
         self._check_sides()
+        _ = self.gains
         self.y_tables.validate()
         factorized = len(self.z_tables) if self.z_tables is not None else self.M
         if self.medians.dtype != torch.int32 or self.medians.shape != (factorized,):

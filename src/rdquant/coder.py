@@ -81,7 +81,7 @@ class ImageCoder:
 
     def _at(self, quality: int) -> ImageCoder:
         if self._others is None:
-            raise UsageError("this model has one rate; `--quality` needs a model with gains, such as rd-s")
+            raise UsageError("this model has one rate; only models with gains have qualities")
         return self if quality == self.quality else self._others(quality)
 
     def encode_to_size(self, rgb: np.ndarray, most: float, pixel_checksum: bool = False) -> bytes:

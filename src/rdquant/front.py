@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from . import zoo
 from .coder import ImageCoder
+from .files.atomic import read_file
 from .files.container import read
 from .files.images import read_image, to_rgb8
 from .load import coder_for, open_coder
@@ -54,9 +55,11 @@ def encode(
 def decode(data: bytes | str | Path, model: str | None = None) -> np.ndarray:
     """``(H, W, 3)`` uint8 of the bytes of a file, or of its path: the same pixels on every machine.
 
-    ``model``: a file or a zoo name, where the zoo does not have the one that the file names. Raises an error
-    of the `DecodeError` branch for anything but a whole file, `UnknownModel`.
+    ``model``: a file or a zoo name, where the zoo does not have the one that the file names.
+
+    Raises an error of the `DecodeError` branch for anything but a whole file, `UnknownModel`, and
+    `UsageError` for a path that cannot be read.
     """
-    whole = Path(data).read_bytes() if isinstance(data, str | Path) else bytes(data)
+    whole = read_file(Path(data)) if isinstance(data, str | Path) else bytes(data)
     coder = _opened(model, None, None, None) if model else _named(read(whole)[0].fingerprint)
     return coder.decode(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from .files.integer_models import integer_fingerprint, load_integer
 from .files.model_file import model_description, model_kind
 from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
 from .latents.refine import COHERENCE, DEFAULT_EFFORT, Refinement, rounds_of
-from .quality import DEFAULT_QUALITY, at, described_at, gains_of, hundredths
+from .quality import DEFAULT_QUALITY, at, described_at, hundredths
 
 #: in a model's description: the quantizer that it was retrained for, with its "step" and "coherence"
 LATENTS = "latents"
+#: qualities of which a coder keeps the networks made ready
+KEPT_QUALITIES = 8
 
 
 class QuantizerMismatch(UserWarning):
@@ -81,25 +84,25 @@ def _coder(
     effort: int | None,
     quality: int | None = None,
 ) -> ImageCoder:
-    whole, others = description, None
-    if gains_of(codec):
-        quality = DEFAULT_QUALITY if quality is None else quality
-        description = described_at(codec, whole, quality)
-        base, codec = codec, at(codec, quality)
+    def coder(codec: Codec, description: dict[str, Any], quality: int | None = None) -> ImageCoder:
+        coding = latent_coding(quantizer, codec, description, name, step)
+        rounds = effort
+        if rounds is None:
+            own = description.get(LATENTS, {}).get("quantizer", "uniform")
+            rounds = DEFAULT_EFFORT if own != "uniform" and quantizer in (None, own) else 0
+        rounds = rounds_of(rounds)
+        refinement = _refinement(rounds, coding, codec, description, name) if rounds else None
+        profile = Profile.INTEGER if codec.integer else Profile.FLOAT
+        others = None if quality is None else at_quality
+        return ImageCoder(codec, fingerprint, profile, coding, refinement, quality, others)
 
-        def others(other: int) -> ImageCoder:
-            return _coder(base, fingerprint, whole, name, quantizer, step, effort, other)
+    @functools.lru_cache(maxsize=KEPT_QUALITIES)
+    def at_quality(quality: int) -> ImageCoder:
+        return coder(at(codec, quality), described_at(codec, description, quality), quality)
 
-    elif quality is not None:
-        raise UsageError(f"{name} has one rate; only models with gains have qualities")
-    coding = latent_coding(quantizer, codec, description, name, step)
-    if effort is None:
-        own = description.get(LATENTS, {}).get("quantizer", "uniform")
-        effort = DEFAULT_EFFORT if own != "uniform" and quantizer in (None, own) else 0
-    rounds = rounds_of(effort)
-    refinement = _refinement(rounds, coding, codec, description, name) if rounds else None
-    profile = Profile.INTEGER if codec.integer else Profile.FLOAT
-    return ImageCoder(codec, fingerprint, profile, coding, refinement, quality, others)
+    if quality is None and not codec.gains:
+        return coder(codec, description)
+    return at_quality(DEFAULT_QUALITY if quality is None else quality)
 
 
 def latent_coding(

@@ -11,7 +11,11 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile
 
-MAGIC = b"RDQ\x01"
+
+def _ours(prefix: bytes) -> bool:
+    from .files.container import MAGIC
+
+    return prefix.startswith(MAGIC)
 
 
 class RdqImageFile(ImageFile.ImageFile):
@@ -56,7 +60,7 @@ def _save(image: Image.Image, handle: IO[bytes], filename: str | bytes) -> None:
 
 
 def register() -> None:
-    Image.register_open(RdqImageFile.format, RdqImageFile, lambda prefix: prefix.startswith(MAGIC))
+    Image.register_open(RdqImageFile.format, RdqImageFile, _ours)
     Image.register_save(RdqImageFile.format, _save)
     Image.register_extension(RdqImageFile.format, ".rdq")
     Image.register_mime(RdqImageFile.format, "image/x-rdq")

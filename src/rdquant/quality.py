@@ -18,28 +18,13 @@ from torch import Tensor
 from .codec import Codec
 from .errors import BadModel, UsageError
 from .files.container import LEAST_QUALITY, MOST_QUALITY
-from .graph.operations import Gain
 
+#: in a model's description: lambda of the lowest and of the highest quality
+LAMBDAS = "lambdas"
 #: in hundredths
 DEFAULT_QUALITY = 5000
 #: of calibration: pictures after which qualities begin again
 SPREAD = 8
-
-
-def gains_of(codec: Codec) -> dict[str, tuple[str, Gain]]:
-    """By network, the node with its gains; empty for a model of one rate.
-
-    Raises `BadModel` unless analysis and synthesis have one each, of as many levels.
-    """
-    found = {
-        name: (node.name, node.op)
-        for name, graph in codec.networks.items()
-        for node in graph.nodes
-        if isinstance(node.op, Gain)
-    }
-    if found and (set(found) != {"analysis", "synthesis"} or len({g.last for _, g in found.values()}) > 1):
-        raise BadModel(f"gains must be in analysis and synthesis, of as many levels, got {sorted(found)}")
-    return found
 
 
 def hundredths(quality: float) -> int:
@@ -57,7 +42,7 @@ def position(quality: int, last: int) -> int:
 
 def at(codec: Codec, quality: int) -> Codec:
     """The codec at a quality in hundredths. Raises `UsageError` for a model of one rate."""
-    gains = gains_of(codec)
+    gains = codec.gains
     if not gains:
         raise UsageError("this model has one rate; only models with gains have qualities")
     networks = dict(codec.networks)
@@ -68,8 +53,7 @@ def at(codec: Codec, quality: int) -> Codec:
 
 def at_spread(codec: Codec, i: int) -> Codec:
     """For the i-th calibration picture: qualities from end to end, in turn. Itself, if it has none."""
-    gains = gains_of(codec)
-    return at(codec, _spread(i)) if gains else codec
+    return at(codec, _spread(i)) if codec.gains else codec
 
 
 def _spread(i: int) -> int:
@@ -78,15 +62,14 @@ def _spread(i: int) -> int:
 
 def gain_power(codec: Codec, quality: int) -> Tensor:
     """``(M,)`` float64: what a squared error of y costs at a quality, in what it costs where ``codec`` is."""
-    gains = gains_of(codec)
-    if not gains:
+    if not codec.gains:
         return torch.ones(codec.M, dtype=torch.float64)
-    _, own = gains["synthesis"]
+    _, own = codec.gains["synthesis"]
     there = own.at(position(quality, own.last))
     return (there.factors() / own.factors()) ** 2
 
 
-def inverse_gain_power(codec: Codec, i: int) -> Tensor:
+def power_at_spread(codec: Codec, i: int) -> Tensor:
     """`gain_power` of `at_spread`."""
     return gain_power(codec, _spread(i))
 
@@ -94,9 +77,9 @@ def inverse_gain_power(codec: Codec, i: int) -> Tensor:
 def described_at(codec: Codec, description: dict[str, Any], quality: int) -> dict[str, Any]:
     """A model's description with lambda and latent gains of a quality.
 
-    It has ``lambdas``, of the lowest and the highest quality. Raises `BadModel` for lies.
+    Raises `BadModel` for lies.
     """
-    found, ends = dict(description), description.get("lambdas")
+    found, ends = dict(description), description.get(LAMBDAS)
     if ends is not None:
         numbers = ends if isinstance(ends, list) else []
         if len(numbers) != 2 or not all(type(v) in (int, float) and 0 < v < 1e6 for v in numbers):

@@ -93,7 +93,7 @@ def decode(
     engine: Annotated[
         str,
         typer.Option(
-            help="What makes the pixels: exact, the same on every machine; or faster, 1 off here and there: "
+            help="What makes the pixels: exact, the same on every machine; or, 1 off here and there: "
             "openvino or onnx (rdquant[deploy]), torch; auto takes openvino where it is installed."
         ),
     ] = "exact",

@@ -87,6 +87,7 @@ def finetune(
     from ..passes import QuantizeConfig, load_calibration
     from ..passes.config import profile_options
     from ..passes.finetune import FinetuneConfig, Finetuning
+    from ..quality import LAMBDAS
     from ..zoo import model_path
 
     path = model_path(model)
@@ -103,7 +104,7 @@ def finetune(
     about = {
         **integer.description, "parent": model if zoo.find(model) else path.name, "profile": profile,
         "lambda": parent.get("lambda"), "finetune": {**dataclasses.asdict(config), **report},
-        **{k: parent[k] for k in (LATENTS,) if k in parent},
+        **{k: parent[k] for k in (LATENTS, LAMBDAS) if k in parent},
     }  # fmt: skip
     save_integer(dataclasses.replace(integer, description=about), out)
     if as_json:

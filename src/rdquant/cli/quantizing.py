@@ -79,6 +79,7 @@ def quantize(
     from ..passes.config import profile_options
     from ..passes.rdo import calibrate
     from ..passes.rdo_config import RdoConfig
+    from ..quality import LAMBDAS
     from ..zoo import model_path
 
     path = model_path(model)
@@ -106,7 +107,7 @@ def quantize(
         "calibration_pictures": len(pictures),
         "profile": profile,
         "lambda": lam,
-        **{k: parent[k] for k in (LATENTS,) if k in parent},
+        **{k: parent[k] for k in (LATENTS, LAMBDAS) if k in parent},
     }
     trace: list[dict[str, Any]] = []
     with console.progress("calibrate") as update:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
 from ..errors import UsageError
 from ..graph import Graph
-from . import fast
+from . import cache, fast
 from .self_test import self_test
 from .strips import in_strips
+
+cache.drop_stale_kernels(Path(__file__).parent)
 
 __all__ = ["Engine", "default_engine", "run"]
 

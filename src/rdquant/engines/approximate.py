@@ -1,6 +1,6 @@
 """The approximate synthesis: an integer graph in float32, nothing rounded on the way.
 
-Twice as fast as the exact one, for those who need the picture and not its last bit. Symbols are decoded
+For gradients, and for machines on which the exact engine is slow. Symbols are decoded
 exactly all the same. Factors go into the weights, linear maps of a position's channels (mixing) into the
 convolution behind them; ranges are kept. On another machine the result may be another float next to a
 rounding tie.

@@ -9,14 +9,33 @@ import torch
 
 from ..graph import Graph, Node, Port
 from ..graph.arithmetic import Multiplier
-from ..graph.operations import Convolution, Requantize
+from ..graph.operations import Compensate, Convolution, DivisiveNormalization, Operation, Requantize
 from .fast import plan
+
+
+def _factors(channels: int, factor: float) -> Multiplier:
+    return Multiplier.from_float(torch.full((channels,), factor, dtype=torch.float64))
+
+
+def _epilogues(channels: int, top: int, generator: torch.Generator) -> dict[str, Operation]:
+    """What is done to accumulators in the same tile, of inputs up to ``top``."""
+    gamma = torch.randint(0, 256, (channels, channels), generator=generator).to(torch.int16)
+    beta = torch.full((channels,), 2**20)
+    feedback = torch.randint(-300, 301, (channels, channels), generator=generator).triu(1).to(torch.int16)
+    wide, narrow = _factors(channels, 2.0**-6 / top), _factors(channels, 2.0**-18)
+    return {
+        "requantized": Requantize(_factors(channels, 2.0**-8 / top), None, -(2**15), 2**15 - 1),
+        "normalized": DivisiveNormalization(True, gamma, beta, wide, narrow, -128, 127, 8),
+        "compensated": Compensate(
+            _factors(channels, 2.0**-5 / top), -128, 127, torch.zeros(channels, dtype=torch.int32), feedback
+        ),
+    }
 
 
 @functools.cache
 def self_test() -> bool:
     """Dense, strided, transposed and grouped convolutions of 8 and 16-bit integers at the ends of their
-    ranges (cached). Warns where they are not exact.
+    ranges, and what follows them (cached). Warns where they are not exact.
     """
     generator = torch.Generator().manual_seed(0)
     ok = True
@@ -31,9 +50,11 @@ def self_test() -> bool:
         weight = torch.randint(-127, 128, shape, generator=generator).to(torch.int16) | 1
         bias = torch.zeros(channels, dtype=torch.int64)
         conv = Convolution(weight, bias, stride, (k - 1) // 2, transposed, groups, 8)
-        factor = Multiplier.from_float(torch.full((channels,), 2.0**-8 / top, dtype=torch.float64))
-        nodes = (Node("c", conv, ("x",)), Node("out", Requantize(factor, None, -(2**15), 2**15 - 1), ("c",)))
-        for output in ("c", "out"):
+        ends: dict[str, Operation | None] = {"sums": None, **_epilogues(channels, top, generator)}
+        if k > 1 and groups == 1:  # the others do: tiles are finished alike
+            del ends["normalized"], ends["compensated"]
+        for output, after in ends.items():
+            nodes = (Node("sums", conv, ("x",)), *([Node(output, after, ("sums",))] if after else []))
             graph = Graph({"x": Port(channels, 0, top)}, nodes, output)
             for least in (top, 0):
                 q = torch.randint(least, top + 1, (1, channels, 8, 12), generator=generator)

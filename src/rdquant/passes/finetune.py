@@ -95,7 +95,8 @@ class Finetuning:
         progress: Progress | None = None,
     ) -> None:
         """``calibration``: what ranges are observed on, and in the end whether it helped; ``pictures``: crops
-        of one size to learn from. Raises `CalibrationError` for none, or a folder of another run.
+        of one size to learn from. Raises `CalibrationError` for none, or a folder of another run, and
+        `UsageError` for a model with gains.
         """
         if not pictures:
             raise CalibrationError("no pictures to learn from")
@@ -106,6 +107,8 @@ class Finetuning:
         self.integer, unrounded = to_integer(
             *prepare(capture(trained), calibration, quantize, progress, store), quantize
         )
+        if self.integer.gains:
+            raise UsageError("a model for many rates would learn for one; it cannot be fine-tuned yet")
         self.twin = Twin(self.integer, unrounded, trained.entropy_bottleneck)
 
         def say(done: int, total: int) -> None:

@@ -173,14 +173,9 @@ class Lowering:
             if is_mixing(edge):
                 found = full_range_format(seen, bits, MIXED_HEADROOM)
             else:
-                granularity = self.config.granularity if tie else "tensor"
+                c, granularity = self.config, self.config.granularity if tie else "tensor"
                 found = activation_format(
-                    seen,
-                    bits,
-                    self.config.activation_range,
-                    granularity,
-                    self.config.channel_exponent,
-                    self.config.clip_cost,
+                    seen, bits, c.activation_range, granularity, c.channel_exponent, c.clip_cost
                 )
         except CalibrationError as error:
             raise CalibrationError(f"{edge}: {error}") from None

@@ -43,7 +43,7 @@ from ..graph import Node
 from ..graph.operations import Convolution, DivisiveNormalization
 from ..latents import FIXED_HI
 from ..pixels import pad_to, to_tensor
-from ..quality import at_spread, inverse_gain_power
+from ..quality import at_spread, power_at_spread
 from .calibration import picture_weight
 from .config import QuantizeConfig
 from .flow import networks_in_order, output_costs, segment, segment_of, through
@@ -102,7 +102,7 @@ def _collect(
     for i, pixels in enumerate(pictures):
         if progress:
             progress(i, len(pictures), "sensitivities")
-        shown, costs = at_spread(codec, i), gains * inverse_gain_power(codec, i)
+        shown, costs = at_spread(codec, i), gains * power_at_spread(codec, i)
         x = to_tensor(pad_to(pixels, codec.downsampling)).float() / 255
         with torch.no_grad():
             passed = through(shown, x)
