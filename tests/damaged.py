@@ -54,20 +54,28 @@ def lies(data: bytes) -> Iterator[tuple[str, bytes]]:
     ]  # fmt: skip
     if header.step is not None:
         fields.append(("step", varint(header.step)))
+    if header.quality is not None:
+        fields.append(("quality", varint(header.quality)))
+    tail = packed(header.sections)
+    if tail:
+        fields.append(("bytes of sections", varint(len(tail))))
     if header.pixels is not None:
         fields.append(("pixel checksum", header.pixels.to_bytes(4, "little")))
 
     def build(changed: str, value: bytes, parts: tuple[bytes, ...] = streams) -> bytes:
         head = b"".join(value if name == changed else old for name, old in fields)
         body = b"".join(part + checksum(part).to_bytes(4, "little") for part in parts)
-        return head + checksum(head).to_bytes(4, "little") + body
+        return head + checksum(head).to_bytes(4, "little") + body + tail
 
     for name, old in fields:
-        if name in ("width", "height", "z length", "y length"):
-            true = {"width": header.width, "height": header.height}.get(
+        if name in ("width", "height", "z length", "y length", "bytes of sections"):
+            true = {"width": header.width, "height": header.height, "bytes of sections": len(tail)}.get(
                 name, len(streams[0 if name[0] == "z" else 1])
             )
             for value in {*LIES, true - 1, true + 1, 2 * true, 64 * true} - {true, -1}:
+                yield name, build(name, varint(value))
+        elif name == "quality":  # a neighbour may mean the same gains
+            for value in {0, 99, 100, 10_000, 10_001, 2**32} - {header.quality}:
                 yield name, build(name, varint(value))
         else:
             for at in range(len(old)):
@@ -85,4 +93,31 @@ def lies(data: bytes) -> Iterator[tuple[str, bytes]]:
         sizes = [("z length", varint(len(parts[0]))), ("y length", varint(len(parts[1])))]
         head = b"".join(dict(sizes).get(name, old) for name, old in fields)
         body = b"".join(part + checksum(part).to_bytes(4, "little") for part in parts)
-        yield label, head + checksum(head).to_bytes(4, "little") + body
+        yield label, head + checksum(head).to_bytes(4, "little") + body + tail
+    if not tail:
+        return
+    kind, content = header.sections[0]
+    body = b"".join(part + checksum(part).to_bytes(4, "little") for part in streams)
+
+    def with_tail(other: bytes) -> bytes:
+        sizes = {"bytes of sections": varint(len(other))}
+        head = b"".join(sizes.get(name, old) for name, old in fields)
+        return head + checksum(head).to_bytes(4, "little") + body + other
+
+    section = packed(((kind, content),))
+    for label, other in (
+        ("a section twice", section + section), ("sections out of order", packed(((9, b"x"),)) + section),
+        ("a section of kind 0", packed(((0, b"x"),))), ("an empty section", packed(((9, b""),))),
+        ("a section that is short", section[:-1]), ("bytes after a section", section + b"\0"),
+        ("a long section", bytes([kind]) + varint(2**35 - 1) + content + bytes(4)),
+        ("an overlong length", bytes([kind, 0x81, 0]) + content[:1] + bytes(4)),
+    ):  # fmt: skip
+        yield label, with_tail(other)
+
+
+def packed(sections: tuple[tuple[int, bytes], ...]) -> bytes:
+    out = b""
+    for kind, content in sections:
+        section = bytes([kind]) + varint(len(content)) + content
+        out += section + checksum(section).to_bytes(4, "little")
+    return out

@@ -62,6 +62,7 @@ class Container(NamedTuple):
     quantizer: int
     step: int
     quality: int | None
+    sections: dict[int, bytes]
 
 
 def parse_container(data: bytes) -> Container:
@@ -97,9 +98,10 @@ def parse_container(data: bytes) -> Container:
     if quantizer in TRELLISES:
         step = number()
     quality = number() if kind & 64 else None
+    sections_length = number() if kind & 32 else None
     pixel_checksum = int.from_bytes(take(4), "little") if kind & 128 else None
     need(crc32c(data[:position]) == int.from_bytes(take(4), "little"), "wrong checksum of the header")
-    need(kind >> 4 & 3 == 0, "unsupported profile")
+    need(kind >> 4 & 1 == 0, "unsupported profile")
     need(quantizer == 0 or quantizer in TRELLISES, "unsupported quantizer")
     need(width > 0 and height > 0 and step > 0, "a side or the step is zero")
     need(step <= 65535, "step over the limit")
@@ -107,9 +109,22 @@ def parse_container(data: bytes) -> Container:
     padded = -(-width // 64) * -(-height // 64) * 64 * 64
     need(max(width, height) <= 65535 and width * height <= 1 << 28, "picture over the limits")
     need(z_length + y_length <= 128 * padded, "streams over the limits")
+    need(sections_length is None or 0 < sections_length <= 1 << 22, "sections over the limits")
     z_stream, y_stream = checked(z_length), checked(y_length)
-    need(position == len(data), "bytes after the end")
-    return Container(fingerprint, width, height, z_stream, y_stream, pixel_checksum, quantizer, step, quality)
+    sections: dict[int, bytes] = {}
+    end = position + (sections_length or 0)
+    need(end == len(data), "sections of another length, or bytes after the end")
+    while position < end:
+        start, section = position, take(1)[0]
+        need(section > max(sections, default=0), "sections out of order")
+        length = number()
+        need(length > 0, "an empty section")
+        sections[section] = take(length)
+        covered = data[start:position]
+        need(crc32c(covered) == int.from_bytes(take(4), "little"), "wrong checksum of a section")
+    return Container(
+        fingerprint, width, height, z_stream, y_stream, pixel_checksum, quantizer, step, quality, sections
+    )
 
 
 # ---- entropy coding and latents

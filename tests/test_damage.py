@@ -17,23 +17,27 @@ from damaged import bit_flips, extensions, lies, overwrites, truncations
 from golden.make import HERE, MODELS
 from rdquant.coder import ImageCoder
 from rdquant.errors import DecodeError, NotOurFormat
+from rdquant.files.container import read, with_sections
 from rdquant.load import open_coder
 from tiny import KINDS, make_coder, with_coding
 
 TINY = "tiny"
+SECTIONS = ((1, b"not a profile, which no decoder looks at"), (2, b"nor EXIF"), (77, b"of a later release"))
 FILES = [
     *((name, "70x45") for name in MODELS),
     ("mean-w8", "70x45-tcq8"),
     *((TINY, kind) for kind in KINDS),
     (TINY, "groups-tcq8"),
+    (TINY, "groups-sections"),
 ]
 
 
 def tiny(kind: str, photo: np.ndarray) -> tuple[ImageCoder, bytes]:
     """A coder of a prior, and a small file of it, pixel checksum included."""
-    decoder = make_coder(kind.removesuffix("-tcq8"))
+    decoder = make_coder(kind.removesuffix("-tcq8").removesuffix("-sections"))
     encoder = with_coding(decoder, "tcq8" if kind.endswith("-tcq8") else "uniform")
-    return decoder, encoder.encode(photo[100:112, 100:115], pixel_checksum=True)
+    data = encoder.encode(photo[100:112, 100:115], pixel_checksum=True)
+    return decoder, with_sections(data, SECTIONS) if kind.endswith("-sections") else data
 
 
 @pytest.fixture(scope="module", params=FILES, ids="-".join)
@@ -67,15 +71,15 @@ def test_lies_with_right_checksums_are_typed_errors_at_once(coder: tuple[ImageCo
 
 
 def test_only_a_pixel_checksum_holds_a_size_within_the_padding(coder: tuple[ImageCoder, bytes]) -> None:
-    """The one field that nothing else in a file depends on."""
+    """And a quality: what nothing else in a file depends on."""
     decoder, _ = coder
-    data = decoder.encode(decoder.decode(coder[1]))
+    data = with_sections(decoder.encode(decoder.decode(coder[1])), read(coder[1])[0].sections)
     for label, lie in lies(data):
         try:
             decoder.decode(lie)
         except DecodeError:
             continue
-        assert label in ("width", "height")
+        assert label in ("width", "height", "quality")
 
 
 @pytest.mark.parametrize("name", ["golden.json", "mean-w8.rdqm", "make.py"])

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import rdquant
 from golden.make import HERE, picture
+from profiles import profile
 from rdquant.errors import DecodeError, ImageError, UsageError
+from rdquant.files.container import with_sections
 
 MODEL = str(HERE / "unshuffle-w8.rdqm")
 
@@ -82,3 +85,48 @@ def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
     assert target.read_bytes() == b"mine"
     assert run("encode", str(source), "--overwrite").returncode == 0
     assert target.read_bytes() != b"mine"
+
+
+def test_tensors_and_batches() -> None:
+    rgb, other = picture("70x45"), picture("1x1")
+    data = rdquant.encode(rgb, MODEL, quality=40)
+    tensor = torch.from_numpy(rgb).permute(2, 0, 1)
+    assert rdquant.encode(tensor, MODEL, quality=40) == data
+    both = rdquant.encode([Image.fromarray(rgb), other], MODEL, quality=40)
+    assert both[0] == data and len(both) == 2
+    assert rdquant.encode(np.stack([rgb, rgb]), MODEL, quality=40) == [data, data]
+    assert rdquant.encode(torch.stack([tensor, tensor]), MODEL, quality=40) == [data, data]
+    first, second = rdquant.decode(both, MODEL)
+    assert first.shape == rgb.shape and second.shape == other.shape
+    with pytest.raises(ImageError, match="float"):
+        rdquant.encode(tensor / 255, MODEL)
+
+
+def test_profile_and_exif_go_through_a_file(tmp_path: Path) -> None:
+    rgb, exif = picture("70x45"), Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    source, coded = tmp_path / "x.jpg", tmp_path / "x.rdq"
+    Image.fromarray(rgb).save(source, quality=95, icc_profile=profile(), exif=exif)
+    assert run("encode", str(source), "--exif").returncode == 0
+    assert rdquant.encode(source, exif=True) == coded.read_bytes()
+    with Image.open(coded) as opened:
+        assert opened.info["icc_profile"] == profile() and opened.size == (70, 45)
+        assert dict(opened.getexif()) == {0x010F: "a camera"}
+        opened.save(tmp_path / "again.rdq", exif=True)
+    assert rdquant.encode(source, colour="ignore") == with_sections(coded.read_bytes(), ())
+    shown = run("inspect", str(coded))
+    assert b"ICC section" in shown.stdout and b"EXIF section" in shown.stdout
+    assert run("decode", str(coded), "-o", str(tmp_path / "back.png")).returncode == 0
+    with Image.open(tmp_path / "back.png") as opened:
+        assert opened.info["icc_profile"] == profile() and opened.getexif()[0x010F] == "a camera"
+    lost = run("decode", str(coded), "-o", str(tmp_path / "back.bmp"))
+    assert b"icc_profile and exif left out" in lost.stderr
+
+
+def test_a_target_size_counts_what_the_picture_carries(tmp_path: Path) -> None:
+    source = tmp_path / "x.png"
+    Image.fromarray(picture("96x128")).save(source, icc_profile=profile())
+    most = 2500
+    done = run("encode", str(source), "--model", MODEL, "--target-size", str(most))
+    assert done.returncode == 0, done.stderr
+    assert most - 400 < len((tmp_path / "x.rdq").read_bytes()) <= most

@@ -1,8 +1,8 @@
 """Pillow reads and writes ``.rdq``: what it finds after ``import rdquant``.
 
 ``Image.open`` looks at the header alone; pixels are decoded, with the zoo's model that the file names, when
-they are wanted. ``image.save("x.rdq", quality=60, model=..., effort=...)`` takes the options of
-`rdquant.encode`.
+they are wanted; ``info`` has the colour profile and EXIF that the file carries. ``image.save("x.rdq",
+quality=60, model=..., effort=..., colour="srgb")`` takes the options of `rdquant.encode`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 from typing import IO, Any
 
 from PIL import Image, ImageFile
+
+#: of ``image.save``
+OPTIONS = ("model", "quality", "quantizer", "effort", "colour", "background", "exif")
 
 
 def _ours(prefix: bytes) -> bool:
@@ -26,7 +29,7 @@ class RdqImageFile(ImageFile.ImageFile):
 
     def _open(self) -> None:
         from .errors import RdquantError
-        from .files.container import read
+        from .files.container import Section, read
 
         assert self.fp is not None
         self._data = self.fp.read()
@@ -38,6 +41,9 @@ class RdqImageFile(ImageFile.ImageFile):
         self.info["fingerprint"] = header.fingerprint.hex()
         if header.quality is not None:
             self.info["quality"] = header.quality / 100
+        for kind, name in ((Section.ICC, "icc_profile"), (Section.EXIF, "exif")):
+            if content := header.section(kind):
+                self.info[name] = content
 
     def load(self) -> Any:
         if self._data:
@@ -55,7 +61,7 @@ class RdqImageFile(ImageFile.ImageFile):
 def _save(image: Image.Image, handle: IO[bytes], filename: str | bytes) -> None:
     from .front import encode
 
-    options = {k: v for k, v in image.encoderinfo.items() if k in ("model", "quality", "quantizer", "effort")}
+    options = {k: v for k, v in image.encoderinfo.items() if k in OPTIONS}
     handle.write(encode(image, **options))
 
 

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from damaged import lies
+from plain_decoder import parse_container
 from rdquant.errors import (
     Corrupt,
     DecodeError,
@@ -18,7 +20,18 @@ from rdquant.errors import (
     UnsupportedVersion,
     UsageError,
 )
-from rdquant.files.container import Limits, Profile, Quantizer, describe, read, write
+from rdquant.files.container import (
+    MOST_SECTIONS,
+    Limits,
+    Profile,
+    Quantizer,
+    Section,
+    bytes_of,
+    describe,
+    read,
+    with_sections,
+    write,
+)
 
 FINGERPRINT = bytes(range(8))
 Z, Y = b"hyper-latent", b"latent stream of some length"
@@ -93,9 +106,9 @@ def test_unsupported_version() -> None:
         read(_lie(FILE[:3] + b"\x02" + FILE[4:HEAD]))
 
 
-@pytest.mark.parametrize("kind", [0x0F, 0x20, 0x3F])
-def test_unknown_profile_or_quantizer(kind: int) -> None:
-    with pytest.raises(UnsupportedVersion, match=str(kind >> 4)):
+@pytest.mark.parametrize("kind", [0x03, 0x0F, 0x1F])
+def test_unknown_quantizer(kind: int) -> None:
+    with pytest.raises(UnsupportedVersion, match=f"quantizer {kind & 15}"):
         read(_lie(FILE[:12] + bytes([kind]) + FILE[13:HEAD]))
 
 
@@ -245,3 +258,53 @@ def test_steps_are_of_trellis_coded_latents() -> None:
     for quantizer, bad in ((Quantizer.UNIFORM, 5), (Quantizer.TCQ4, None), (Quantizer.TCQ4, 65_536)):
         with pytest.raises(UsageError, match="step"):
             write(FINGERPRINT, Profile.INTEGER, quantizer, 9, 9, (Z, Y), None, bad)
+
+
+@given(contents=st.dictionaries(st.integers(1, 255), st.binary(min_size=1, max_size=300), max_size=5))
+def test_sections_come_with_a_picture(contents: dict[int, bytes]) -> None:
+    sections = tuple(sorted(contents.items()))
+    data = with_sections(FILE, sections)
+    header, streams = read(data)
+    assert (header.sections, streams) == (sections, (Z, Y))
+    assert len(data) == len(FILE) + bytes_of(sections)
+    assert header.section(Section.EXIF) == contents.get(2)
+    rows = describe(data)
+    assert sum(n for _, _, n, _ in rows) == len(data)
+    assert with_sections(data, ()) == FILE
+
+
+def test_sections_that_read_would_refuse_are_not_written() -> None:
+    for sections in (
+        ((2, b"x"), (1, b"y")),
+        ((1, b"x"), (1, b"y")),
+        ((0, b"x"),),
+        ((256, b"x"),),
+        ((1, b""),),
+    ):
+        with pytest.raises(UsageError, match="section"):
+            with_sections(FILE, sections)
+    with pytest.raises(UsageError, match=str(MOST_SECTIONS)):
+        with_sections(FILE, ((1, bytes(MOST_SECTIONS)),))
+
+
+def test_sections_are_limited_before_they_are_looked_at() -> None:
+    head = FILE[:12] + b"\x20" + FILE[13:HEAD] + _varint(MOST_SECTIONS + 1)
+    with pytest.raises(LimitExceeded, match="sections"):
+        read(_lie(head))
+
+
+def test_a_second_reader_agrees_about_sections() -> None:
+    data = with_sections(FILE, ((1, b"profile"), (2, b"exif"), (200, b"of a later release")))
+    assert parse_container(data).sections == dict(read(data)[0].sections)
+    refused = 0
+    for label, lie in lies(data):
+        answers = []
+        for reader in (read, parse_container):
+            try:
+                reader(lie)
+                answers.append(True)
+            except (DecodeError, ValueError):
+                answers.append(False)
+        assert answers[0] == answers[1], label
+        refused += not answers[0]
+    assert refused > 50

@@ -43,6 +43,18 @@ def encode(
     pixel_checksum: Annotated[
         bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
     ] = False,
+    colour: Annotated[
+        str,
+        typer.Option(
+            help="Of pictures with a colour profile: keep it in the file (unless it says sRGB), convert to "
+            "srgb, or ignore it."
+        ),
+    ] = "keep",
+    background: Annotated[
+        str | None,
+        typer.Option(help="A colour to lay transparent pixels on, such as white; else they are refused."),
+    ] = None,
+    exif: Annotated[bool, typer.Option(help="Keep EXIF: places and names are in it, too.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
     jobs: Jobs = JOBS,
 ) -> None:
@@ -52,7 +64,8 @@ def encode(
     files that exist are skipped, so that the same command resumes.
     """
     from ..files.atomic import atomic_write
-    from ..files.images import SUFFIXES, read_image
+    from ..files.container import bytes_of, with_sections
+    from ..files.images import SUFFIXES, Reading, read_picture
     from ..load import open_coder
 
     if sum(v is not None for v in (quality, target_bpp, target_size)) > 1:
@@ -60,18 +73,22 @@ def encode(
     for name, value in (("bpp", target_bpp), ("size", target_size)):
         if value is not None and not value > 0:
             raise UsageError(f"--target-{name} must be positive, got {value}")
+    reading = Reading(colour, background, exif)  # type: ignore[arg-type]
     coder, opening = None, threading.Lock()
 
     def work(source: Path, target: Path) -> str:
         nonlocal coder
-        rgb = read_image(source)
+        picture = read_picture(source, reading)
+        rgb = picture.rgb
         with opening:
             coder = coder or open_coder(model, quantizer, step, effort, quality)
         most = target_size if target_bpp is None else target_bpp * rgb[..., 0].size / 8
         if most is None:
             data = coder.encode(rgb, pixel_checksum)
         else:
-            data = coder.encode_to_size(rgb, most, pixel_checksum)
+            data = coder.encode_to_size(rgb, most - bytes_of(picture.sections), pixel_checksum)
+        if picture.sections:
+            data = with_sections(data, picture.sections)
         with atomic_write(target) as handle:
             handle.write(data)
         return f"{target}: {len(data)} bytes, {8 * len(data) / rgb[..., 0].size:.3f} bpp"
@@ -122,8 +139,10 @@ def decode(
         with opening:
             if key not in coders:
                 coders[key] = open_coder(model) if model else coder_for(header.fingerprint)
-        write_image(target, coders[key].decode(data, limits, engine))  # type: ignore[arg-type]
-        return f"{target}: {header.width}x{header.height}"
+        pixels = coders[key].decode(data, limits, engine)  # type: ignore[arg-type]
+        lost = write_image(target, pixels, header.sections)
+        said = f", {' and '.join(lost)} left out: {target.suffix} has no place" if lost else ""
+        return f"{target}: {header.width}x{header.height}{said}"
 
     _each(files, {".rdq"}, ".png", work, out, overwrite, jobs)
 

@@ -1,24 +1,63 @@
-"""Reading and writing pictures: always ``(H, W, 3)`` uint8 sRGB on our side.
+"""Reading and writing pictures: ``(H, W, 3)`` uint8 on our side, with what a file carries beside them.
 
-Documented conversions: greyscale is repeated to three channels, palettes are expanded, 16-bit grey
-is scaled to 8 bits (v * 255 / 65535, rounded), of 16-bit colour the high byte is kept (Pillow's
-doing), the EXIF orientation is applied. Transparency, be it an alpha channel, a palette entry or a
-key colour, is refused unless every pixel is opaque; CMYK is refused: both need a decision that is
-not ours.
+docs/pictures.md says what becomes of each kind: the EXIF orientation is applied, grey repeated to three
+channels, a palette expanded, 16-bit grey scaled to 8 bits (v * 255 / 65535, rounded), of 16-bit colour the
+high byte kept (Pillow's doing). What needs a decision is refused until it is made: transparency is, unless
+every pixel is opaque or there is a background; CMYK is, unless it has a profile and is to be converted.
 """
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from ..errors import ImageError, UsageError
 from .atomic import STREAM, atomic_write, read_file
+from .container import Section, Sections
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".avif", ".jp2"}
+#: formats that hold a colour profile and EXIF
+CARRIERS = ("PNG", "JPEG", "WEBP", "TIFF", "AVIF")
+_ORIENTATION = 0x0112
+_EXIF_PREFIX = b"Exif\0\0"
+
+Colour = Literal["keep", "srgb", "ignore"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is decided about pictures.
+
+    ``colour``: "keep" the samples and carry their profile, unless it says sRGB; convert to "srgb"; or
+    "ignore" the profile. ``background``: what transparent pixels are laid on, a colour as CSS names it.
+    ``exif``: carry it; places and names of owners are in it. Raises `UsageError` for anything else.
+    """
+
+    colour: Colour = "keep"
+    background: str | None = None
+    exif: bool = False
+
+    def __post_init__(self) -> None:
+        if self.colour not in get_args(Colour):
+            raise UsageError(f"colour is one of {', '.join(get_args(Colour))}, got {self.colour!r}")
+        if self.background is not None:
+            try:
+                ImageColor.getrgb(self.background)
+            except ValueError:
+                raise UsageError(f"{self.background!r} is no colour, such as white or #ffffff") from None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``rgb``: ``(H, W, 3)`` uint8, in sRGB or the colours of the profile among ``sections``."""
+
+    rgb: np.ndarray
+    sections: Sections = ()
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -32,41 +71,92 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """``(H, W, 3)`` uint8. Raises `ImageError` with one line that says what is wrong."""
+    """``(H, W, 3)`` uint8, samples as they are: for measuring and training. Raises `ImageError`."""
+    return read_picture(path, Reading(colour="ignore")).rgb
+
+
+def read_picture(path: Path, reading: Reading = Reading()) -> Picture:
+    """A picture to code. Raises `ImageError` with one line that says what is wrong."""
     try:
         with Image.open(io.BytesIO(read_file(path)) if path == STREAM else path) as opened:
             opened.load()
-            picture = ImageOps.exif_transpose(opened)
+            return picture_of(opened, reading, str(path))
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"no such picture: {path}") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: {error}") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged input
         raise ImageError(f"{path} is not a picture that can be read: {error}") from None
-    return to_rgb8(picture, str(path))
 
 
-def to_rgb8(picture: Image.Image, name: str = "picture") -> np.ndarray:
-    """The documented conversions, from a Pillow picture.
+def picture_of(image: Image.Image, reading: Reading = Reading(), name: str = "picture") -> Picture:
+    """Of a Pillow image, turned as its orientation says.
 
-    Raises `ImageError` for transparent pixels, CMYK, and samples that are not 8 or 16 bits.
+    Raises `ImageError` for transparent pixels without a background, CMYK, samples that are not 8 or 16
+    bits, and profiles that cannot be read or do not fit the samples.
     """
+    profile = image.info.get("icc_profile") if reading.colour != "ignore" else None
+    exif = _exif(image) if reading.exif else None
+    turned = ImageOps.exif_transpose(image)
     try:
-        return _to_rgb8(picture, name)
+        rgb, profile = _converted(turned, profile or None, reading, name)
     except (ValueError, OSError) as error:  # modes and palettes that Pillow cannot convert
-        raise ImageError(f"{name} has {picture.mode!r} samples that cannot be converted: {error}") from None
+        raise ImageError(f"{name} has {image.mode!r} samples that cannot be converted: {error}") from None
+    sections = ((Section.ICC, profile), (Section.EXIF, exif))
+    return Picture(rgb, tuple((int(kind), content) for kind, content in sections if content))
 
 
-def _to_rgb8(picture: Image.Image, name: str) -> np.ndarray:
+def _exif(image: Image.Image) -> bytes | None:
+    exif = Image.Exif()  # not the image's own, which says how to turn it
+    exif.load(image.getexif().tobytes())
+    exif.pop(_ORIENTATION, None)
+    return exif.tobytes().removeprefix(_EXIF_PREFIX) if len(exif) else None
+
+
+def _converted(
+    image: Image.Image, profile: bytes | None, reading: Reading, name: str
+) -> tuple[np.ndarray, bytes | None]:
+    """``(H, W, 3)`` uint8, and the profile that they need."""
+    if profile is None:
+        return _to_rgb8(image, reading.background, name), None
+    from .colour import is_srgb, mode_of, to_srgb
+
+    described = mode_of(profile, name)
+    if image.mode == "CMYK" and described == "CMYK" and reading.colour == "srgb":
+        return np.asarray(to_srgb(image, profile, name)), None
+    rgb = _to_rgb8(image, reading.background, name)
+    if described == "L" and (rgb == rgb[..., :1]).all():  # of grey samples, which ours are not any more
+        grey = Image.fromarray(np.ascontiguousarray(rgb[..., 0]))
+        return np.asarray(to_srgb(grey, profile, name)), None
+    if described != "RGB":
+        raise ImageError(
+            f"the colour profile of {name} is not for its {image.mode} samples; --colour ignore does without"
+        )
+    if is_srgb(profile, name):
+        return rgb, None
+    if reading.colour == "srgb":
+        return np.asarray(to_srgb(Image.fromarray(rgb), profile, name)), None
+    return rgb, profile
+
+
+def _to_rgb8(picture: Image.Image, background: str | None, name: str) -> np.ndarray:
     mode = picture.mode
     deep = mode.startswith("I;16") or mode in ("I", "F")
     if mode == "CMYK":
-        raise ImageError(f"{name} is CMYK; convert it to sRGB first (a colour profile decides how)")
+        raise ImageError(
+            f"{name} is CMYK; --colour srgb converts it if it has a colour profile, else convert it first"
+        )
     if picture.has_transparency_data and not deep:
-        rgba = np.asarray(picture.convert("RGBA"))
-        if (rgba[..., 3] != 255).any():
-            raise ImageError(f"{name} has transparent pixels; flatten it onto a background first")
-        return np.ascontiguousarray(rgba[..., :3])
+        rgba = picture.convert("RGBA")
+        if background is not None:
+            ground = Image.new("RGBA", rgba.size, (*ImageColor.getrgb(background)[:3], 255))
+            rgba = Image.alpha_composite(ground, rgba)
+        pixels = np.asarray(rgba)
+        if (pixels[..., 3] != 255).any():
+            raise ImageError(f"{name} has transparent pixels; flatten it: --background white, or another")
+        return np.ascontiguousarray(pixels[..., :3])
     if mode == "F":
         raise ImageError(f"{name} has floating-point samples; scale it to 8 bits first")
     if deep:
@@ -80,18 +170,25 @@ def _to_rgb8(picture: Image.Image, name: str) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def write_image(path: Path, pixels: np.ndarray) -> None:
+def write_image(path: Path, pixels: np.ndarray, sections: Sections = ()) -> list[str]:
     """Write ``(H, W, 3)`` uint8 by the suffix of ``path`` (PNG, BMP, TIFF, PPM: without loss); PNG to "-".
 
-    Raises `UsageError` for a suffix that Pillow cannot write, and a size that the format cannot hold.
+    ``sections``: a colour profile and EXIF, and what is returned those that the format cannot hold. Raises
+    `UsageError` for a suffix that Pillow cannot write, and a size that the format cannot hold.
     """
     formats = Image.registered_extensions()
     fmt = "PNG" if path == STREAM else formats.get(path.suffix.lower())
     if fmt is None or fmt not in Image.SAVE:
         raise UsageError(f"cannot write a {path.suffix!r} picture; use .png")
-    options = {"quality": 95} if fmt in ("JPEG", "WEBP") else {}
+    options: dict[str, object] = {"quality": 95} if fmt in ("JPEG", "WEBP") else {}
+    carried = {"icc_profile": dict(sections).get(Section.ICC)}
+    if exif := dict(sections).get(Section.EXIF):
+        carried["exif"] = _EXIF_PREFIX + exif
+    carried = {name: content for name, content in carried.items() if content}
     with atomic_write(path) as handle:
         try:
-            Image.fromarray(np.ascontiguousarray(pixels)).save(handle, format=fmt, **options)
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            image.save(handle, format=fmt, **options, **(carried if fmt in CARRIERS else {}))
         except (ValueError, OSError) as error:
             raise UsageError(f"cannot write {path}: {error}") from None
+    return [] if fmt in CARRIERS else list(carried)
