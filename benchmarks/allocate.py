@@ -28,7 +28,6 @@ from rdquant.allocate.table import measure_table
 from rdquant.codecs import FloatCodec
 from rdquant.coder import ImageCoder
 from rdquant.errors import CurveError
-from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.container import Profile
 from rdquant.files.float_models import load_float
 from rdquant.files.images import list_images
@@ -36,6 +35,7 @@ from rdquant.files.integer_models import file_bytes, integer_fingerprint
 from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.graph.capture import capture
+from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, prepare, to_integer
 from rdquant.study.plots import bits_figure, pareto_figure, to_png
 

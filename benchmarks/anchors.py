@@ -9,8 +9,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from rdquant.evaluate import ANCHORS, run_anchor
 from rdquant.files.images import list_images
+from rdquant.measure import ANCHORS, run_anchor
 
 
 def main() -> None:

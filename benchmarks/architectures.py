@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.float_models import load_float
 from rdquant.files.images import list_images
 from rdquant.files.integer_models import save_integer
 from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.load import open_coder
+from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
 from rdquant.study.ablation import Measured, rate_increase
 

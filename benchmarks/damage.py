@@ -26,11 +26,11 @@ from golden.make import HERE, MODELS, picture  # noqa: E402
 from rdquant.codecs import ARCHITECTURES  # noqa: E402
 from rdquant.coder import ImageCoder  # noqa: E402
 from rdquant.errors import DecodeError  # noqa: E402
-from rdquant.evaluate import machine  # noqa: E402
 from rdquant.files.container import Profile  # noqa: E402
 from rdquant.files.float_models import float_fingerprint  # noqa: E402
 from rdquant.graph.capture import capture  # noqa: E402
 from rdquant.load import open_coder  # noqa: E402
+from rdquant.measure import machine  # noqa: E402
 
 
 def subjects() -> dict[str, tuple[ImageCoder, bytes]]:

@@ -25,9 +25,9 @@ import torch
 
 from rdquant.coder import ImageCoder
 from rdquant.engines.products import instructions
-from rdquant.evaluate import machine
 from rdquant.files.images import list_images, read_image
 from rdquant.load import open_coder
+from rdquant.measure import machine
 from rdquant.pixels import pad_to, to_tensor
 
 

@@ -83,7 +83,7 @@ def main() -> None:
     if args.child:
         child(pictures, args.model, args.parent, args.child)
         return
-    from rdquant.evaluate import machine
+    from rdquant.measure import machine
 
     base: Path | None = None
     rows: dict[str, dict] = {}

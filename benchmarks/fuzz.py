@@ -85,7 +85,7 @@ def main() -> None:
     shutil.rmtree(folder)
     print(json.dumps(result, indent=1))
     if args.out:
-        from rdquant.evaluate import machine
+        from rdquant.measure import machine
 
         Path(args.out).write_text(json.dumps({**result, "machine": machine()}, indent=1) + "\n")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rdo import RESULTS, calibrate
 
-from rdquant.evaluate import machine
+from rdquant.measure import machine
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ import numba
 import torch
 
 from rdquant.coder import ImageCoder
-from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.images import list_images, read_image
 from rdquant.latents.coding import TCQ_STEP
 from rdquant.latents.parts import quantized
 from rdquant.load import open_coder
+from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.pixels import pad_to, to_tensor
 
 RESULTS = Path(__file__).parent / "results"

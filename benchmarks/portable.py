@@ -25,13 +25,13 @@ import torch
 from rdquant import zoo
 from rdquant.codec import Codec
 from rdquant.coder import ImageCoder
-from rdquant.evaluate import bd_rate_points, machine, psnr
 from rdquant.files.float_models import load_float
 from rdquant.files.images import list_images, read_image
 from rdquant.files.integer_models import load_integer, save_integer
 from rdquant.files.split import split_files
 from rdquant.graph.capture import capture
 from rdquant.load import coder_of
+from rdquant.measure import bd_rate_points, machine, psnr
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
 from rdquant.passes.config import PROFILES
 

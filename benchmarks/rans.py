@@ -21,7 +21,7 @@ import numba
 import numpy as np
 
 from rdquant.entropy import decode, encode, gaussian_tables, scale_table
-from rdquant.evaluate import machine
+from rdquant.measure import machine
 
 SYMBOLS = 491_520
 #: centre and spread of the table indexes: about 1.6 bit a symbol

@@ -19,9 +19,9 @@ import sys
 import time
 from pathlib import Path
 
-from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.images import list_images
 from rdquant.load import open_coder
+from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 
 WIDTHS = ("W8A8", "W10A10", "W6A8", "W4A8")
 LAMBDAS = ("0035", "0067", "0130", "0250")

@@ -23,7 +23,6 @@ from scipy.interpolate import PchipInterpolator
 from zoo import CALIBRATION_PICTURES, entry, integer_meta, write_index
 
 from rdquant import zoo
-from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.float_models import load_float
 from rdquant.files.images import list_images, read_image
 from rdquant.files.integer_models import save_integer
@@ -31,6 +30,7 @@ from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.latents.refine import EFFORTS
 from rdquant.load import LATENTS, QuantizerMismatch, open_coder
+from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
 from rdquant.passes.rdo import calibrate
 from rdquant.passes.rdo_config import RdoConfig

@@ -28,8 +28,8 @@ import torch
 
 import rdquant
 from rdquant.codecs.checkpoint import import_checkpoint
-from rdquant.evaluate import machine
 from rdquant.files.images import read_image
+from rdquant.measure import machine
 from rdquant.pixels import to_tensor
 from rdquant.study.demo import photographs
 from rdquant.train.loop import initialise
@@ -78,8 +78,8 @@ def main() -> None:
         codec = import_checkpoint(Path(folder) / "c.pth")
     rgb = picture(args.image)
     crops = [rgb[:256, i : i + 256] for i in (0, 256, 512)]
-    integer = rdquant.coder_of(rdquant.quantize(codec, crops))
-    floats = rdquant.coder_of(rdquant.capture(codec))
+    integer = rdquant.open(rdquant.quantize(codec, crops))
+    floats = rdquant.open(rdquant.capture(codec))
     x = to_tensor(rgb).float() / 255
     with torch.no_grad():
         streams = theirs.compress(x)

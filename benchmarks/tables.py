@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from statistics import mean, median
 
-from rdquant.evaluate import Curve
+from rdquant.measure import BDRate, Curve
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,13 +46,14 @@ def zoo() -> str:
 def bdrate() -> str:
     """BD-rates of the zoo against its anchors."""
     data = json.loads((RESULTS / "kodak-zoo-bdrate.json").read_text())
-    rows = ["| curve | BD-rate (PSNR) | overlap | points |", "|---|---|---|---|"]
+    rows = ["| curve | BD-rate (PSNR) [95 %] | overlap | points |", "|---|---|---|---|"]
     for name, r in data["bd_rate_psnr"].items():
         points = f"{r['test_points']} / {r['anchor_points']}"
-        rows.append(f"| {name} | {r['percent']:+.2f} % | {r['low']:.1f}..{r['high']:.1f} dB | {points} |")
+        percent = BDRate(**r).text()
+        rows.append(f"| {name} | {percent} | {r['low']:.1f}..{r['high']:.1f} dB | {points} |")
     note = (
         "Kodak, mean curves of whole files, PCHIP. JPEG: Pillow, 4:2:0, optimized; WebP: Pillow, method 6; "
-        "JPEG 2000: OpenJPEG, 9/7. (`kodak-zoo-bdrate.json`)"
+        "JPEG 2000: OpenJPEG, 9/7. In brackets: 95 % confidence, bootstrap over pictures. (`kodak-zoo-bdrate.json`)"
     )
     return "\n".join([*rows, "", note])
 

@@ -1,6 +1,7 @@
 """Build the zoo: store trained codecs as float16, quantize them, measure both on Kodak, write the index.
 
     python benchmarks/zoo.py --model 0.0130=RUN/model.safetensors ... --calib TRAIN --images KODAK
+    python benchmarks/zoo.py --compare    # BD-rates anew, from the result files
 
 Calibrates on the val split of the training folder; the test set is only measured on.
 """
@@ -13,7 +14,6 @@ from pathlib import Path
 
 from rdquant import zoo
 from rdquant.codecs import FloatCodec
-from rdquant.evaluate import Curve, Point, bd_rate, evaluate, machine
 from rdquant.files.float_models import load_float, save_float
 from rdquant.files.images import list_images
 from rdquant.files.integer_models import save_integer
@@ -21,12 +21,14 @@ from rdquant.files.split import split_files
 from rdquant.graph.capture import capture
 from rdquant.latents.gains import latent_gains
 from rdquant.load import open_coder
+from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration
 from rdquant.passes.rdo import calibrate
 from rdquant.passes.rdo_config import RdoConfig
 
 FAMILY = "mean-scale-s"
 CALIBRATION_PICTURES = 96
+COMPARED = "python benchmarks/zoo.py --compare"
 
 
 def entry(file: Path, kind: str, codec: FloatCodec, lambda_: float, point: Point) -> dict:
@@ -59,12 +61,18 @@ def integer_meta(config: QuantizeConfig) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", nargs="+", required=True, metavar="LAMBDA=FILE")
-    parser.add_argument("--calib", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--compare", action="store_true", help="only the BD-rates, from result files")
+    parser.add_argument("--model", nargs="+", metavar="LAMBDA=FILE")
+    parser.add_argument("--calib", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--dataset", default="kodak")
     parser.add_argument("--out-dir", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
+    if args.compare:
+        compare(args.out_dir, args.dataset)
+        return
+    if not (args.model and args.calib and args.images):
+        parser.error("--model, --calib and --images are needed, or --compare")
     folder = Path(zoo.__file__).parent
     crops = load_calibration(split_files(args.calib, "val"), CALIBRATION_PICTURES, 256)
     files = list_images(args.images)
@@ -103,21 +111,28 @@ def main() -> None:
         ordered = sorted(points[kind], key=lambda p: p.bpp)
         curves[kind] = Curve(label, args.dataset, ordered, {**meta, **about})
         curves[kind].save(args.out_dir / f"{args.dataset}-{label}.json")
-    comparisons = {}
     if len(args.model) > 1:
-        anchors = {"float parent": curves["float"]}
-        for codec_name in ("jpeg", "webp", "jpeg2000"):
-            path = args.out_dir / f"{args.dataset}-{codec_name}.json"
-            if path.exists():
-                anchors[codec_name] = Curve.load(path)
-        for anchor_name, anchor in anchors.items():
-            for kind in ("float", "integer"):
-                if anchor is not curves[kind]:
-                    result = bd_rate(anchor, curves[kind])
-                    comparisons[f"{curves[kind].name} against {anchor_name}"] = vars(result)
-                    print(f"{curves[kind].name} against {anchor_name}: {result.percent:+.2f} %")
-    summary = {"dataset": args.dataset, **meta, "bd_rate_psnr": comparisons}
-    (args.out_dir / f"{args.dataset}-zoo-bdrate.json").write_text(json.dumps(summary, indent=1) + "\n")
+        compare(args.out_dir, args.dataset)
+
+
+def compare(folder: Path, dataset: str) -> None:
+    """BD-rates of both families against each other and classical codecs, from their result files."""
+    curves = {k: Curve.load(folder / f"{dataset}-{FAMILY}{k}.json") for k in ("", "-w8a8")}
+    anchors = {"float parent": curves[""]}
+    for codec_name in ("jpeg", "webp", "jpeg2000"):
+        path = folder / f"{dataset}-{codec_name}.json"
+        if path.exists():
+            anchors[codec_name] = Curve.load(path)
+    comparisons = {}
+    for anchor_name, anchor in anchors.items():
+        for curve in curves.values():
+            if anchor is not curve:
+                result = bd_rate(anchor, curve)
+                comparisons[f"{curve.name} against {anchor_name}"] = vars(result)
+                print(f"{curve.name} against {anchor_name}: {result.text()}")
+    about = {k: curves[""].meta[k] for k in ("command", "machine")}
+    summary = {"dataset": dataset, **about, "compared": COMPARED, "bd_rate_psnr": comparisons}
+    (folder / f"{dataset}-zoo-bdrate.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":

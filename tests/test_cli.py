@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ import torch
 from PIL import Image
 
 from conftest import small_codec
-from rdquant import cli, zoo
-from rdquant.cli import quantizing
+from rdquant import cli, console, zoo
+from rdquant.cli import common, quantizing
 from rdquant.errors import Corrupt, RdquantError
 from rdquant.files import container
 from rdquant.files.float_models import save_float
@@ -99,7 +101,7 @@ def test_from_checkpoint_to_file_and_back(
             file,
             "--images",
             calib,
-            "--json",
+            "-o",
             tmp_path / f"{kind}.json",
         )
     data = json.loads((tmp_path / "q.json").read_text())
@@ -342,3 +344,56 @@ def test_help_shows_the_defaults_that_are_used() -> None:
     assert {k: getattr(config, k) for k in ("strategy", "steps")} == {
         k: options[k].default for k in ("strategy", "steps")
     }
+
+
+def test_every_verb_has_the_same_options_of_output() -> None:
+    import typer
+
+    verbs = []
+
+    def walk(command: Any, path: str) -> None:
+        for name, below in getattr(command, "commands", {}).items():
+            walk(below, f"{path} {name}")
+        if not hasattr(command, "commands"):
+            verbs.append(path)
+            options = {o for p in command.params for o in p.opts}
+            assert {"--json", "--quiet", "--verbose", "--threads"} <= options, path
+
+    walk(typer.main.get_command(cli.app), "rdquant")
+    assert len(verbs) > 15
+
+
+def test_json_of_coding_and_silence(picture: Path, tmp_path: Path) -> None:
+    found = run("encode", picture, "--json", "--threads", 1)
+    (record,) = json.loads(found.stdout)["done"]
+    file = picture.with_suffix(".rdq")
+    assert record["bytes"] == file.stat().st_size and (record["width"], record["height"]) == (130, 100)
+    quiet = run("decode", file, "-o", tmp_path / "q.png", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    both = run("encode", picture, "-o", "-", "--json")
+    assert both.returncode == 2 and "standard output" in both.stderr
+    file.write_bytes(file.read_bytes()[:-1])
+    traced = run("decode", file, "-o", tmp_path / "v.png", "--verbose")
+    assert traced.returncode == 2 and "Traceback" in traced.stderr and "of memory" in traced.stderr
+    assert "Traceback" not in run("decode", file, "-o", tmp_path / "v.png").stderr
+
+
+def test_sizes_and_times_in_units_people_read() -> None:
+    sizes = {0: "0 B", 999: "999 B", 1000: "1 kB", 31_245: "31.2 kB", 1_850_000: "1.85 MB", 2e9: "2 GB"}
+    assert {n: str(console.Size(n)) for n in sizes} == sizes
+    times = {0.0123: "12.3 ms", 0.9999: "1 s", 12.34: "12.3 s", 61: "1 min 1 s", 7300: "2 h 1 min"}
+    assert {n: str(console.Seconds(n)) for n in times} == times
+    assert json.dumps([console.Size(5), console.Seconds(0.5)]) == "[5, 0.5]"
+
+
+def test_shells_complete_models() -> None:
+    environment = {
+        **os.environ,
+        "_RDQUANT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "rdquant ev",
+        "COMP_CWORD": "1",
+    }
+    code = "import sys; sys.argv = ['rdquant']; from rdquant.cli import main; main()"
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "evaluate" in shown.stdout
+    assert common.zoo_names("mean-scale-s-0130")[0] == "mean-scale-s-0130"

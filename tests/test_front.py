@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 import rdquant
+from conftest import small_codec
 from golden.make import HERE, picture
 from profiles import profile
-from rdquant.errors import DecodeError, ImageError, UsageError
+from rdquant.errors import DecodeError, ImageError, UnknownModel, UsageError
 from rdquant.files.container import with_sections
+from rdquant.files.integer_models import integer_fingerprint
 
 MODEL = str(HERE / "unshuffle-w8.rdqm")
 
@@ -130,3 +132,35 @@ def test_a_target_size_counts_what_the_picture_carries(tmp_path: Path) -> None:
     done = run("encode", str(source), "--model", MODEL, "--target-size", str(most))
     assert done.returncode == 0, done.stderr
     assert most - 400 < len((tmp_path / "x.rdq").read_bytes()) <= most
+
+
+def test_one_door_to_every_model() -> None:
+    rgb = picture("70x45")
+    by_name, at = rdquant.open(MODEL, quality=30), rdquant.open(f"{MODEL}@30")
+    in_memory = rdquant.open(rdquant.load_integer(Path(MODEL)))
+    data = by_name.encode(rgb)
+    assert at.encode(rgb) == data and in_memory.fingerprint == by_name.fingerprint
+    with pytest.raises(UnknownModel, match="'nothing'"):
+        rdquant.open("nothing")
+
+
+def test_from_a_checkpoint_to_a_curve(tmp_path: Path, photo: np.ndarray) -> None:
+    """The first page: quantize what CompressAI trained, measure it, compare."""
+    codec = small_codec("mbt2018-mean")
+    torch.save(codec.state_dict(), tmp_path / "checkpoint.pth.tar")
+    crops = [np.ascontiguousarray(photo[i : i + 96, i : i + 64]) for i in (0, 100, 200)]
+    integer = rdquant.quantize(tmp_path / "checkpoint.pth.tar", crops, side=64)
+    assert integer.description["parent"] == "checkpoint.pth.tar"
+    (tmp_path / "pictures").mkdir()
+    for i, crop in enumerate(crops):
+        Image.fromarray(crop).save(tmp_path / "pictures" / f"{i}.png")
+    again = rdquant.quantize(codec, tmp_path / "pictures", side=64)
+    assert integer_fingerprint(again) == integer_fingerprint(integer)
+    done: list[tuple[int, int]] = []
+    curve = rdquant.evaluate([integer, again], crops, progress=lambda *d: done.append(d))
+    assert [len(p.images) for p in curve.points] == [3, 3] and done[-1] == (6, 6)
+    assert curve.points[0].bpp == curve.points[1].bpp
+    low, high = curve.points[0].interval("psnr") or (0, 0)
+    assert low < curve.points[0].psnr < high
+    by_folder = rdquant.evaluate(integer, tmp_path / "pictures")
+    assert by_folder.dataset == "pictures" and by_folder.points[0].psnr == curve.points[0].psnr

@@ -52,7 +52,7 @@ def test_decoding_is_exact(page: dict[str, Any], size: tuple[int, int], rng: np.
     data = coder.encode(rgb)
     expected = coder.forward(rgb)[0]
     assert np.array_equal(coder.decode(data), expected)
-    memory = rdquant.coder_of(page["integer"])
+    memory = rdquant.open(page["integer"])
     memory.codec.__dict__["engine"] = "reference"
     assert np.array_equal(memory.decode(data), expected) and memory.encode(rgb) == data
 

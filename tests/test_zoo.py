@@ -30,7 +30,7 @@ def test_found_by_fingerprint() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (63, 65), (517, 389)])
 def test_any_size_decodes_to_the_forward_pass(size: tuple[int, int], photo: np.ndarray) -> None:
-    from rdquant.evaluate import evaluate_image
+    from rdquant.measure import evaluate_image
 
     rgb = np.pad(photo, ((0, 5), (0, 0), (0, 0)), "wrap")[: size[0], : size[1]]
     result = evaluate_image(open_coder(zoo.DEFAULT), "photo", rgb)  # raises where a pixel differs
@@ -40,7 +40,7 @@ def test_any_size_decodes_to_the_forward_pass(size: tuple[int, int], photo: np.n
 
 
 def test_more_rate_is_more_quality(photo: np.ndarray) -> None:
-    from rdquant.evaluate import evaluate_image
+    from rdquant.measure import evaluate_image
 
     for suffix in ("", "-w8a8", "-tcq8", "-tcq8-w8a8"):
         names = [f"mean-scale-s-{rate}{suffix}" for rate in ("0035", "0067", "0130", "0250")]

@@ -4,14 +4,15 @@
 
     import rdquant
 
-    data = rdquant.encode(picture, quality=60)  # an array, a Pillow image or a path -> bytes of a file
+    data = rdquant.encode(picture)  # an array, a tensor, a Pillow image or a path -> bytes of a file
     rgb = rdquant.decode(data)  # the same pixels on every machine
     Image.open("x.rdq"), image.save("x.rdq", quality=60)  # Pillow knows the format after ``import rdquant``
 
-    integer = rdquant.quantize(codec, pictures)  # a codec of your own (docs/own-codec.md), uint8 pictures
+    integer = rdquant.quantize("checkpoint.pth.tar", "photographs/")  # or a codec of your own
     rdquant.save_integer(integer, Path("mine.rdqm"))
-    coder = rdquant.open_coder("mine.rdqm")  # or a name of the zoo
+    coder = rdquant.open("mine.rdqm")  # or a name of the zoo
     data = coder.encode(rgb)
+    curve = rdquant.evaluate("mine.rdqm", "kodak/")  # real files: rate, quality, time
 
 Names below are loaded when they are first used, so that ``import rdquant`` is quick.
 """
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from .codecs.protocol import TrainedCodec
     from .coder import ImageCoder
     from .files.integer_models import load_integer, save_integer
-    from .front import decode, encode
+    from .front import decode, encode, evaluate, quantize
+    from .front import open_model as open
     from .graph.capture import capture
-    from .load import coder_of, open_coder
-    from .passes import QuantizeConfig, quantize
+    from .passes import QuantizeConfig
 
 __version__ = "0.2.0"
 
@@ -41,28 +42,28 @@ __all__ = [
     "QuantizeConfig",
     "TrainedCodec",
     "capture",
-    "coder_of",
     "decode",
     "encode",
+    "evaluate",
     "load_integer",
-    "open_coder",
+    "open",
     "quantize",
     "save_integer",
 ]
 
-#: where each is
+#: where each is, and its name there where it is another
 _MODULES = {
     "Codec": "codec",
     "ImageCoder": "coder",
     "QuantizeConfig": "passes",
     "TrainedCodec": "codecs.protocol",
     "capture": "graph.capture",
-    "coder_of": "load",
     "decode": "front",
     "encode": "front",
+    "evaluate": "front",
     "load_integer": "files.integer_models",
-    "open_coder": "load",
-    "quantize": "passes",
+    "open": "front:open_model",
+    "quantize": "front",
     "save_integer": "files.integer_models",
 }
 
@@ -73,7 +74,8 @@ _pillow.register()
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    module, _, other = _MODULES[name].partition(":")
+    return getattr(importlib.import_module(f".{module}", __name__), other or name)
 
 
 def __dir__() -> list[str]:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .errors import RdquantError, UsageError
 
-#: source, target -> one line about it
-Work = Callable[[Path, Path], str]
+#: source, target -> what there is to say about it
+Work = Callable[[Path, Path], dict[str, Any]]
 Progress = Callable[[int, int, str], None]
 #: files at a time, where nobody says how many
 JOBS = min(4, os.cpu_count() or 1)
@@ -28,7 +29,7 @@ JOBS = min(4, os.cpu_count() or 1)
 class Report:
     """What became of each source."""
 
-    done: list[tuple[Path, str]] = field(default_factory=list)
+    done: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
 

@@ -1,4 +1,7 @@
-"""What the command line shows: tables, progress with time left, and JSON beside every table."""
+"""What the command line shows: tables, progress with time left, and JSON beside every table.
+
+`Size` and `Seconds` are numbers that tables show in units people read; JSON has bytes and seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -17,13 +21,52 @@ _OUT = Console(width=None if sys.stdout.isatty() else 160)
 _ERR = Console(stderr=True)
 
 
+@dataclass
+class Settings:
+    """What every verb was told about its output."""
+
+    json: bool = False  #: results on stdout as JSON, instead of tables and lines
+    quiet: bool = False  #: nothing on stderr but errors
+    verbose: bool = False  #: tracebacks of errors, time and memory at the end
+
+
+settings = Settings()
+
+
+class Size(int):
+    """Bytes."""
+
+    def __str__(self) -> str:
+        value, unit = float(self), "B"
+        for unit in ("B", "kB", "MB", "GB"):
+            if abs(value) < 999.5 or unit == "GB":
+                break
+            value /= 1000
+        return f"{value:.3g} {unit}" if unit != "B" else f"{int(self)} B"
+
+
+class Seconds(float):
+    """A duration."""
+
+    def __str__(self) -> str:
+        if self < 0.9995:
+            return f"{1000 * self:.3g} ms"
+        if self < 60:
+            return f"{float(self):.3g} s"
+        minutes, seconds = divmod(round(self), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
 def error(message: str) -> None:
     """One line on stderr."""
     _ERR.print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True, highlight=False)
 
 
 def say(message: str) -> None:
-    """One line of progress or result, on stderr, so that stdout stays data."""
+    """One line of progress or result, on stderr, so that stdout stays data; nothing if quiet."""
+    if settings.quiet:
+        return
     _ERR.print(_escape(message), soft_wrap=True, highlight=False)
 
 
@@ -42,7 +85,7 @@ def format_cell(value: Any) -> str:
     """Floats to four significant places or so, None as a dash."""
     if value is None:
         return "-"
-    if isinstance(value, float):
+    if isinstance(value, float) and not isinstance(value, Seconds):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.3f}" if abs(value) < 1000 else f"{value:.0f}"
     return str(value)
 
@@ -63,7 +106,7 @@ def progress(label: str) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=_ERR, transient=True) as bar:
+    with Progress(*columns, console=_ERR, transient=True, disable=settings.quiet) as bar:
         task = bar.add_task(label, total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,15 @@ from .coder import ImageCoder
 from .files.atomic import read_file
 from .files.container import read, with_sections
 from .files.images import Colour, Picture, Reading, picture_of, read_picture
-from .load import coder_for, open_coder
+from .load import coder_for, coder_of, open_coder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .codec import Codec
+    from .codecs.protocol import TrainedCodec
+    from .measure import Curve
+    from .passes import QuantizeConfig
 
 #: what a picture can be. Tensors of PyTorch are ``(3, H, W)`` uint8, on any device
 AnyPicture = Any
@@ -128,3 +136,159 @@ def decode(data: Any, model: str | None = None) -> np.ndarray | list[np.ndarray]
     whole = read_file(Path(data)) if isinstance(data, str | Path) else bytes(data)
     coder = _opened(model, None, None, None) if model else _named(read(whole)[0].fingerprint)
     return coder.decode(whole)
+
+
+def open_model(
+    model: str | Path | Codec,
+    *,
+    quality: float | None = None,
+    quantizer: str | None = None,
+    step: float | None = None,
+    effort: int | None = None,
+) -> ImageCoder:
+    """`rdquant.open`: a coder for a model, to code many pictures or ask for more than `encode` offers.
+
+    ::
+
+        coder = rdquant.open("mean-scale-s-0130-w8a8")
+        data = coder.encode(rgb)
+        rgb = coder.decode(data)
+        data = rdquant.open("mine.rdqm").encode_to_size(rgb, 40_000)  # of models for many rates
+
+    ``model``: a zoo name (``rdquant zoo`` lists them; ``NAME@60`` names a quality too), the path of a float
+    or integer model, or a codec in memory (of `quantize` or `capture`). ``quality``: 1..100, of models for
+    many rates. ``quantizer``: "uniform", "rdoq", "tcq4" or "tcq8"; by default what the model was retrained
+    for. ``step``: of TCQ, in steps of plain rounding. ``effort``: 0..3, how long an encoder refines levels.
+
+    Raises `UnknownModel`, `BadModel`, and `UsageError` for options that the model cannot have.
+    """
+    if isinstance(model, str | Path):
+        return open_coder(str(model), quantizer, step, effort, quality)
+    coder = coder_of(model, quantizer, step, effort)
+    return coder if quality is None else coder.at(quality)
+
+
+def quantize(
+    codec: TrainedCodec | str | Path,
+    pictures: str | Path | Sequence[AnyPicture],
+    config: QuantizeConfig | None = None,
+    *,
+    count: int = 64,
+    side: int = 256,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Codec:
+    """A float codec as exact integers: 8-bit weights and activations unless ``config`` says otherwise.
+
+    ::
+
+        integer = rdquant.quantize("checkpoint.pth.tar", "photographs/")
+        rdquant.save_integer(integer, Path("mine.rdqm"))
+        data = rdquant.open(integer).encode(rgb)
+
+    ``codec``: a zoo name, a float model file, a CompressAI checkpoint, or an ``nn.Module`` of your own
+    (docs/own-codec.md). ``pictures``: a folder, or a sequence of what `encode` takes: photographs like those
+    to be coded, but none that you measure with. Of each of ``count`` spread over them, a centre crop of
+    ``side`` shows what ranges activations have; 16 do, 64 are better.
+
+    Raises `CalibrationError` for unusable pictures, `CaptureError` for a network with parts that have no
+    integer form, `BadModel`, `UnknownModel`.
+    """
+    from .files.images import list_images
+    from .passes import load_calibration
+    from .passes import quantize as convert
+
+    described: dict[str, Any] = {}
+    if isinstance(codec, str | Path):
+        codec, described = _float_codec(str(codec))
+    if isinstance(pictures, str | Path):
+        crops = load_calibration(list_images(Path(pictures)), count, side)
+    else:
+        chosen = (
+            [pictures[i * len(pictures) // count] for i in range(count)]
+            if len(pictures) > count
+            else pictures
+        )
+        crops = [_centre(_picture(p, Reading(colour="ignore")).rgb, side) for p in chosen]
+    return convert(codec, crops, config, described or None, progress)
+
+
+def _centre(rgb: np.ndarray, side: int) -> np.ndarray:
+    top, left = max(0, (rgb.shape[0] - side) // 2), max(0, (rgb.shape[1] - side) // 2)
+    return rgb[top : top + side, left : left + side]
+
+
+def _float_codec(name: str) -> tuple[TrainedCodec, dict[str, Any]]:
+    """A codec by name or file, and what its model file says that an integer model should say too."""
+    from .codecs.checkpoint import import_checkpoint
+    from .errors import BadModel
+    from .files.float_models import load_float
+    from .files.model_file import model_description
+    from .load import LATENTS
+    from .quality import LAMBDAS
+
+    path = zoo.model_path(name)
+    try:
+        about = model_description(path)
+    except BadModel:  # not of ours
+        return import_checkpoint(path), {"parent": path.name}
+    parent = name if zoo.find(name) else path.name
+    return load_float(path), {
+        "parent": parent,
+        **{k: about[k] for k in ("lambda", LATENTS, LAMBDAS) if k in about},
+    }
+
+
+def evaluate(
+    models: str | Path | Codec | Sequence[str | Path | Codec],
+    pictures: str | Path | Sequence[AnyPicture],
+    *,
+    name: str = "rdquant",
+    quantizer: str | None = None,
+    step: float | None = None,
+    effort: int | None = None,
+    check: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Curve:
+    """Rate, quality and time of real files, coded and decoded: a point for each model.
+
+    ::
+
+        curve = rdquant.evaluate(["mine-1.rdqm", "mine-2.rdqm", "mine-3.rdqm"], "kodak/")
+        for point in curve.points:
+            print(point.label, point.bpp, point.psnr, point.interval("psnr"))
+        curve.save(Path("mine.json"))  # for `rdquant bdrate` and `rdquant report`
+
+    ``models``: as for `open`; qualities of one model are ``["mine.rdqm@20", "mine.rdqm@50", ...]``.
+    ``pictures``: a folder, or a sequence of what `encode` takes. ``check``: decode twice, and raise
+    `RoundTripError` if a file's pixels are not those of the codec's own forward pass. ``progress``: called
+    with pictures done, of all models.
+
+    bpp are 8 * bytes of the whole file / pixels; PSNR in dB over RGB; MS-SSIM of sides from 161 pixels on.
+    Intervals are 95 %, by bootstrap over pictures. Raises as `open` does, and `ImageError`.
+    """
+    from .files.images import list_images
+    from .measure import Curve, Point, machine
+    from .measure import evaluate as run
+
+    listed: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
+    if isinstance(pictures, str | Path):
+        dataset, files = Path(pictures).name, list(list_images(Path(pictures)))
+    else:
+        dataset, files = "pictures", [_named_picture(i, p) for i, p in enumerate(pictures)]  # type: ignore[misc]
+    points, total = [], len(files) * len(listed)
+    for i, model in enumerate(listed):
+        coder = open_model(model, quantizer=quantizer, step=step, effort=effort)
+        label = str(model) if isinstance(model, str | Path) else model.architecture
+
+        def update(done: int, _: int, before: int = i * len(files)) -> None:
+            if progress:
+                progress(before + done, total)
+
+        points.append(Point(label, coder.describe(), run(coder, files, check, update)))
+    return Curve(name, dataset, points, {"machine": machine()})
+
+
+def _named_picture(index: int, picture: AnyPicture) -> Path | tuple[str, np.ndarray]:
+    if isinstance(picture, str | Path):
+        return Path(picture)
+    return f"{index:03}", _picture(picture, Reading(colour="ignore")).rgb

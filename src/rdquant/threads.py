@@ -1,9 +1,22 @@
-"""What threads that code different pictures must not do at once."""
+"""How many threads compute, and what threads that code different pictures must not do at once."""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 
 #: held while networks or searches run. They use all cores by themselves; two at once would need the memory of
 #: two, and not every threading layer of numba survives it.
 PARALLEL = threading.RLock()
+
+
+def limit(count: int) -> None:
+    """At most so many for networks and kernels, whether their libraries are imported or not yet."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        if name != "NUMBA_NUM_THREADS" or "numba" not in sys.modules:
+            os.environ[name] = str(count)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(count)
+    if (numba := sys.modules.get("numba")) is not None:
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))

@@ -6,9 +6,9 @@ import torch
 
 from rdquant.coder import ImageCoder
 from rdquant.errors import UsageError
-from rdquant.evaluate import psnr
 from rdquant.latents.refine import EFFORTS, rounds_of, squared_error
 from rdquant.load import open_coder
+from rdquant.measure import psnr
 from rdquant.pixels import pad_to, to_tensor
 
 MODEL, LAMBDA = "mean-scale-s-0130", 0.013

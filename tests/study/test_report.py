@@ -22,7 +22,7 @@ def test_report_is_self_contained_and_escaped(tmp_path: Path) -> None:
 
 def test_rd_figure_draws_each_curve() -> None:
     pytest.importorskip("matplotlib")
-    from rdquant.evaluate import Curve, ImageResult, Point
+    from rdquant.measure import Curve, ImageResult, Point
     from rdquant.study.plots import rd_figure, to_png
 
     def point(rate: float) -> Point:

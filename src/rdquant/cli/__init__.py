@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 
 from .. import console
@@ -20,5 +21,7 @@ def main() -> None:
     try:
         app()
     except RdquantError as error:
+        if console.settings.verbose:
+            traceback.print_exc()
         console.error(str(error))
         sys.exit(2)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import console, zoo
 from ..batch import JOBS
 from ..errors import UsageError
-from .common import Effort, Jobs, Quantizer, Step, app
+from .common import Effort, Jobs, Quantizer, Step, app, zoo_names
 
 PANEL = "Code pictures"
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A model file or a zoo name (`rdquant zoo`).")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A model file or a zoo name (`rdquant zoo`).", autocompletion=zoo_names
+    ),
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -76,12 +82,13 @@ def encode(
     reading = Reading(colour, background, exif)  # type: ignore[arg-type]
     coder, opening = None, threading.Lock()
 
-    def work(source: Path, target: Path) -> str:
+    def work(source: Path, target: Path) -> dict[str, Any]:
         nonlocal coder
         picture = read_picture(source, reading)
         rgb = picture.rgb
         with opening:
             coder = coder or open_coder(model, quantizer, step, effort, quality)
+        start = time.perf_counter()
         most = target_size if target_bpp is None else target_bpp * rgb[..., 0].size / 8
         if most is None:
             data = coder.encode(rgb, pixel_checksum)
@@ -91,9 +98,17 @@ def encode(
             data = with_sections(data, picture.sections)
         with atomic_write(target) as handle:
             handle.write(data)
-        return f"{target}: {len(data)} bytes, {8 * len(data) / rgb[..., 0].size:.3f} bpp"
+        height, width = rgb.shape[:2]
+        return {
+            "source": str(source), "file": str(target), "width": width, "height": height,
+            "bytes": console.Size(len(data)), "bpp": 8 * len(data) / (height * width),
+            "seconds": console.Seconds(time.perf_counter() - start),
+        }  # fmt: skip
 
-    _each(images, SUFFIXES, ".rdq", work, out, overwrite, jobs)
+    def line(r: dict[str, Any]) -> str:
+        return f"{r['file']}: {r['bytes']}, {r['bpp']:.3f} bpp, {r['seconds']}"
+
+    _each(images, SUFFIXES, ".rdq", work, line, out, overwrite, jobs)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -132,26 +147,34 @@ def decode(
     coders: dict[bytes, ImageCoder] = {}
     opening = threading.Lock()
 
-    def work(source: Path, target: Path) -> str:
+    def work(source: Path, target: Path) -> dict[str, Any]:
         data = read_file(source)
         header, _ = read(data, limits)
         key = b"" if model else header.fingerprint
         with opening:
             if key not in coders:
                 coders[key] = open_coder(model) if model else coder_for(header.fingerprint)
+        start = time.perf_counter()
         pixels = coders[key].decode(data, limits, engine)  # type: ignore[arg-type]
         lost = write_image(target, pixels, header.sections)
-        said = f", {' and '.join(lost)} left out: {target.suffix} has no place" if lost else ""
-        return f"{target}: {header.width}x{header.height}{said}"
+        return {
+            "source": str(source), "file": str(target), "width": header.width, "height": header.height,
+            "left_out": lost, "seconds": console.Seconds(time.perf_counter() - start),
+        }  # fmt: skip
 
-    _each(files, {".rdq"}, ".png", work, out, overwrite, jobs)
+    def line(r: dict[str, Any]) -> str:
+        lost = f", {' and '.join(r['left_out'])} left out: it has no place" if r["left_out"] else ""
+        return f"{r['file']}: {r['width']}x{r['height']}, {r['seconds']}{lost}"
+
+    _each(files, {".rdq"}, ".png", work, line, out, overwrite, jobs)
 
 
 def _each(
     sources: list[Path],
     suffixes: set[str],
     suffix: str,
-    work: Callable[[Path, Path], str],
+    work: Callable[[Path, Path], dict[str, Any]],
+    line: Callable[[dict[str, Any]], str],
     out: Path | None,
     overwrite: bool,
     jobs: int,
@@ -165,7 +188,13 @@ def _each(
         target = target / (sources[0].stem + suffix) if target.is_dir() else target
         if target.is_file() and not overwrite:
             raise UsageError(f"{target} exists; --overwrite replaces it")
-        console.say(work(sources[0], target))
+        if target == STREAM and console.settings.json:
+            raise UsageError("--json and the file would both go to standard output; name a file with --out")
+        record = work(sources[0], target)
+        if console.settings.json:
+            console.show_json({"done": [record], "skipped": [], "failed": []})
+        else:
+            console.say(line(record))
         return
     found = batch.collect(sources, suffixes)
     folders = {f.parent for f in found}
@@ -173,10 +202,15 @@ def _each(
         raise UsageError(f"the files are in {len(folders)} folders; name one for the results with --out")
     with console.progress(suffix) as update:
         report = batch.run(found, out or folders.pop(), suffix, work, overwrite, update, jobs)
-    for _, line in report.done:
-        console.say(line)
-    for source, line in report.failed:
-        console.error(line if str(source) in line else f"{source}: {line}")
-    console.say(report.summary())
+    if console.settings.json:
+        failed = [{"source": str(source), "error": why} for source, why in report.failed]
+        done = [record for _, record in report.done]
+        console.show_json({"done": done, "skipped": list(map(str, report.skipped)), "failed": failed})
+    else:
+        for _, record in report.done:
+            console.say(line(record))
+        console.say(report.summary())
+    for source, why in report.failed:
+        console.error(why if str(source) in why else f"{source}: {why}")
     if report.failed:
         raise typer.Exit(1)

@@ -1,17 +1,98 @@
-"""What all verbs share: the application, options that several have, and ``--set``."""
+"""What verbs share: the application, options that all or several have, and ``--set``."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import json
+import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from .. import __version__
+from .. import __version__, console, threads, zoo
 from ..errors import UsageError
 
-app = typer.Typer(
+#: options of every verb
+_EVERYWHERE = {
+    "as_json": Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Everywhere")
+    ],
+    "quiet": Annotated[
+        bool, typer.Option("--quiet", help="Say nothing but errors.", rich_help_panel="Everywhere")
+    ],
+    "verbose": Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Where errors come from; time and memory.", rich_help_panel="Everywhere"
+        ),
+    ],
+    "count": Annotated[
+        int | None,
+        typer.Option(
+            "--threads", min=1, help="That compute; default: all cores.", rich_help_panel="Everywhere"
+        ),
+    ],
+}
+
+
+class Verbs(typer.Typer):
+    """An application whose verbs all take the same options about output and threads."""
+
+    def command(  # type: ignore[override]
+        self, *args: Any, **options: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        register = super().command(*args, **options)
+
+        def note(function: Callable[..., Any]) -> Callable[..., Any]:
+            register(_everywhere(function))
+            return function
+
+        return note
+
+
+def _everywhere(function: Callable[..., Any]) -> Callable[..., Any]:
+    own = inspect.signature(function, eval_str=True)
+    defaults = {"as_json": False, "quiet": False, "verbose": False, "count": None}
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=kind)
+        for name, kind in _EVERYWHERE.items()
+    ]
+
+    @functools.wraps(function)
+    def verb(*args: Any, as_json: bool, quiet: bool, verbose: bool, count: int | None, **rest: Any) -> None:
+        vars(console.settings).update(json=as_json, quiet=quiet, verbose=verbose)
+        if count is not None:
+            threads.limit(count)
+        start = time.perf_counter()
+        try:
+            function(*args, **rest)
+        finally:
+            if verbose:
+                console.say(f"{console.Seconds(time.perf_counter() - start)}{_peak()}")
+
+    parameters = [*own.parameters.values(), *added]
+    verb.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {p.name: p.annotation for p in parameters}
+    return verb
+
+
+def _peak() -> str:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    return f", at most {console.Size(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)} of memory"
+
+
+def zoo_names(incomplete: str) -> list[str]:
+    """What a shell offers for a model."""
+    return [name for name in zoo.index() if name.startswith(incomplete)]
+
+
+app = Verbs(
     help="Make a trained learned image codec shippable: integer, small, reproducible.\n\n"
     "With nothing but this package: `rdquant encode photo.png`, `rdquant decode photo.rdq`, and "
     "`rdquant inspect photo.rdq`. With a codec of your own: `rdquant import` a CompressAI checkpoint, "
@@ -19,10 +100,8 @@ app = typer.Typer(
     "quantized from Python: `rdquant.quantize`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quantizer = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,7 @@ import typer
 
 from .. import console, zoo
 from ..errors import UsageError
-from .common import Json, app, options_of
+from .common import app, options_of
 
 PANEL = "Deploy"
 
@@ -23,7 +23,6 @@ def export(
     network: Annotated[
         list[str] | None, typer.Option(help="Networks to export; default: analysis and synthesis.")
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Write networks as standard quantized graphs for other engines, with this model's own integers.
 
@@ -43,7 +42,7 @@ def export(
     from ..export.model import FREE, export_codec
 
     report = export_codec(load_integer(model_path(model)), to, out, tuple(network or FREE))  # type: ignore
-    if as_json:
+    if console.settings.json:
         console.show_json(report)
         return
     for name, found in report.items():
@@ -72,7 +71,6 @@ def finetune(
         list[str] | None,
         typer.Option("--set", help="Any other option of QuantizeConfig or FinetuneConfig, as NAME=JSON."),
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Quantize, and let the synthesis learn to live with it: quantization-aware training on true pictures.
 
@@ -107,8 +105,8 @@ def finetune(
         **{k: parent[k] for k in (LATENTS, LAMBDAS) if k in parent},
     }  # fmt: skip
     save_integer(dataclasses.replace(integer, description=about), out)
-    if as_json:
+    if console.settings.json:
         console.show_json({"file": str(out), **report})
     else:
         console.show_table("calibration pictures", list(report), [list(report.values())])
-        console.say(f"{out}: {out.stat().st_size} bytes")
+        console.say(f"{out}: {console.Size(out.stat().st_size)}")

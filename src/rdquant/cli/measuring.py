@@ -10,7 +10,7 @@ import typer
 
 from .. import console
 from ..errors import RdquantError
-from .common import Effort, Json, Quantizer, Step, app
+from .common import Effort, Quantizer, Step, app, zoo_names
 
 PANEL = "Measure"
 
@@ -18,10 +18,18 @@ PANEL = "Measure"
 @app.command(rich_help_panel=PANEL)
 def evaluate(
     model: Annotated[
-        list[str], typer.Option("--model", "-m", help="A model; give it again for more points.")
+        list[str],
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model; give it again for more points. MODEL@60 is one at quality 60.",
+            autocompletion=zoo_names,
+        ),
     ],
     images: Annotated[Path, typer.Option(help="Folder of pictures.")],
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Result file, for `bdrate` and `report`.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the curve.")] = "rdquant",
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's.")] = None,
     check: Annotated[bool, typer.Option(help="Compare each decoded file with the forward pass.")] = True,
@@ -29,45 +37,68 @@ def evaluate(
     step: Step = None,
     effort: Effort = None,
 ) -> None:
-    """Code a folder of pictures to real files, decode them, and measure rate, quality and time."""
-    from ..evaluate import Curve, Point, machine
-    from ..evaluate import evaluate as run
-    from ..files.images import list_images
-    from ..load import open_coder
+    """Code a folder of pictures to real files, decode them, and measure rate, quality and time.
 
-    files = list_images(images)
-    points = []
-    for m in model:
-        coder = open_coder(m, quantizer, step, effort)
-        with console.progress(m) as update:
-            results = run(coder, files, check, update)
-        points.append(Point(m, coder.describe(), results))
+    In brackets: 95 % confidence intervals of the means, by bootstrap over pictures.
+    """
+    from ..front import evaluate as run
+
+    with console.progress("evaluate") as update:
+        curve = run(
+            model,
+            images,
+            name=name,
+            quantizer=quantizer,
+            step=step,
+            effort=effort,
+            check=check,
+            progress=update,
+        )
     parts = ["rdquant evaluate", *(f"-m {m}" for m in model), f"--images {images.name}"]
-    command = " ".join(
+    parts += [f"--quantizer {quantizer}"] if quantizer else []
+    parts += [] if step is None else [f"--step {step}"]
+    parts += [] if effort is None else [f"--effort {effort}"]
+    meta = {"command": " ".join(parts), **curve.meta}
+    curve = dataclasses.replace(curve, dataset=dataset or curve.dataset, meta=meta)
+    if out is not None:
+        curve.save(out)
+    if console.settings.json:
+        console.show_json(curve.to_json())
+        return
+    rows = [
         [
-            *parts,
-            *([f"--quantizer {quantizer}"] if quantizer else []),
-            *([] if effort is None else [f"--effort {effort}"]),
-            *([] if step is None else [f"--step {step}"]),
+            p.label, _with(p.bpp, p.interval("bpp"), 3), p.bpp_estimated,
+            _with(p.psnr, p.interval("psnr"), 2), _with(p.ms_ssim, p.interval("ms_ssim"), 4),
+            _seconds(p.encode_s), _seconds(p.decode_s),
         ]
-    )
-    curve = Curve(name, dataset or images.name, points, {"command": command, "machine": machine()})
-    if json_out is not None:
-        curve.save(json_out)
-    columns = ("model", "bpp", "estimated", "PSNR dB", "MS-SSIM", "encode s", "decode s")
-    rows = [[p.label, p.bpp, p.bpp_estimated, p.psnr, p.ms_ssim, p.encode_s, p.decode_s] for p in points]
-    console.show_table(f"{curve.dataset}, {len(files)} pictures, means", columns, rows)
+        for p in curve.points
+    ]  # fmt: skip
+    columns = ("model", "bpp", "estimated", "PSNR dB", "MS-SSIM", "encode", "decode")
+    pictures = len(curve.points[0].images)
+    console.show_table(f"{curve.dataset}, {pictures} pictures, means [95 %]", columns, rows)
+
+
+def _with(value: float | None, interval: tuple[float, float] | None, places: int) -> str | None:
+    if value is None or interval is None:
+        return None if value is None else f"{value:.{places}f}"
+    return f"{value:.{places}f} [{interval[0]:.{places}f}, {interval[1]:.{places}f}]"
+
+
+def _seconds(value: float | None) -> console.Seconds | None:
+    return None if value is None else console.Seconds(value)
 
 
 @app.command(rich_help_panel=PANEL)
 def bdrate(
     anchor: Annotated[Path, typer.Argument(help="Result file of the anchor.")],
     test: Annotated[Path, typer.Argument(help="Result file of the tested codec.")],
-    as_json: Json = False,
 ) -> None:
-    """Compare two curves: BD-rate by PCHIP and Akima, on PSNR and MS-SSIM."""
-    from ..evaluate import Curve, bd_rate, bd_rate_per_image
-    from ..evaluate.bdrate import BDRate
+    """Compare two curves: BD-rate by PCHIP and Akima, on PSNR and MS-SSIM.
+
+    In brackets: 95 % confidence intervals, by bootstrap over pictures.
+    """
+    from ..measure import Curve, bd_rate, bd_rate_per_image
+    from ..measure.bdrate import BDRate
 
     a, t = Curve.load(anchor), Curve.load(test)
     results: list[tuple[str, BDRate]] = [("mean curve", bd_rate(a, t))]
@@ -80,19 +111,11 @@ def bdrate(
             results.append((label, compute()))
         except RdquantError as error:
             console.say(f"left out: {error}")
-    if as_json:
+    if console.settings.json:
         console.show_json([{"aggregation": label, **dataclasses.asdict(r)} for label, r in results])
         return
     rows = [
-        (
-            r.metric,
-            r.method,
-            label,
-            f"{r.percent:+.2f} %",
-            f"{r.low:.2f}..{r.high:.2f} dB",
-            r.anchor_points,
-            r.test_points,
-        )
+        (r.metric, r.method, label, r.text(), f"{r.low:.2f}..{r.high:.2f} dB", r.anchor_points, r.test_points)
         for label, r in results
     ]
     columns = ("metric", "interpolation", "aggregation", "BD-rate", "overlap", "anchor points", "test points")
@@ -102,14 +125,13 @@ def bdrate(
 @app.command(rich_help_panel=PANEL)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for files and the report.")] = Path("demo"),
-    as_json: Json = False,
 ) -> None:
     """Quantize the bundled codec, code photographs to real files, decode them, and write a report."""
     from ..study.demo import COLUMNS, run_demo
 
     with console.progress("demo") as update:
         rows, report = run_demo(out, update)
-    if as_json:
+    if console.settings.json:
         console.show_json([dict(zip(COLUMNS, row, strict=True)) for row in rows])
     else:
         console.show_table("photographs through the quantized codec (real files)", COLUMNS, rows)

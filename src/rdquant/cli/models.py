@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import console, zoo
-from .common import Json, app
+from .common import app, zoo_names
 
 PANEL = "Models"
 #: what the zoo's index says of Kodak
@@ -17,17 +17,20 @@ MEASURED = ("bpp", "psnr", "ms_ssim")
 
 
 @app.command("zoo", rich_help_panel=PANEL)
-def zoo_command(as_json: Json = False) -> None:
+def zoo_command() -> None:
     """List the models shipped with rdquant and their measured rate-distortion on Kodak."""
     index = zoo.index()
-    if as_json:
+    if console.settings.json:
         console.show_json(index)
         return
-    columns = ("name", "kind", "lambda", "bpp", "PSNR dB", "MS-SSIM", "bytes", "fingerprint")
+    columns = ("name", "kind", "lambda", "bpp", "PSNR dB", "MS-SSIM", "size", "fingerprint")
     rows = [
-        (name, e["kind"], e["lambda"], *map(e["kodak"].get, MEASURED), e["bytes"], e["fingerprint"])
+        (
+            name, e["kind"], e["lambda"], *map(e["kodak"].get, MEASURED),
+            console.Size(e["bytes"]), e["fingerprint"],
+        )
         for name, e in index.items()
-    ]
+    ]  # fmt: skip
     console.show_table("zoo (Kodak means, real files, effort 0)", columns, rows)
 
 
@@ -49,29 +52,36 @@ def import_command(
 
     codec = import_checkpoint(checkpoint)
     save_float(codec, out, {"imported": checkpoint.name}, half=half)
+    if console.settings.json:
+        found = {"architecture": codec.architecture, **codec.options(), "bytes": out.stat().st_size}
+        console.show_json({"file": str(out), **found})
+        return
     options = ", ".join(f"{k}={v}" for k, v in codec.options().items())
-    console.say(f"{out}: {codec.architecture}, {options}")
+    console.say(f"{out}: {codec.architecture}, {options}, {console.Size(out.stat().st_size)}")
 
 
 @app.command("inspect", rich_help_panel=PANEL)
 def inspect_command(
-    target: Annotated[str, typer.Argument(help="An .rdq file, a model file or a zoo name.")],
-    as_json: Json = False,
+    target: Annotated[
+        str,
+        typer.Argument(help="An .rdq file, - , a model file or a zoo name.", autocompletion=zoo_names),
+    ],
 ) -> None:
     """Show what is in a file: every header field; or the whole graph of an integer model, node by node, with
     operations, widths and ranges; or the parameters of a float model.
     """
     from ..files import container
+    from ..files.atomic import STREAM
 
-    path = zoo.model_path(target)
+    path = STREAM if target == str(STREAM) else zoo.model_path(target)
     columns: tuple[str, ...] = container.COLUMNS
-    if container.is_container(path):
+    if path == STREAM or container.is_container(path):
         found = container.inspect_container(path)
     else:
         from ..files import inspect
 
         found, columns = inspect.inspect_model(path), inspect.MODEL_COLUMNS
-    if as_json:
+    if console.settings.json:
         console.show_json(found)
         return
     rows = found.pop("rows")

@@ -9,14 +9,14 @@ import typer
 
 from .. import console, zoo
 from ..errors import UsageError
-from .common import Json, app, options_of
+from .common import app, options_of, zoo_names
 
 PANEL = "Quantize"
 
 
 @app.command(rich_help_panel=PANEL)
 def quantize(
-    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.", autocompletion=zoo_names)],
     calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
     weights: Annotated[
@@ -61,7 +61,6 @@ def quantize(
     run: Annotated[
         Path | None, typer.Option(help="Folder that keeps the search's state, to resume from.")
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Quantize a float codec to integers: every layer, static ranges, exact on every machine.
 
@@ -123,21 +122,21 @@ def quantize(
     costs = {e["unit"]: e["J"] for e in trace if e["unit"] in ("float", "start", "grid", "bias", "end")}
     size = out.stat().st_size
     planned = chosen.size if chosen is not None else None
-    if as_json:
+    if console.settings.json:
         console.show_json({"file": str(out), "bytes": size, "planned_bytes": planned, "trace": trace})
         return
     if costs:
         columns = ("J of the float model", *(f"after {unit}" for unit in list(costs)[1:]))
         console.show_table("calibration pictures (estimate)", columns, [list(costs.values())])
     if planned is None:
-        console.say(f"{out}: {size} bytes, W{config.weight_bits}A{config.activation_bits}")
+        console.say(f"{out}: {console.Size(size)}, W{config.weight_bits}A{config.activation_bits}")
     else:
         console.say(f"{out}: {size} bytes, the plan predicted {planned}; A{config.activation_bits}")
 
 
 @app.command(rich_help_panel=PANEL)
 def allocate(
-    model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
+    model: Annotated[str, typer.Argument(help="A float model file or zoo name.", autocompletion=zoo_names)],
     calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
     target_size: Annotated[
         list[str],
@@ -163,7 +162,6 @@ def allocate(
     images: Annotated[int, typer.Option(help="Pictures: three of four calibrate, one judges.")] = 64,
     split: Annotated[str | None, typer.Option(help="Only this split of the folder's CSV, e.g. val.")] = None,
     side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
-    as_json: Json = False,
 ) -> None:
     """Choose a bit-width for every layer so that the model file has a wanted size.
 
@@ -194,7 +192,7 @@ def allocate(
         target = out if len(plans) == 1 else out / f"{name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         found.save(target)
-    if as_json:
+    if console.settings.json:
         console.show_json({k: p.to_json() for k, p in plans.items()})
         return
     sizes = found_table.sizes

@@ -10,11 +10,11 @@ import typer
 
 from .. import console, zoo
 from ..errors import UsageError
-from .common import Json, app, options_of
+from .common import Verbs, app, options_of
 
 PANEL = "Study"
 
-study_app = typer.Typer(
+study_app = Verbs(
     help="Declared grids of measurements that store every cell and resume.", no_args_is_help=True
 )
 app.add_typer(study_app, name="study", rich_help_panel=PANEL)
@@ -31,15 +31,14 @@ def searches_command(
     budget: Annotated[int, typer.Option(help="Model evaluations of the evolutionary search.")] = 1000,
     images: Annotated[int, typer.Option(help="Pictures that judge; three times as many calibrate.")] = 8,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results here.")] = None,
-    as_json: Json = False,
 ) -> None:
     """Compare the searches of bit-widths: what each finds for one size, and what it costs."""
     from ..allocate.run import JUDGES, judged_twins
-    from ..evaluate.results import machine
     from ..files.atomic import atomic_write
     from ..files.float_models import load_float
     from ..files.model_file import model_description
     from ..files.split import split_files
+    from ..measure.results import machine
     from ..passes import QuantizeConfig, load_calibration
     from ..study import searches
     from ..zoo import model_path
@@ -67,7 +66,7 @@ def searches_command(
     if out is not None:
         with atomic_write(out) as handle:
             handle.write(json.dumps(result, indent=1).encode())
-    if as_json:
+    if console.settings.json:
         console.show_json(result)
         return
     rows = [[k, o.plan.size, 100 * o.increase, o.evaluations, o.seconds] for k, o in found.items()]
@@ -87,17 +86,16 @@ def ablation_command(
     only: Annotated[list[str] | None, typer.Option(help="Only these tables, e.g. range.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="RdoConfig option for all cells.")] = None,
     figures: Annotated[bool, typer.Option(help="Also draw one figure per table.")] = True,
-    as_json: Json = False,
 ) -> None:
     """What each part of RDO-PTQ gives: strategy, formats, ranges, biases, pictures, scopes.
 
     Of the val split, every third picture is held out for measuring; the others calibrate.
     """
-    from ..evaluate.results import machine
     from ..files.atomic import atomic_write
     from ..files.float_models import load_float
     from ..files.model_file import model_description
     from ..files.split import split_files
+    from ..measure.results import machine
     from ..passes import load_calibration
     from ..passes.rdo_config import RdoConfig
     from ..study import ablation
@@ -140,7 +138,7 @@ def ablation_command(
         for name, (columns, rows) in tables.items():
             with atomic_write(out / f"{name}.png") as handle:
                 handle.write(to_png(ablation_figure(name, columns, rows)))
-    if as_json:
+    if console.settings.json:
         console.show_json(
             {k: [dict(zip(c, r, strict=True)) for r in rows] for k, (c, rows) in tables.items()}
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import console
-from .common import Json, Step, app, options_of
+from .common import Step, app, options_of
 
 PANEL = "Train"
 
@@ -55,7 +55,11 @@ def train(
             update(step, options.steps, note)
 
         trainer.run(report)
-    console.say(f"{run / 'model.safetensors'} after {trainer.step} steps, {trainer.seconds:.0f} s")
+    found = {"file": str(run / "model.safetensors"), "steps": trainer.step, "seconds": trainer.seconds}
+    if console.settings.json:
+        console.show_json(found)
+    else:
+        console.say(f"{found['file']} after {trainer.step} steps, {console.Seconds(trainer.seconds)}")
 
 
 @app.command(rich_help_panel=PANEL)
@@ -82,7 +86,6 @@ def retrain(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any other option of RetrainConfig, as NAME=JSON.")
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Retrain decoder and hyper-coder on the latents that the file's own quantizer produces.
 
@@ -105,7 +108,7 @@ def retrain(
         rows = work(
             model_path(model), data, run, out, config, lambda note, done, all_: update(done, all_, note)
         )
-    if as_json:
+    if console.settings.json:
         console.show_json({"file": str(out), "rows": rows})
     else:
         console.show_table(

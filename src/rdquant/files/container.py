@@ -38,6 +38,7 @@ from ..errors import (
     UnsupportedVersion,
     UsageError,
 )
+from .atomic import read_file
 
 MAGIC = b"RDQ"
 #: of what `inspect_container` tells
@@ -378,7 +379,7 @@ def is_container(path: Path) -> bool:
 
 def inspect_container(path: Path) -> dict[str, Any]:
     """``{"rows": ..., "bytes": ...}``; raises as decoding does."""
-    data = path.read_bytes()
+    data = read_file(path)
     return {"kind": "image", "bytes": len(data), "rows": [list(row) for row in describe(data)]}
 
 

@@ -26,12 +26,12 @@ from ..codec import Codec
 from ..codecs import FloatCodec
 from ..coder import ImageCoder
 from ..errors import UsageError
-from ..evaluate.metrics import psnr
 from ..files.atomic import atomic_write
 from ..files.container import Profile
 from ..files.float_models import float_fingerprint
 from ..files.integer_models import integer_fingerprint
 from ..graph.capture import capture
+from ..measure.metrics import psnr
 from ..passes import QuantizeConfig, prepare
 from ..passes.calibration import Calibration
 from ..passes.config import MIXES, ROUNDINGS, WIDE_BITS

@@ -13,12 +13,12 @@ from PIL import Image
 from .. import zoo
 from ..coder import ImageCoder
 from ..errors import UsageError
-from ..evaluate import Curve, Point, evaluate_image, machine, psnr, run_anchor
 from ..files.container import Profile
 from ..files.float_models import load_float
 from ..files.images import write_image
 from ..files.integer_models import integer_fingerprint, load_integer, save_integer
 from ..load import open_coder
+from ..measure import Curve, Point, evaluate_image, machine, psnr, run_anchor
 from ..passes import QuantizeConfig, quantize
 from .plots import rd_figure, to_png
 from .report import Report

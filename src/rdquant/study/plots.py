@@ -6,8 +6,8 @@ import io
 from typing import Any
 
 from ..errors import UsageError
-from ..evaluate import Curve
-from ..evaluate.bdrate import Metric
+from ..measure import Curve
+from ..measure.bdrate import Metric
 
 _LABELS = {"psnr": "PSNR (dB)", "ms_ssim_db": "MS-SSIM (dB)"}
 _COLOURS = ("#1f5fa8", "#d1495b", "#5b8c3a", "#8a5aa8", "#c98a1b", "#3c8f8f", "#777777")

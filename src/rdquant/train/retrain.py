@@ -23,7 +23,6 @@ import numpy as np
 from ..codecs import FloatCodec
 from ..coder import ImageCoder
 from ..errors import UsageError
-from ..evaluate.metrics import psnr
 from ..files.atomic import atomic_write
 from ..files.container import Profile
 from ..files.float_models import float_fingerprint, load_float, save_float
@@ -34,6 +33,7 @@ from ..graph.capture import capture
 from ..latents.coding import encoder_coding
 from ..latents.gains import latent_gains
 from ..load import LATENTS
+from ..measure.metrics import psnr
 from .config import TrainConfig, check_choices, check_weight_bits
 from .loop import GAIN_PICTURES, Trainer, check_latent_mode
 from .rounded import round_weights

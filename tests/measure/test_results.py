@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rdquant.errors import CurveError
-from rdquant.evaluate import Curve, ImageResult, Point, machine
+from rdquant.measure import Curve, ImageResult, Point, machine
 
 
 def test_round_trip_and_means(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from .. import __version__
 from ..errors import CurveError
 from ..files.atomic import atomic_write
+from .bootstrap import Interval, mean_interval
 from .metrics import ms_ssim_db
 
 RESULT_VERSION = 1
@@ -71,6 +72,10 @@ class Point:
     def bpp_estimated(self) -> float | None:
         return _mean([i.bpp_estimated for i in self.images])
 
+    def interval(self, name: str) -> Interval | None:
+        """95 % of the mean of "bpp", "psnr", "ms_ssim" or another figure; see `rdquant.measure.bootstrap`."""
+        return mean_interval([getattr(i, name) for i in self.images])
+
     @property
     def encode_s(self) -> float | None:
         return _mean([i.encode_s for i in self.images])
@@ -89,17 +94,30 @@ class Curve:
     points: list[Point]
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write JSON: means beside the per-picture values they come from, six significant digits."""
+    def to_json(self) -> dict[str, Any]:
+        """Means and their intervals beside the per-picture values they come from, six significant digits."""
         data = {"version": RESULT_VERSION, "name": self.name, "dataset": self.dataset, "meta": self.meta}
         rows = []
         for p in self.points:
             means = {
                 k: getattr(p, k) for k in ("bpp", "bpp_estimated", "psnr", "ms_ssim", "encode_s", "decode_s")
             }
+            intervals = {k: p.interval(k) for k in ("bpp", "psnr", "ms_ssim")}
             images = [_rounded(dataclasses.asdict(i)) for i in p.images]
-            rows.append({"label": p.label, "model": p.model, "mean": _rounded(means), "images": images})
-        text = json.dumps({**data, "points": rows}, indent=1, default=str)
+            rows.append(
+                {
+                    "label": p.label,
+                    "model": p.model,
+                    "mean": _rounded(means),
+                    "interval": intervals,
+                    "images": images,
+                }
+            )
+        return {**data, "points": rows}
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        text = json.dumps(self.to_json(), indent=1, default=str)
         # one picture a line
         text = text.replace(",\n     ", ", ").replace("{\n     ", "{").replace("\n    }", "}")
         with atomic_write(path) as handle:

@@ -8,6 +8,7 @@ aggregation differ, so say which.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +16,9 @@ import numpy as np
 from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
 
 from ..errors import CurveError
-from .results import Curve
+from .bootstrap import RESAMPLES, Interval, interval, mean_interval
+from .metrics import ms_ssim_db
+from .results import Curve, ImageResult
 
 Metric = Literal["psnr", "ms_ssim_db"]
 Method = Literal["pchip", "akima"]
@@ -34,6 +37,13 @@ class BDRate:
     test_points: int
     metric: Metric
     method: Method
+    interval: Interval | None = None  #: of percent, 95 %, bootstrap over pictures
+
+    def text(self) -> str:
+        """Percent with its interval, as tables show it."""
+        if self.interval is None:
+            return f"{self.percent:+.2f} %"
+        return f"{self.percent:+.2f} % [{self.interval[0]:+.2f}, {self.interval[1]:+.2f}]"
 
 
 def bd_rate_points(
@@ -84,20 +94,55 @@ def _arrays(curve: Curve, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p.bpp for p in curve.points]), np.array(quality)
 
 
-def bd_rate(anchor: Curve, test: Curve, metric: Metric = "psnr", method: Method = "pchip") -> BDRate:
-    """BD-rate of ``test`` against ``anchor``, on mean curves.
+def _by_picture(curve: Curve, metric: Metric, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rates and qualities, ``(points, pictures)`` each."""
+
+    def table(value: Callable[[ImageResult], float]) -> np.ndarray:
+        rows = [{i.name: value(i) for i in p.images} for p in curve.points]
+        return np.array([[row[name] for name in names] for row in rows])
+
+    def quality(i: ImageResult) -> float:
+        return i.psnr if metric == "psnr" else ms_ssim_db(i.ms_ssim if i.ms_ssim is not None else np.nan)
+
+    return table(lambda i: i.bpp), table(quality)
+
+
+def bd_rate(
+    anchor: Curve,
+    test: Curve,
+    metric: Metric = "psnr",
+    method: Method = "pchip",
+    resamples: int = RESAMPLES,
+) -> BDRate:
+    """BD-rate of ``test`` against ``anchor``, on mean curves, with its confidence interval.
+
+    ``resamples``: draws of the bootstrap (`rdquant.measure.bootstrap`), 0 for none.
 
     Raises `CurveError`: too few points, no overlap, not monotone, or different pictures.
     """
     _same_pictures(anchor, test)
     percent, low, high = bd_rate_points(*_arrays(anchor, metric), *_arrays(test, metric), method)
+    names = [i.name for i in anchor.points[0].images]
+    tables = [*_by_picture(anchor, metric, names), *_by_picture(test, metric, names)]
+
+    def resampled(weights: np.ndarray) -> float | None:
+        try:
+            return bd_rate_points(*(t @ weights for t in tables), method)[0]  # type: ignore[call-arg]
+        except CurveError:
+            return None
+
     return BDRate(
-        percent, low, high, anchor.name, test.name, len(anchor.points), len(test.points), metric, method
-    )
+        percent, low, high, anchor.name, test.name, len(anchor.points), len(test.points), metric, method,
+        interval(resampled, len(names), resamples),
+    )  # fmt: skip
 
 
 def bd_rate_per_image(
-    anchor: Curve, test: Curve, metric: Metric = "psnr", method: Method = "pchip"
+    anchor: Curve,
+    test: Curve,
+    metric: Metric = "psnr",
+    method: Method = "pchip",
+    resamples: int = RESAMPLES,
 ) -> BDRate:
     """The same with one BD-rate per picture, then their mean; ``low`` and ``high`` are means too."""
     _same_pictures(anchor, test)
@@ -110,8 +155,9 @@ def bd_rate_per_image(
         results.append(bd_rate_points(*_arrays(pair[0], metric), *_arrays(pair[1], metric), method))
     percent, low, high = (float(np.mean(column)) for column in zip(*results, strict=True))
     return BDRate(
-        percent, low, high, anchor.name, test.name, len(anchor.points), len(test.points), metric, method
-    )
+        percent, low, high, anchor.name, test.name, len(anchor.points), len(test.points), metric, method,
+        mean_interval([r[0] for r in results], resamples) if resamples else None,
+    )  # fmt: skip
 
 
 def _same_pictures(anchor: Curve, test: Curve) -> None:

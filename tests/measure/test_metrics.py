@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rdquant.errors import UsageError
-from rdquant.evaluate import ms_ssim, ms_ssim_db, psnr
+from rdquant.measure import ms_ssim, ms_ssim_db, psnr
 
 
 def test_psnr_of_a_known_difference() -> None:

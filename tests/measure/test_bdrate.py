@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdquant.errors import CurveError
-from rdquant.evaluate import Curve, ImageResult, Point, bd_rate, bd_rate_per_image, bd_rate_points
+from rdquant.measure import Curve, ImageResult, Point, bd_rate, bd_rate_per_image, bd_rate_points
 
 RATE = np.array([0.1, 0.25, 0.5, 0.9])
 QUALITY = np.array([27.0, 30.0, 33.0, 36.0])
@@ -68,3 +68,18 @@ def test_curves_and_aggregation() -> None:
         bd_rate(_curve("anchor", 1), _curve("test", 1, ("a", "c")))
     with pytest.raises(CurveError, match="ms_ssim_db"):
         bd_rate(_curve("anchor", 1), _curve("test", 1), "ms_ssim_db")
+
+
+@pytest.mark.parametrize("method", ["pchip", "akima"])
+def test_it_is_that_of_the_bjontegaard_package(method: str) -> None:
+    bjontegaard = pytest.importorskip("bjontegaard")
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        n, m = rng.integers(4, 9, 2)
+        a, t = np.cumsum(rng.uniform(0.05, 0.5, n)), np.cumsum(rng.uniform(0.05, 0.5, m))
+        qa, qt = 27 + np.cumsum(rng.uniform(0.3, 3, n)), 27 + np.cumsum(rng.uniform(0.3, 3, m))
+        theirs = bjontegaard.bd_rate(
+            a, qa, t, qt, method=method, require_matching_points=False, min_overlap=0
+        )
+        ours, _, _ = bd_rate_points(a, qa, t, qt, method)  # type: ignore[arg-type]
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)

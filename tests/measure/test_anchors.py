@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rdquant.errors import UsageError
-from rdquant.evaluate import ANCHORS, psnr, run_anchor
-from rdquant.evaluate import anchors as module
 from rdquant.files.images import write_image
+from rdquant.measure import ANCHORS, psnr, run_anchor
+from rdquant.measure import anchors as module
 
 
 @pytest.mark.parametrize("name", ANCHORS)

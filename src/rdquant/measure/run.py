@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +55,15 @@ def evaluate_image(coder: ImageCoder, name: str, rgb: np.ndarray, check: bool = 
 
 def evaluate(
     coder: ImageCoder,
-    files: list[Path],
+    files: Sequence[Path | tuple[str, np.ndarray]],
     check: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ImageResult]:
-    """One result per picture, in order."""
+    """One result per picture, in order; pictures are files, or names with ``(H, W, 3)`` uint8."""
     results = []
-    for i, path in enumerate(files):
-        results.append(evaluate_image(coder, path.name, read_image(path), check))
+    for i, file in enumerate(files):
+        name, rgb = (file.name, read_image(file)) if isinstance(file, Path) else file
+        results.append(evaluate_image(coder, name, rgb, check))
         if progress:
             progress(i + 1, len(files))
     return results
