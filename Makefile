@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test lint
 
 help:
-	@echo "make demo   quantize the bundled codec, code photographs to files, leave demo/report.html"
+	@echo "make demo   quantize the bundled codec, code photographs to files, leave demo/report/index.html"
 	@echo "make test   lint, types and tests"
 	@echo "make lint   ruff and mypy only"
 

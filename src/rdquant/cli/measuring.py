@@ -1,4 +1,4 @@
-"""Verbs that measure: evaluate, bdrate, demo."""
+"""Verbs that measure: evaluate, bdrate, report, demo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import console
-from ..errors import RdquantError
+from ..errors import RdquantError, UsageError
 from .common import Effort, Quantizer, Step, app, zoo_names
 
 PANEL = "Measure"
@@ -120,6 +120,54 @@ def bdrate(
     ]
     columns = ("metric", "interpolation", "aggregation", "BD-rate", "overlap", "anchor points", "test points")
     console.show_table(f"{t.name} against {a.name}, {t.dataset}", columns, rows)
+
+
+@app.command(rich_help_panel=PANEL)
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Results of `evaluate` and of anchors, plans and tables of `allocate`, traces of `quantize "
+            "--json`; or folders of them."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page and figures.")] = Path(
+        "report"
+    ),
+    title: Annotated[str, typer.Option(help="Of the page.")] = "rdquant report",
+    images: Annotated[
+        list[Path] | None, typer.Option(help="A picture to show side by side; repeatable. Needs --model.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="What codes --images.", autocompletion=zoo_names),
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Anchors beside it, in as many bytes; default: jpeg, webp.")
+    ] = None,
+) -> None:
+    """Make one page of results that needs no network: curves, BD-rates with confidence, every picture.
+
+    Figures are also written as SVG. With --images and --model, pictures are shown beside anchors of as many
+    bytes, with a divider, zoom and errors.
+    """
+    from ..files.images import read_image
+    from ..load import open_coder
+    from ..report import matched, read_inputs, write_report
+
+    if bool(images) != (model is not None):
+        raise UsageError("--images and --model go together: which pictures, and what codes them")
+    inputs = read_inputs(results)
+    shown = []
+    if images and model is not None:
+        pictures = [(path.name, read_image(path)) for path in images]
+        shown = matched(open_coder(model), pictures, against or ("jpeg", "webp"))
+    page = write_report(inputs, out, title, "", shown)
+    if console.settings.json:
+        files = sorted(str(p) for p in [page, *out.glob("*.svg")])
+        console.show_json({"page": str(page), "files": files, "bytes": page.stat().st_size})
+    else:
+        console.say(f"{page}: {console.Size(page.stat().st_size)}")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -20,13 +20,17 @@ from .results import Curve, ImageResult, Point, machine
 
 @dataclass(frozen=True)
 class Anchor:
-    """``encode(rgb, setting)`` -> file bytes; ``decode(bytes)`` -> ``(H, W, 3)`` uint8."""
+    """``encode(rgb, setting)`` -> file bytes, more of them for a higher setting; ``decode(bytes)`` ->
+    ``(H, W, 3)`` uint8. ``scale``: lowest and highest setting, ``grain`` apart.
+    """
 
     name: str
     description: str
     settings: tuple[float, ...]
     encode: Callable[[np.ndarray, float], bytes]
     decode: Callable[[bytes], np.ndarray]
+    scale: tuple[float, float] = (1, 95)
+    grain: float = 1
 
 
 def _pillow(
@@ -75,6 +79,7 @@ ANCHORS = {
             "Pillow WebP, lossy, method 6, quality swept",
             (0, 5, 12, 25, 40, 55, 70, 80, 88, 94),
             *_pillow("WEBP", method=6),
+            (0, 100),
         ),
         Anchor(
             "jpeg2000",
@@ -82,6 +87,8 @@ ANCHORS = {
             (25, 26.5, 28, 29.5, 31, 32.5, 34, 36, 38),
             _encode_jpeg2000,
             _decode_jpeg2000,
+            (15, 50),
+            0.25,
         ),
     )
 }

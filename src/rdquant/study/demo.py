@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,17 @@ from PIL import Image
 
 from .. import zoo
 from ..coder import ImageCoder
+from ..console import Size
 from ..errors import UsageError
 from ..files.container import Profile
 from ..files.float_models import load_float
 from ..files.images import write_image
 from ..files.integer_models import integer_fingerprint, load_integer, save_integer
 from ..load import open_coder
-from ..measure import Curve, Point, evaluate_image, machine, psnr, run_anchor
+from ..measure import Curve, Point, evaluate_image, machine, run_anchor
 from ..passes import QuantizeConfig, quantize
-from .plots import rd_figure, to_png
-from .report import Report
+from ..report import Inputs, Matched, matched, write_report
+from ..report.tables import Table, cell
 
 PARENT = "mean-scale-s-0130"
 COLUMNS = (
@@ -76,7 +76,7 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
     out.mkdir(parents=True, exist_ok=True)
     floats = [n for n, about in zoo.index().items() if about["kind"] == "float"]
     points = [n for n in floats if f"{n}{TRELLIS}" in floats]  # those that others were retrained from
-    steps, done = 3 + len(CURVES) * len(points), 0
+    steps, done = 4 + len(CURVES) * len(points), 0
 
     def step(note: str) -> None:
         nonlocal done
@@ -96,7 +96,7 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
     parent = open_coder(PARENT)
 
     step("write and decode files")
-    rows, shown = [], []
+    rows = []
     for name, rgb in pictures.items():
         write_image(out / f"{name}.png", rgb)
         data = coder.encode(rgb)
@@ -106,7 +106,6 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
         r, f = evaluate_image(coder, name, rgb), evaluate_image(parent, name, rgb)
         size = f"{rgb.shape[1]}x{rgb.shape[0]}"
         rows.append([name, size, f.bytes, r.bytes, r.bpp, f.psnr, r.psnr, r.ms_ssim, r.encode_s, r.decode_s])
-        shown.append((name, rgb, decoded, r.bytes, r.psnr, *_jpeg_of_size(rgb, len(data))))
 
     curves = []
     for curve, suffix, effort in CURVES:
@@ -123,49 +122,23 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
         top = max(p.bpp for c in curves for p in c.points)
         inside = [p for p in classical.points if p.bpp < 1.4 * top]
         curves.append(Curve(label, "demo", inside, {}))
-    path = out / "report.html"
-    _report(rows, curves, shown, model).write(path)
+    step("report")
+    shown = matched(coder, list(pictures.items()))
+    path = _report(rows, curves, shown, model, out / "report")
     progress(steps, steps, "")
     return rows, path
 
 
-def _jpeg_of_size(rgb: np.ndarray, size: int) -> tuple[np.ndarray, int, float]:
-    """The best JPEG (4:2:0, optimized) of at most ``size`` bytes, or the smallest: pixels, bytes, PSNR."""
-    best = None
-    for quality in range(95, 0, -1):
-        buffer = io.BytesIO()
-        Image.fromarray(rgb).save(buffer, "JPEG", quality=quality, optimize=True, subsampling="4:2:0")
-        best = buffer
-        if buffer.tell() <= size:
-            break
-    assert best is not None
-    pixels = np.asarray(Image.open(best).convert("RGB"))
-    return pixels, len(best.getvalue()), psnr(rgb, pixels)
-
-
-def _report(rows: list[list[Any]], curves: list[Curve], shown: list[tuple[Any, ...]], model: Path) -> Report:
-    report = Report(
-        "rdquant demo",
-        f"{PARENT}, quantized to 8-bit weights and activations (integers only, static ranges), coding "
-        "photographs to real files. Every file was decoded and compared with the model's own forward "
-        "pass, pixel by pixel.",
-    )
-    report.heading("Files")
-    report.table(COLUMNS, rows)
+def _report(rows: list[list[Any]], curves: list[Curve], shown: list[Matched], model: Path, out: Path) -> Path:
     m = machine()
-    report.text(
-        f"The model file has {model.stat().st_size:,} bytes. Times are of one run on {m['cpu']}, "
-        f"{m['threads']} thread(s), kernels compiled before."
+    intro = (
+        f"{PARENT}, quantized to 8-bit weights and activations (integers only, static ranges), coding "
+        "photographs to real files. Every file was decoded and compared with the model's own forward pass, "
+        f"pixel by pixel. The model file has {Size(model.stat().st_size)}."
     )
-    report.heading("Rate and distortion")
-    report.figure(to_png(rd_figure(curves)), "Mean of the photographs above; whole files, headers included.")
-    report.heading("Pictures")
-    for name, rgb, decoded, size, quality, jpeg, jpeg_size, jpeg_quality in shown:
-        report.pictures(
-            [
-                (f"{name}, original", rgb),
-                (f"rdquant W8A8, {size:,} bytes, {quality:.2f} dB", decoded),
-                (f"JPEG, {jpeg_size:,} bytes, {jpeg_quality:.2f} dB", jpeg),
-            ]
-        )
-    return report
+    files = Table(
+        f"Files. Times are of one run on {m['cpu']}, {m['threads']} thread(s), kernels compiled before.",
+        list(COLUMNS),
+        [[cell(v) for v in row] for row in rows],
+    )
+    return write_report(Inputs(curves), out, "rdquant demo", intro, shown, [files])

@@ -6,10 +6,7 @@ import io
 from typing import Any
 
 from ..errors import UsageError
-from ..measure import Curve
-from ..measure.bdrate import Metric
 
-_LABELS = {"psnr": "PSNR (dB)", "ms_ssim_db": "MS-SSIM (dB)"}
 _COLOURS = ("#1f5fa8", "#d1495b", "#5b8c3a", "#8a5aa8", "#c98a1b", "#3c8f8f", "#777777")
 _MARKERS = "osD^v<>"
 
@@ -74,29 +71,6 @@ def bits_figure(plans: dict[str, dict[str, int]], title: str = "") -> Any:
     axes.set_xticks(range(len(layers)), layers, rotation=45, fontsize=8)
     axes.set_ylabel("bits")
     return _finished(figure, axes, title, "y", fontsize=8, ncols=len(plans))
-
-
-def rd_figure(curves: list[Curve], metric: Metric = "psnr", title: str = "") -> Any:
-    """Rate-distortion curves, one per `Curve`; returns a matplotlib figure.
-
-    Raises `UsageError` when matplotlib is not installed.
-    """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), dpi=130)
-    for i, curve in enumerate(curves):
-        points = sorted((p.bpp, getattr(p, metric)) for p in curve.points if getattr(p, metric) is not None)
-        if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                marker=_MARKERS[i % len(_MARKERS)],
-                color=_COLOURS[i % len(_COLOURS)],
-                label=curve.name,
-                linewidth=1.6,
-                markersize=5,
-            )
-    axes.set_xlabel("rate (bpp, whole files)")
-    axes.set_ylabel(_LABELS[metric])
-    return _finished(figure, axes, title)
 
 
 def to_png(figure: Any) -> bytes:
