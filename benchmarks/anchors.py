@@ -18,10 +18,11 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--codec", nargs="+", default=list(ANCHORS), choices=list(ANCHORS))
+    parser.add_argument("--cache", type=Path, help="folder that keeps what was measured")
     parser.add_argument("--out-dir", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     for codec in args.codec:
-        curve = run_anchor(codec, list_images(args.images), args.dataset)
+        curve = run_anchor(codec, list_images(args.images), args.dataset, cache=args.cache)
         command = f"python benchmarks/anchors.py --images {args.dataset.upper()} --dataset {args.dataset}"
         curve = replace(curve, meta={**curve.meta, "command": command})
         curve.save(args.out_dir / f"{args.dataset}-{codec}.json")

@@ -123,6 +123,40 @@ def bdrate(
 
 
 @app.command(rich_help_panel=PANEL)
+def anchor(
+    codec: Annotated[list[str], typer.Argument(help="jpeg, webp, jpeg2000, avif, jpegxl, hevc, vvc.")],
+    images: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for one result file each.")],
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what was measured; the same command then resumes.")
+    ] = None,
+) -> None:
+    """Measure classical codecs on a folder of pictures, for `bdrate` and `report` to compare with.
+
+    Settings are in the result. JPEG 2000 and JPEG XL need imagecodecs, HEVC and VVC (intra) imageio-ffmpeg:
+    both are in rdquant[anchors].
+    """
+    from ..files.images import list_images
+    from ..measure import run_anchor
+
+    files, found = list_images(images), {}
+    for name in codec:
+        with console.progress(name) as update:
+            curve = run_anchor(name, files, dataset or images.name, update, cache)
+        meta = {**curve.meta, "command": f"rdquant anchor {name} --images {images.name}"}
+        out.mkdir(parents=True, exist_ok=True)
+        target = out / f"{curve.dataset}-{name}.json"
+        dataclasses.replace(curve, meta=meta).save(target)
+        found[name] = target
+        if not console.settings.json:
+            rates = [p.bpp for p in curve.points]
+            console.say(f"{target}: {len(rates)} points of {min(rates):.3f} to {max(rates):.3f} bpp")
+    if console.settings.json:
+        console.show_json({name: str(target) for name, target in found.items()})
+
+
+@app.command(rich_help_panel=PANEL)
 def report(
     results: Annotated[
         list[Path],
