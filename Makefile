@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "rdquant needs Python 3.11 or newer; set PYTHON=python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about a minute)"
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,report,anchors]"
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[train,dev,report,anchors]"
 	@touch $(STAMP)
 
 demo: $(STAMP)

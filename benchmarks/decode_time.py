@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from rdquant.coder import ImageCoder
@@ -28,7 +29,7 @@ from rdquant.engines.products import instructions
 from rdquant.files.images import list_images, read_image
 from rdquant.load import open_coder
 from rdquant.measure import machine
-from rdquant.pixels import pad_to, to_tensor
+from rdquant.pixels import pad_to, to_batch
 
 
 class _Timed:
@@ -40,7 +41,7 @@ class _Timed:
     def __getattr__(self, name: str) -> object:
         return getattr(self.codec, name)
 
-    def synthesis(self, y_hat: torch.Tensor, engine: str = "exact") -> torch.Tensor:
+    def synthesis(self, y_hat: np.ndarray, engine: str = "exact") -> np.ndarray:
         start = time.perf_counter()
         out = self.codec.synthesis(y_hat, engine)  # type: ignore[attr-defined]
         self.seconds = time.perf_counter() - start
@@ -94,7 +95,7 @@ def main() -> None:
                 if k:
                     encoding[way].append(time.perf_counter() - start)
             if other:
-                x = to_tensor(pad_to(rgb, 64)).float() / 255
+                x = torch.from_numpy(to_batch(pad_to(rgb, 64))).float() / 255
                 with torch.no_grad():
                     start = time.perf_counter()
                     strings = other.compress(x)

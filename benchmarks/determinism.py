@@ -36,16 +36,14 @@ FREE = ("approximate pixels", "float indexes", "float symbols")
 
 def child(pictures: list[str], model: str, parent: str, out: Path) -> None:
     """Everything of every picture, as one file of arrays per batch."""
-    import torch
-
     from rdquant.files.images import read_image
     from rdquant.latents.parts import quantized
     from rdquant.load import open_coder
-    from rdquant.pixels import pad_to, to_tensor
+    from rdquant.pixels import pad_to, to_batch
 
     batch = int(os.environ.get("BATCH", "1"))
     codec, floats = open_coder(model).codec, open_coder(parent).codec
-    dtype = torch.float64 if os.environ.get("RDQUANT_ENGINE") == "reference" else torch.float32
+    dtype = np.float64 if os.environ.get("RDQUANT_ENGINE") == "reference" else np.float32
     shapes: dict[tuple, list[str]] = {}
     for path in pictures:
         shapes.setdefault(read_image(Path(path)).shape, []).append(path)
@@ -55,15 +53,16 @@ def child(pictures: list[str], model: str, parent: str, out: Path) -> None:
             targets = [out / f"{Path(path).parent.name}-{Path(path).stem}.npz" for path in group]
             if all(t.exists() for t in targets):
                 continue
-            x = torch.cat([to_tensor(pad_to(read_image(Path(p)), 64)) for p in group])
-            c, f = quantized(codec, x), quantized(floats, x.to(dtype) / 255)
-            found = {"y symbols": c.levels.short(), "z symbols": c.z_symbols.short()}
-            found |= {"indexes": c.indexes.byte(), "means": c.means.short()}
+            x = np.concatenate([to_batch(pad_to(read_image(Path(p)), 64)) for p in group])
+            c, f = quantized(codec, x), quantized(floats, x.astype(dtype) / dtype(255))
+            found = {"y symbols": c.levels.astype(np.int16), "z symbols": c.z_symbols.astype(np.int16)}
+            found |= {"indexes": c.indexes.astype(np.uint8), "means": c.means.astype(np.int16)}
             found["exact pixels"] = codec.synthesis(c.y_hat)
             found["approximate pixels"] = codec.synthesis(c.y_hat, engine="torch")
-            found |= {"float indexes": f.indexes.byte(), "float symbols": f.levels.short()}
+            found |= {"float indexes": f.indexes.astype(np.uint8)}
+            found |= {"float symbols": f.levels.astype(np.int16)}
             for j, target in enumerate(targets):
-                np.savez(out / "part.tmp.npz", **{k: v[j].numpy() for k, v in found.items()})
+                np.savez(out / "part.tmp.npz", **{k: v[j] for k, v in found.items()})
                 (out / "part.tmp.npz").replace(target)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 
 import numba
-import torch
 
 from rdquant.coder import ImageCoder
 from rdquant.files.images import list_images, read_image
@@ -22,7 +21,7 @@ from rdquant.latents.coding import TCQ_STEP
 from rdquant.latents.parts import quantized
 from rdquant.load import open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
-from rdquant.pixels import pad_to, to_tensor
+from rdquant.pixels import pad_to, to_batch
 
 RESULTS = Path(__file__).parent / "results"
 FAMILY, LAMBDAS = "mean-scale-s", ("0035", "0067", "0130", "0250")
@@ -44,14 +43,12 @@ def speed(files: list[Path]) -> dict[str, float]:
     rgb = read_image(files[0])
     plain, coder = (open_coder(f"{FAMILY}-0130-w8a8", q) for q in ("uniform", "tcq8"))
     codec = coder.codec
-    c = quantized(codec, to_tensor(pad_to(rgb, codec.downsampling)), coder.coding)
+    c = quantized(codec, to_batch(pad_to(rgb, codec.downsampling)), coder.coding)
     found = {}
     for name, threads in (("one_thread", 1), ("two_threads", 2)):
         numba.set_num_threads(threads)
-        found[name] = (
-            c.y.numel() / _seconds(lambda: coder.coding.levels(codec, c.y, c.means, c.indexes)) / 1e6
-        )
-    found["picture_seconds"] = c.y.numel() / found["two_threads"] / 1e6
+        found[name] = c.y.size / _seconds(lambda: coder.coding.levels(codec, c.y, c.means, c.indexes)) / 1e6
+    found["picture_seconds"] = c.y.size / found["two_threads"] / 1e6
     files_of = {c: c.encode(rgb) for c in (plain, coder)}
     times: dict[ImageCoder, list[float]] = {plain: [], coder: []}
     for _ in range(10):
@@ -88,7 +85,7 @@ def main() -> None:
         "command": f"python benchmarks/latents.py --images {names}", "machine": machine(),
         "models": f"{FAMILY} W8A8", "anchor": "uniform", "interpolation": "pchip", "step": TCQ_STEP,
         "quantizers": QUANTIZERS, "bd_rate_psnr": results, "viterbi": timing,
-        "threads": torch.get_num_threads(),
+        "threads": numba.get_num_threads(),
     }  # fmt: skip
     (RESULTS / "latents.json").write_text(json.dumps(summary, indent=1) + "\n")
 

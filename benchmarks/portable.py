@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numba
 import numpy as np
-import torch
 
 from rdquant import zoo
 from rdquant.codec import Codec
@@ -57,8 +57,8 @@ def point(codec: Codec, pictures: list[np.ndarray]) -> list[float]:
 class Spy(ImageCoder):
     """Keeps what the synthesis is given."""
 
-    def _synthesise(self, y_hat: torch.Tensor, *args: Any) -> np.ndarray:
-        self.latents = y_hat.clone()
+    def _synthesise(self, y_hat: np.ndarray, *args: Any) -> np.ndarray:
+        self.latents = y_hat.copy()
         return super()._synthesise(y_hat, *args)
 
 
@@ -111,10 +111,10 @@ def engines(args: argparse.Namespace) -> None:
     codec, parent = load_integer(args.model), capture(load_float(zoo.find(args.parent)))  # type: ignore[arg-type]
     coder, pictures = coder_of(codec), [read_image(f) for f in list_images(args.images)]
     latents = [coder.symbols(rgb).y_hat for rgb in pictures]
-    exact = [codec.synthesis(y).numpy().astype(int) for y in latents]
+    exact = [codec.synthesis(y).astype(int) for y in latents]
     agreement = {}
     for engine in ENGINES[1:]:
-        apart = [np.abs(codec.synthesis(y, engine).numpy() - x) for y, x in zip(latents, exact, strict=True)]  # type: ignore[arg-type]
+        apart = [np.abs(codec.synthesis(y, engine) - x) for y, x in zip(latents, exact, strict=True)]  # type: ignore[arg-type]
         samples = np.concatenate([d.flatten() for d in apart])
         agreement[engine] = {
             "equal": float((samples == 0).mean()), "within 1": float((samples <= 1).mean()),
@@ -127,9 +127,9 @@ def engines(args: argparse.Namespace) -> None:
         file = coder.encode(rgb)
         for engine in ENGINES:
             spy.decode(file, engine=engine)  # type: ignore[arg-type]
-            same &= torch.equal(spy.latents, y_hat)
-    ways: dict[str, Callable[[torch.Tensor], Any]] = {
-        "float parent, PyTorch": lambda y: parent.synthesis(y.float() / 2**codec.fraction_bits),
+            same &= np.array_equal(spy.latents, y_hat)
+    ways: dict[str, Callable[[np.ndarray], Any]] = {
+        "float parent, PyTorch": lambda y: parent.synthesis(y.astype(np.float32) / 2**codec.fraction_bits),
         **{e: (lambda y, e=e: codec.synthesis(y, e)) for e in ENGINES},  # type: ignore[misc]
     }
     times: dict[str, list[float]] = {w: [] for w in ways}
@@ -143,7 +143,7 @@ def engines(args: argparse.Namespace) -> None:
     found = {w: 1e3 * median(t) for w, t in times.items()}
     result = {
         "command": f"python benchmarks/portable.py engines --images KODAK --rounds {args.rounds}",
-        "machine": machine(), "threads": torch.get_num_threads(), "same latents in all engines": same,
+        "machine": machine(), "threads": numba.get_num_threads(), "same latents in all engines": same,
         "agreement_with_exact": agreement, "synthesis_ms_768x512": found,
         "times_faster_than_float": {w: found["float parent, PyTorch"] / t for w, t in found.items()},
     }  # fmt: skip

@@ -30,7 +30,7 @@ import rdquant
 from rdquant.codecs.checkpoint import import_checkpoint
 from rdquant.files.images import read_image
 from rdquant.measure import machine
-from rdquant.pixels import to_tensor
+from rdquant.pixels import to_batch
 from rdquant.study.demo import photographs
 from rdquant.train.loop import initialise
 
@@ -80,7 +80,7 @@ def main() -> None:
     crops = [rgb[:256, i : i + 256] for i in (0, 256, 512)]
     integer = rdquant.open(rdquant.quantize(codec, crops))
     floats = rdquant.open(rdquant.capture(codec))
-    x = to_tensor(rgb).float() / 255
+    x = torch.from_numpy(to_batch(rgb)).float() / 255
     with torch.no_grad():
         streams = theirs.compress(x)
     data, of_floats = integer.encode(rgb), floats.encode(rgb)

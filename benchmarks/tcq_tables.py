@@ -23,7 +23,7 @@ from rdquant.files.split import split_files
 from rdquant.latents import coding, trellis
 from rdquant.latents.parts import quantized, requantized
 from rdquant.passes import load_calibration
-from rdquant.pixels import pad_to, to_tensor
+from rdquant.pixels import pad_to, to_batch
 
 PICTURES, ROUNDS, PRIOR, STEP = 24, 3, 30, 0.65
 
@@ -58,7 +58,7 @@ def main() -> None:
     for name, entry in zoo.index().items():
         if entry["kind"] == "integer":
             codec = load_integer(zoo.find(name))  # type: ignore[arg-type]
-            latents = [quantized(codec, to_tensor(pad_to(p, codec.downsampling))) for p in pictures]
+            latents = [quantized(codec, to_batch(pad_to(p, codec.downsampling))) for p in pictures]
             models.append((codec, entry["lambda"], latents))
     for k in range(ROUNDS):
         current: CdfTables = tables

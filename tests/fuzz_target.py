@@ -12,8 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import save
+from safetensors.numpy import save
 
 from golden.make import HERE, MODELS
 from rdquant import entropy
@@ -82,7 +81,7 @@ def entropy_coder(coder: ImageCoder, data: bytes) -> None:
 
 
 @functools.cache
-def _model_parts(name: str) -> tuple[bytes, dict[str, torch.Tensor]]:
+def _model_parts(name: str) -> tuple[bytes, dict[str, np.ndarray]]:
     header, tensors = read(HERE / f"{name}.rdqm")
     return json.dumps(header).encode(), tensors
 
@@ -92,7 +91,7 @@ def model(coder: ImageCoder, data: bytes) -> None:
     must code a picture.
     """
     text, tensors = _model_parts("factorized-w8" if coder.codec.known_as else "handmade-elic")
-    tensors = {k: t.clone() for k, t in tensors.items()}
+    tensors = {k: t.copy() for k, t in tensors.items()}
     names = sorted(tensors)
     for i in range(0, len(data) - 5, 6):
         what, which, at, value = (
@@ -112,11 +111,11 @@ def model(coder: ImageCoder, data: bytes) -> None:
             tensors.pop(names[which % len(names)], None)
         elif (name := names[which % len(names)]) in tensors:
             t = tensors[name].flatten()
-            if what % 4 == 2 and t.numel():
-                t[at % t.numel()] = torch.tensor(value[0]).to(t.dtype)
+            if what % 4 == 2 and t.size:
+                t[at % t.size] = np.array(value[0]).astype(t.dtype)
                 tensors[name] = t.reshape(tensors[name].shape)
             else:
-                tensors[name] = t[: at % (t.numel() + 1)].clone()
+                tensors[name] = t[: at % (t.size + 1)].copy()
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as handle:
         handle.write(save(tensors, {"rdquant": text.decode()}))
         handle.flush()

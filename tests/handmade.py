@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rdquant.codec import Codec, scale_thresholds
 from rdquant.entropy import gaussian_tables, pmf_tables, scale_boundaries, scale_table
@@ -45,25 +44,25 @@ PRIORS: dict[str, Prior] = {
 
 
 def constant(channels: int, factor: float) -> Multiplier:
-    return Multiplier.from_float(torch.full((channels,), factor, dtype=torch.float64))
+    return Multiplier.from_float(np.full(channels, factor))
 
 
-def fill(values: Tensor, most: float) -> Multiplier:
+def fill(values: np.ndarray, most: float) -> Multiplier:
     """One factor for all channels."""
-    return constant(values.shape[1], most / max(1.0, float(values.abs().max())))
+    return constant(values.shape[1], most / max(1.0, float(np.abs(values).max())))
 
 
 class Network:
     """Nodes one after another, and what flows between them; each method gives the name of its node."""
 
-    def __init__(self, prefix: str, inputs: dict[str, tuple[Tensor, Port]], seed: int) -> None:
+    def __init__(self, prefix: str, inputs: dict[str, tuple[np.ndarray, Port]], seed: int) -> None:
         self.prefix, self.random = prefix, torch.Generator().manual_seed(seed)
         self.inputs = {name: port for name, (_, port) in inputs.items()}
-        self.values = {name: value.double() for name, (value, _) in inputs.items()}
+        self.values = {name: value.astype(np.float64) for name, (value, _) in inputs.items()}
         self.ports, self.nodes = dict(self.inputs), []
 
-    def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        return torch.randint(low, high + 1, shape, generator=self.random)
+    def integers(self, low: int, high: int, *shape: int) -> np.ndarray:
+        return torch.randint(low, high + 1, shape, generator=self.random).numpy()
 
     def add(self, op: Operation, *inputs: str) -> str:
         name = f"{self.prefix}.{len(self.nodes)}"
@@ -79,16 +78,23 @@ class Network:
         channels, top = self.ports[x].channels, 2 ** (bits - 1) - 1
         shape = (channels, out // groups) if transposed else (out, channels // groups)
         spread = torch.randn(*shape, k, k, generator=self.random) * top / 4
-        weight = spread.round().clamp(-top, top)
+        weight = spread.round().clamp(-top, top).numpy()
         if masked:
-            weight.view(*shape, -1)[..., k * k // 2 :] = 0
-        chosen = torch.unique(weight)[:: 1 + len(torch.unique(weight)) // 2**bits].to(torch.int16)
+            weight.reshape(*shape, -1)[..., k * k // 2 :] = 0
+        chosen = np.unique(weight)[:: 1 + len(np.unique(weight)) // 2**bits].astype(np.int16)
         if levels:
-            weight = chosen[torch.bucketize(weight, chosen.float()).clamp(max=len(chosen) - 1)].float()
+            weight = chosen[np.searchsorted(chosen, weight).clip(max=len(chosen) - 1)]
         bias = self.integers(-1000, 1000, out)
         beyond = (k - stride + 1) // 2
         op = Convolution(
-            weight.to(torch.int16), bias, stride, beyond, transposed, groups, bits, chosen if levels else None
+            weight.astype(np.int16),
+            bias,
+            stride,
+            beyond,
+            transposed,
+            groups,
+            bits,
+            chosen if levels else None,
         )
         return self.add(op, x)
 
@@ -106,9 +112,9 @@ class Network:
     def gdn(self, x: str, inverse: bool) -> str:
         c = self.ports[x].channels
         widen = fill(self.values[x], 20000)
-        gamma, beta = self.integers(0, 255, c, c).to(torch.int16), self.integers(1, 10**6, c)
+        gamma, beta = self.integers(0, 255, c, c).astype(np.int16), self.integers(1, 10**6, c)
         wide = requantize(self.values[x], widen, FIXED_LO, FIXED_HI)
-        norm = torch.einsum("ij,bjhw->bihw", gamma.double(), squares(wide)) + beta.reshape(1, -1, 1, 1)
+        norm = np.einsum("ij,bjhw->bihw", gamma.astype(np.float64), squares(wide)) + beta.reshape(1, -1, 1, 1)
         root = integer_root(norm)
         factor = fill(wide * root, 127) if inverse else fill(wide / root * 2**20, 127)
         if not inverse:
@@ -117,38 +123,38 @@ class Network:
 
     def compensate(self, x: str) -> str:
         c = self.ports[x].channels
-        feedback = self.integers(-100, 100, c, c).triu(1).to(torch.int16)
-        offset = self.integers(-30, 30, c).to(torch.int32)
+        feedback = np.triu(self.integers(-100, 100, c, c), 1).astype(np.int16)
+        offset = self.integers(-30, 30, c).astype(np.int32)
         return self.add(Compensate(fill(self.values[x], 100 * 256), -128, 127, offset, feedback), x)
 
     def total(self, a: str, b: str, lo: int = -(2**12), hi: int = 2**12 - 1) -> str:
         c = self.ports[a].channels
-        m = torch.tensor([[3 * 2**14], [-(2**15)]], dtype=torch.int32).expand(2, c).contiguous()
-        return self.add(Sum((1, -1), m, torch.full((c,), 15, dtype=torch.int32), lo, hi), a, b)
+        m = np.tile(np.array([[3 * 2**14], [-(2**15)]], np.int32), (1, c))
+        return self.add(Sum((1, -1), m, np.full(c, 15, np.int32), lo, hi), a, b)
 
     def table(self, x: str, function: str) -> str:
         port = self.ports[x]
-        at = torch.arange(port.lo, port.hi + 1) / 32
-        values = 127 * torch.sigmoid(at) if function == "sigmoid" else 32 * at.tanh()
-        return self.add(Pointwise(function, (), values.round().to(torch.int32), port.lo), x)
+        at = np.arange(port.lo, port.hi + 1) / 32
+        values = 127 / (1 + np.exp(-at)) if function == "sigmoid" else 32 * np.tanh(at)
+        return self.add(Pointwise(function, (), values.round().astype(np.int32), port.lo), x)
 
     def gate(self, a: str, b: str) -> str:
         return self.add(Product(fill(self.values[a] * self.values[b], 127), -128, 127), a, b)
 
     def norm(self, x: str) -> str:
         c, v = self.ports[x].channels, self.values[x]
-        d = v - v.mean(1, keepdim=True)
-        root = torch.sqrt(d.square().sum(1, keepdim=True) + 100) * 32
-        sign = torch.where(torch.arange(c) % 3 == 0, -1, 1).to(torch.int32)
-        bias = self.integers(-2000, 2000, c).to(torch.int32)
-        factor = constant(c, 100 / float((d / root).abs().max()))
+        d = v - v.mean(1, keepdims=True)
+        root = np.sqrt((d**2).sum(1, keepdims=True) + 100) * 32
+        sign = np.where(np.arange(c) % 3 == 0, -1, 1).astype(np.int32)
+        bias = self.integers(-2000, 2000, c).astype(np.int32)
+        factor = constant(c, 100 / float(np.abs(d / root).max()))
         return self.add(LayerNorm(None, bias, 1e-5, sign, factor, 100, -128, 127), x)
 
     def attention(self, x: str, heads: int, window: int, shift: int) -> str:
         qkv = self.narrow(self.conv(x, 3 * self.ports[x].channels, 1))
         v = self.values[qkv]
-        logit = constant(heads, 256 / float(v.square().mean() * 8))
-        bias = self.integers(-64, 64, heads, (2 * window - 1) ** 2).to(torch.int32)
+        logit = constant(heads, 256 / float((v**2).mean() * 8))
+        bias = self.integers(-64, 64, heads, (2 * window - 1) ** 2).astype(np.int32)
         one = constant(v.shape[1] // 3, 1.0)
         op = WindowAttention(heads, window, shift, bias, logit, exponentials(), one, -128, 127)
         return self.add(op, qkv)
@@ -157,7 +163,7 @@ class Network:
         return Graph(self.inputs, tuple(self.nodes), output)
 
 
-def analysis(pixels: Tensor) -> tuple[Graph, Tensor]:
+def analysis(pixels: np.ndarray) -> tuple[Graph, np.ndarray]:
     """Stride 8, all that encoders need and decoders do not."""
     n = Network("g_a", {"x": (pixels, Port(3, 0, 255))}, 1)
     x = n.gdn(n.conv("x", 8, 5, 2), inverse=False)
@@ -167,7 +173,7 @@ def analysis(pixels: Tensor) -> tuple[Graph, Tensor]:
     return n.graph(x), n.values[x]
 
 
-def synthesis(y_hat: Tensor) -> Graph:
+def synthesis(y_hat: np.ndarray) -> Graph:
     """Every other operation."""
     n = Network("g_s", {"y_hat": (y_hat, Port(M, FIXED_LO, FIXED_HI))}, 2)
     x = n.narrow("y_hat")
@@ -186,7 +192,7 @@ def synthesis(y_hat: Tensor) -> Graph:
 def codec(kind: str, pixels: np.ndarray) -> Codec:
     """``pixels: (H, W, 3)`` uint8, sides multiples of 32: what ranges are chosen for."""
     prior, latent = PRIORS[kind], Port(M, FIXED_LO, FIXED_HI)
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    x = pixels.transpose(2, 0, 1)[None]
     networks: dict[str, Graph] = {}
     networks["analysis"], y = analysis(x)
     networks["synthesis"] = synthesis(y)
@@ -230,6 +236,6 @@ def codec(kind: str, pixels: np.ndarray) -> Codec:
                 edge = n.narrow(edge)
             networks[name] = n.graph(edge)
             values[name] = (n.values[edge], n.ports[edge])
-    medians = torch.arange(-M // 2, M // 2, dtype=torch.int32) * 20
+    medians = np.arange(-M // 2, M // 2, dtype=np.int32) * 20
     quantizer = FixedPointScalar(8)
     return Codec(f"handmade-{kind}", networks, prior, y_tables, z_tables, thresholds, medians, quantizer)

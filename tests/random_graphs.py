@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from rdquant.graph import Graph, Node, Operation, Port
 from rdquant.graph.arithmetic import Multiplier
@@ -42,11 +42,11 @@ def multiplier(g: torch.Generator, channels: int, low: float, high: float) -> Mu
     return Multiplier.from_float(low * (high / low) ** span)
 
 
-def integers(g: torch.Generator, low: int, high: int, *shape: int) -> Tensor:
+def integers(g: torch.Generator, low: int, high: int, *shape: int) -> np.ndarray:
     """int64 in low..high, both met often."""
     t = torch.randint(low, high + 1, shape, generator=g)
     extreme = torch.rand(shape, generator=g)
-    return torch.where(extreme < 0.02, low, torch.where(extreme > 0.98, high, t))
+    return torch.where(extreme < 0.02, low, torch.where(extreme > 0.98, high, t)).numpy()
 
 
 def convolution(
@@ -55,7 +55,7 @@ def convolution(
 ) -> Convolution:  # fmt: skip
     top = 2 ** (bits - 1) - 1
     shape = (cin, cout // groups, k, k) if transposed else (cout, cin // groups, k, k)
-    weight = integers(g, -top, top, *shape).to(torch.int16)
+    weight = integers(g, -top, top, *shape).astype(np.int16)
     bias = integers(g, -5000, 5000, cout)
     return Convolution(weight, bias, stride, (k - 1) // 2, transposed, groups, bits)
 
@@ -71,10 +71,10 @@ def epilogue(g: torch.Generator, kind: str, channels: int, reach: float) -> Oper
     if kind == "absolute":
         return Requantize(factor, None, 0, 255, absolute=True)
     if kind == "compensate":
-        feedback = integers(g, -900, 900, channels, channels).triu(1).to(torch.int16)
-        offset = integers(g, -100, 100, channels).to(torch.int32)
+        feedback = np.triu(integers(g, -900, 900, channels, channels), 1).astype(np.int16)
+        offset = integers(g, -100, 100, channels).astype(np.int32)
         return Compensate(multiplier(g, channels, scale * 80, scale * 700), -128, 127, offset, feedback)
-    gamma = integers(g, 0, 255, channels, channels).to(torch.int16)
+    gamma = integers(g, 0, 255, channels, channels).astype(np.int16)
     beta = integers(g, 1, 2**20, channels)
     widen = multiplier(g, channels, scale * 30, scale * 300)
     root = math.sqrt(128 * channels * 20_000) * 32
@@ -86,7 +86,7 @@ def epilogue(g: torch.Generator, kind: str, channels: int, reach: float) -> Oper
 def attention(g: torch.Generator, heads: int, width: int, shift: int, top: int) -> WindowAttention:
     c = heads * width
     return WindowAttention(
-        heads, 4, shift, integers(g, -200, 200, heads, 49).to(torch.int32),
+        heads, 4, shift, integers(g, -200, 200, heads, 49).astype(np.int32),
         multiplier(g, heads, 30 / (top**2 * width**0.5), 300 / (top**2 * width**0.5)), exponentials(),
         multiplier(g, c, 60 / top, 600 / top), -120, 130,
     )  # fmt: skip
@@ -106,9 +106,9 @@ def operation(kind: str, g: torch.Generator, channels: int, lo: int, hi: int) ->
         return epilogue(g, kind, c, top), [port]
     if kind.startswith("sum"):
         n = int(kind[3:] or 2)
-        m = integers(g, -(2**16) + 1, 2**16 - 1, n, c).to(torch.int32)
+        m = integers(g, -(2**16) + 1, 2**16 - 1, n, c).astype(np.int32)
         around = 16 + round(math.log2(top / 128))
-        shift = integers(g, around - 2, around + 2, c).to(torch.int32)
+        shift = integers(g, around - 2, around + 2, c).astype(np.int32)
         return Sum((1,) * n, m, shift, -120, 130), [port] * n
     if kind == "product":
         scale = 200 / top**2
@@ -122,15 +122,15 @@ def operation(kind: str, g: torch.Generator, channels: int, lo: int, hi: int) ->
     if kind == "unshuffle":
         return Unshuffle(2), [port]
     if kind == "table":
-        values = integers(g, -(2**15), 2**15 - 1, min(hi - lo + 1, 2**16)).to(torch.int32)
+        values = integers(g, -(2**15), 2**15 - 1, min(hi - lo + 1, 2**16)).astype(np.int32)
         return Pointwise("gelu", values=values, lo=lo), [port]
     if kind == "gain":
-        log2 = integers(g, -4096 * 3, 4096 * 3, 5, c).to(torch.int32)
+        log2 = integers(g, -4096 * 3, 4096 * 3, 5, c).astype(np.int32)
         return Gain(log2, int(torch.randint(4097, (1,), generator=g)), -120, 130), [port]
     if kind == "layer_norm":
-        sign = torch.where(torch.rand(c, generator=g) < 0.2, -1, 1).to(torch.int32)
+        sign = torch.where(torch.rand(c, generator=g) < 0.2, -1, 1).numpy().astype(np.int32)
         factor = multiplier(g, c, 300, 9000) if top < 2**12 else multiplier(g, c, 3000, 9000)
-        bias = integers(g, -5000, 5000, c).to(torch.int32)
+        bias = integers(g, -5000, 5000, c).astype(np.int32)
         return LayerNorm(None, bias, 1e-5, sign, factor, 7, -120, 130), [port]
     lo, hi = max(lo, -1024), min(hi, 1024)
     shift = 2 if kind.startswith("shifted") else 0
@@ -144,7 +144,7 @@ def graph_of(op: Operation, ports: list[Port]) -> Graph:
 
 def inputs_of(
     graph: Graph, g: torch.Generator, height: int, width: int, batch: int = 1
-) -> tuple[Tensor, ...]:
+) -> tuple[np.ndarray, ...]:
     return tuple(integers(g, p.lo, p.hi, batch, p.channels, height, width) for p in graph.inputs.values())
 
 
@@ -152,7 +152,7 @@ def branching(g: torch.Generator, channels: int = 6) -> Graph:
     """Two inputs; strides, a skip, a gate, accumulators with two readers, up and down again."""
     c = channels
     reach = 90 * 60 * math.sqrt(9 * c)
-    table = integers(g, -90, 90, 251).to(torch.int32)
+    table = integers(g, -90, 90, 251).astype(np.int32)
     nodes = [
         Node("down", convolution(g, c, 2 * c, 5, 2), ("a",)),
         Node("gdn", epilogue(g, "gdn", 2 * c, reach), ("down",)),
@@ -175,5 +175,5 @@ def branching(g: torch.Generator, channels: int = 6) -> Graph:
     return Graph({"a": Port(c, -100, 155), "b": Port(c, 0, 2**16 - 1)}, tuple(nodes), "out.out")
 
 
-def _weights(g: torch.Generator, n: int, c: int) -> tuple[Tensor, Tensor]:
-    return integers(g, 2**14, 2**15, n, c).to(torch.int32), torch.full((c,), 16, dtype=torch.int32)
+def _weights(g: torch.Generator, n: int, c: int) -> tuple[np.ndarray, np.ndarray]:
+    return integers(g, 2**14, 2**15, n, c).astype(np.int32), np.full(c, 16, np.int32)

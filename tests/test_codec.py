@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,11 +48,11 @@ def test_tables_are_those_of_scales_in_steps(kind: str, spacing: int | None) -> 
     integer, real = (make_codec(KINDS[kind], integer=i) for i in (True, False))
     if not integer.prior.hyper:
         return
-    scales = torch.arange(1, FIXED_HI, 7)
+    scales = np.arange(1, FIXED_HI, 7)
     found = integer.table_indexes(scales, spacing)
-    assert int((found - real.table_indexes(scales / 256, spacing)).abs().max()) <= 1
-    assert torch.equal(real.table_indexes(scales * 2, 512), real.table_indexes(scales.float()))
-    assert bool((found.diff() >= 0).all()) and int(found.max()) < len(integer.y_tables)
+    assert int(np.abs(found - real.table_indexes(scales / 256, spacing)).max()) <= 1
+    assert np.array_equal(real.table_indexes(scales * 2, 512), real.table_indexes(scales))
+    assert (np.diff(found) >= 0).all() and int(found.max()) < len(integer.y_tables)
 
 
 @pytest.mark.parametrize("kind", KINDS)

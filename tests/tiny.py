@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rdquant.codec import Codec, scale_thresholds
 from rdquant.coder import ImageCoder
@@ -40,8 +39,8 @@ PIXELS, LATENT = (0, 255), (FIXED_LO, FIXED_HI)
 UNITS = {PIXELS: 255, LATENT: 256}
 
 
-def _mask(name: str) -> Tensor | int:
-    mask = torch.ones(5, 5, dtype=torch.int64)
+def _mask(name: str) -> np.ndarray | int:
+    mask = np.ones((5, 5), np.int64)
     if name == "context":
         mask[2, 2:] = 0
         mask[3:] = 0
@@ -53,7 +52,7 @@ def _mask(name: str) -> Tensor | int:
 
 
 def _network(
-    name: str, sources: dict[str, int], out: int, kernel: int, gain: float, offset: Tensor, integer: bool,
+    name: str, sources: dict[str, int], out: int, kernel: int, gain: float, offset: np.ndarray, integer: bool,
     stride: int = 1,
 ) -> Graph:  # fmt: skip
     """``gain``: of independent inputs, in integers; ``offset: (out,)``, in integers of the output."""
@@ -62,25 +61,28 @@ def _network(
     channels = sum(sources.values())
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     shape = (*((channels, out) if up else (out, channels)), kernel, kernel)
-    weight = torch.randint(-63, 64, shape, generator=generator) * _mask(name)
+    weight = torch.randint(-63, 64, shape, generator=generator).numpy() * _mask(name)
     factor = gain / (36 * np.sqrt(channels * kernel**2 / (stride**2 if up else 1)))
     nodes = [Node("all", Concatenate(), tuple(sources))] if len(sources) > 1 else []
     reads = ("all",) if nodes else tuple(sources)
     if integer:
-        bias, one = torch.round(offset / factor).to(torch.int64), torch.full((out,), factor)
+        bias, one = np.round(offset / factor).astype(np.int64), np.full(out, factor)
         nodes += [
-            Node("conv", Convolution(weight.to(torch.int16), bias, stride, kernel // 2, up, bits=8), reads),
+            Node("conv", Convolution(weight.astype(np.int16), bias, stride, kernel // 2, up, bits=8), reads),
             Node("out", Requantize(Multiplier.from_float(one), None, *gives), ("conv",)),
         ]
     else:
-        real = (weight * factor * UNITS[given] / UNITS[gives]).float(), (offset / UNITS[gives]).float()
+        real = [
+            torch.from_numpy(t).float()
+            for t in (weight * factor * UNITS[given] / UNITS[gives], offset / UNITS[gives])
+        ]
         nodes += [Node("conv", Convolution(*real, stride, kernel // 2, up), reads)]
     return Graph({s: Port(c, *given) for s, c in sources.items()}, tuple(nodes), nodes[-1].name)
 
 
 def make_codec(prior: Prior, integer: bool = True) -> Codec:
     """y has M channels at a 4th of the pixels' positions, z N at an 8th. Latents are lively."""
-    zero, widths = torch.zeros(99, dtype=torch.float64), {"y": M, "y_hat": M, "z": N}
+    zero, widths = np.zeros(99), {"y": M, "y_hat": M, "z": N}
     networks = {
         "analysis": _network("analysis", {"x": 3}, M, 5, 3, zero[:M], integer, STRIDE),
         "synthesis": _network("synthesis", {"y_hat": M}, 3, 5, 0.04, zero[:3] + 128, integer, STRIDE),
@@ -94,17 +96,17 @@ def make_codec(prior: Prior, integer: bool = True) -> Codec:
         widths[name] = N if name == "hyper_analysis" else 6
         offset = zero[: widths[name]]
         if name in outputs:
-            scales = torch.logspace(5, 10, outputs[name], 2, dtype=torch.float64)
-            offset = torch.cat([scales, 0 * scales]) if getattr(prior, "means", False) else scales
+            scales = np.logspace(5, 10, outputs[name], base=2)
+            offset = np.concatenate([scales, 0 * scales]) if getattr(prior, "means", False) else scales
             widths[name] = len(offset)
         kernel = 1 if name in prior.pointwise else 3 if name.startswith("hyper") else 5
         stride = 2 if name.startswith("hyper") else 1
         networks[name] = _network(name, given, widths[name], kernel, 0.5, offset, integer, stride)
     factorized = gaussian_tables(np.linspace(1, 4, N if prior.hyper else M))
-    medians = torch.arange(len(factorized), dtype=torch.int32) * 30 - 40
+    medians = np.arange(len(factorized), dtype=np.int32) * 30 - 40
     gaussian = gaussian_tables(scale_table())
     boundaries = scale_boundaries(scale_table())
-    thresholds = scale_thresholds(boundaries, 8) if integer else torch.from_numpy(boundaries)
+    thresholds = scale_thresholds(boundaries, 8) if integer else boundaries
     return Codec(
         "tiny",
         networks,
@@ -112,7 +114,7 @@ def make_codec(prior: Prior, integer: bool = True) -> Codec:
         gaussian if prior.hyper else factorized,
         factorized if prior.hyper else None,
         thresholds if prior.hyper else None,
-        medians if integer else medians.float() / 256,
+        medians if integer else (medians / 256).astype(np.float32),
         FixedPointScalar(8) if integer else UniformScalar(),
     )
 

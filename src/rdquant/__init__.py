@@ -23,6 +23,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import pillow as _pillow
+from .lazy import extras
 
 if TYPE_CHECKING:
     from .codec import Codec
@@ -75,7 +76,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, other = _MODULES[name].partition(":")
-    return getattr(importlib.import_module(f".{module}", __name__), other or name)
+    with extras():
+        return getattr(importlib.import_module(f".{module}", __name__), other or name)
 
 
 def __dir__() -> list[str]:

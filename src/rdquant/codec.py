@@ -24,13 +24,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .engines import Engine, approximate, default_engine, run
+from .engines import Engine, default_engine, run
 from .engines.strips import in_strips
 from .entropy import CdfTables
 from .errors import BadModel
@@ -38,8 +36,14 @@ from .export.runtimes import Synthesis, runner
 from .graph import Graph, Port
 from .graph.operations import Convolution, Gain, WindowAttention
 from .latents import FIXED_HI, FIXED_LO, FixedPointScalar, UniformScalar
+from .lazy import extras, torch
 from .priors import Part, Prior
 from .threads import PARALLEL
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .engines.approximate import Approximate
 
 Z_FRACTION_BITS = 8
 #: so that a file of one pixel cannot ask for more than a large picture
@@ -50,8 +54,9 @@ MOST_DOWNSAMPLING = 1024
 class Codec:
     """Pictures are ``(B, 3, H, W)`` uint8 with sides multiples of `downsampling`.
 
-    ``networks``: "analysis" (pixels -> y), "synthesis" (y_hat -> pixels), and those of ``prior``. In a float
-    codec pixels are in [0, 1] there.
+    Whatever the arithmetic is, all that it takes and gives are numpy arrays; tensors are within the graphs of
+    a float codec. ``networks``: "analysis" (pixels -> y), "synthesis" (y_hat -> pixels), and those of
+    ``prior``. In a float codec pixels are in [0, 1] there.
     """
 
     architecture: str
@@ -60,9 +65,9 @@ class Codec:
     y_tables: CdfTables
     """By scale, or without a hyperprior by channel."""
     z_tables: CdfTables | None
-    thresholds: Tensor | None
+    thresholds: np.ndarray | None
     """``(levels - 1,)``, rising: a scale above threshold k uses table k + 1 or later. int32, or float64."""
-    medians: Tensor
+    medians: np.ndarray
     """Of the factorized latent (z; y without a hyperprior): its symbols start there. int32, or float32."""
     quantizer: UniformScalar | FixedPointScalar
     description: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -137,14 +142,14 @@ class Codec:
     def engine(self) -> Engine:
         return default_engine()
 
-    @torch.no_grad()
-    def run(self, name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
+    def run(self, name: str, *inputs: np.ndarray, valid: bool = False) -> np.ndarray:
         """A network by name. ``valid``: convolutions are not padded (`rdquant.priors.base.Run`)."""
         with PARALLEL:
             if self.integer:
                 return run(self.networks[name], inputs, self.engine, valid)
             graph = self._unpadded[name] if valid else self.networks[name]
-            return graph.real(*(t if t.is_floating_point() else t.float() for t in inputs))
+            with torch.no_grad():
+                return graph.real(*(torch.from_numpy(_real(t)) for t in inputs)).numpy()
 
     @cached_property
     def _unpadded(self) -> dict[str, Graph]:
@@ -152,37 +157,36 @@ class Codec:
 
     # picture -> symbols
 
-    def analysis(self, pixels: Tensor) -> Tensor:
+    def analysis(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels, of a float codec also floats in [0, 1] -> y ``(B, M, H/stride, W/stride)``."""
-        if not self.integer and pixels.dtype == torch.uint8:
-            pixels = pixels.float() / 255
+        if not self.integer and pixels.dtype == np.uint8:
+            pixels = pixels.astype(np.float32) / np.float32(255)
         return self.run("analysis", pixels)
 
-    def hyper_analysis(self, y: Tensor) -> Tensor:
+    def hyper_analysis(self, y: np.ndarray) -> np.ndarray:
         """y -> z, before rounding."""
         return self.run("hyper_analysis", y)
 
-    def z_symbols(self, z: Tensor) -> Tensor:
+    def z_symbols(self, z: np.ndarray) -> np.ndarray:
         """int32."""
         return self.z_quantizer.quantize(z, self._medians())
 
     # symbols -> picture
 
-    def z_hat(self, z_symbols: Tensor) -> Tensor:
+    def z_hat(self, z_symbols: np.ndarray) -> np.ndarray:
         return self.z_quantizer.dequantize(z_symbols, self._medians())
 
-    def begin(self, z_hat: Tensor | None) -> Tensor | None:
+    def begin(self, z_hat: np.ndarray | None) -> np.ndarray | None:
         """What all parts of the latent take of the hyper-latent; None without one."""
         return None if z_hat is None else self.prior.begin(self.run, z_hat)
 
-    def blank(self, batch: int, height: int, width: int) -> Tensor:
+    def blank(self, batch: int, height: int, width: int) -> np.ndarray:
         """y_hat before anything is decoded, of a latent of this size."""
-        kind = torch.int32 if self.integer else torch.float32
-        return torch.zeros(batch, self.M, height, width, dtype=kind, device=self.medians.device)
+        return np.zeros((batch, self.M, height, width), np.int32 if self.integer else np.float32)
 
     def conditions(
-        self, features: Tensor | None, y_hat: Tensor, spacing: int | None = None
-    ) -> Iterator[tuple[Part, Tensor, Tensor]]:
+        self, features: np.ndarray | None, y_hat: np.ndarray, spacing: int | None = None
+    ) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
         """Part after part of the latent, with table indexes and means of its symbols, ``(B, C, 1, n)`` each.
 
         ``features``: of `begin`; ``y_hat``: of `blank`: the caller puts a part's values there before it asks
@@ -190,53 +194,67 @@ class Codec:
         """
         if features is None:
             b, c, h, w = y_hat.shape
-            indexes = torch.arange(c, dtype=torch.int32).reshape(1, -1, 1, 1).expand(b, c, 1, h * w)
-            yield Part(slice(0, c)), indexes.contiguous(), self._medians().expand(b, c, 1, h * w)
+            shape = b, c, 1, h * w
+            indexes = np.arange(c, dtype=np.int32).reshape(1, -1, 1, 1)
+            yield (
+                Part(slice(0, c)),
+                np.tile(indexes, (b, 1, 1, h * w)),
+                np.broadcast_to(self._medians(), shape),
+            )
             return
         for part, scales, means in self.prior.walk(self.run, features, y_hat):
-            means = torch.zeros_like(scales) if means is None else means
-            yield part, self.table_indexes(scales, spacing), means.to(y_hat.dtype)
+            means = np.zeros_like(scales) if means is None else means
+            yield part, self.table_indexes(scales, spacing), means.astype(y_hat.dtype, copy=False)
 
-    def table_indexes(self, scales: Tensor, spacing: int | None = None) -> Tensor:
+    def table_indexes(self, scales: np.ndarray, spacing: int | None = None) -> np.ndarray:
         """The table of each of ``scales``, int32.
 
         ``spacing``: of a table's integers in units of y, for symbols that are not one step apart.
         """
         assert self.thresholds is not None
-        thresholds = self.thresholds.to(scales.device)
         if not self.integer:
+            share = 1 if spacing is None else spacing / self.quantizer.unit
+            return np.searchsorted(self.thresholds * share, scales.astype(np.float64)).astype(np.int32)
+        if spacing not in self._tables_of_scales:
+            wide = self.thresholds.astype(np.int64)
             if spacing is not None:
-                thresholds = thresholds * (spacing / self.quantizer.unit)
-            return torch.searchsorted(thresholds, scales.double().contiguous(), out_int32=True)
-        if spacing is not None:
-            thresholds = ((thresholds.to(torch.int64) * spacing) >> self.fraction_bits).clamp(max=FIXED_HI)
-            thresholds = thresholds.to(torch.int32)
-        return torch.searchsorted(thresholds, scales.to(torch.int32).contiguous(), out_int32=True)
+                wide = np.minimum((wide * spacing) >> self.fraction_bits, FIXED_HI)
+            found = np.searchsorted(wide, np.arange(FIXED_LO, FIXED_HI + 1)).astype(np.int32)
+            self._tables_of_scales[spacing] = found
+        return self._tables_of_scales[spacing][scales.astype(np.int32) - FIXED_LO]
 
-    def synthesis(self, y_hat: Tensor, engine: Synthesis = "exact") -> Tensor:
+    @cached_property
+    def _tables_of_scales(self) -> dict[int | None, np.ndarray]:
+        """By spacing: the table of each scale of 16 bits."""
+        return {}
+
+    def synthesis(self, y_hat: np.ndarray, engine: Synthesis = "exact") -> np.ndarray:
         """y_hat -> uint8 pixels. ``engine``: of an integer codec, resolved (`rdquant.export.runtimes`)."""
         if not self.integer:
-            return torch.floor(self.run("synthesis", y_hat).clamp_(0, 1) * 255 + 0.5).to(torch.uint8)
+            real = self.run("synthesis", y_hat).clip(0, 1) * np.float32(255)
+            return np.floor(real + np.float32(0.5)).astype(np.uint8)
         if engine == "exact":
-            return self.run("synthesis", y_hat).to(torch.uint8)
+            return self.run("synthesis", y_hat).astype(np.uint8, copy=False)
         with PARALLEL:
             if engine == "torch":
-                return self._approximate.run(y_hat).to(torch.uint8)
+                return self._approximate.run(y_hat).astype(np.uint8)
             graph = self.networks["synthesis"]
-            run = runner(graph, engine)
-            return in_strips(graph, (y_hat,), lambda part: torch.from_numpy(run(part.numpy())))
+            return in_strips(graph, (y_hat,), runner(graph, engine)).astype(np.uint8, copy=False)
 
     def relaxed_synthesis(self, y_hat: Tensor) -> Tensor:
-        """y_hat, float32 -> pixels in 0..255, float32, differentiable: nothing rounded."""
+        """Tensors: y_hat, float32 -> pixels in 0..255, float32, differentiable: nothing rounded."""
         if not self.integer:
             return self.networks["synthesis"].real(y_hat).clamp(0, 1) * 255
         return self._approximate.relaxed(y_hat)
 
     @cached_property
-    def _approximate(self) -> approximate.Approximate:
-        return approximate.Approximate(self.networks["synthesis"])
+    def _approximate(self) -> Approximate:
+        with extras():
+            from .engines.approximate import Approximate
 
-    def _medians(self) -> Tensor:
+        return Approximate(self.networks["synthesis"])
+
+    def _medians(self) -> np.ndarray:
         return self.medians.reshape(1, -1, 1, 1)
 
     # the contract
@@ -254,7 +272,7 @@ class Codec:
         _ = self.gains
         self.y_tables.validate()
         factorized = len(self.z_tables) if self.z_tables is not None else self.M
-        if self.medians.dtype != torch.int32 or self.medians.shape != (factorized,):
+        if self.medians.dtype != np.int32 or self.medians.shape != (factorized,):
             raise BadModel(f"medians must be int32 ({factorized},), got {tuple(self.medians.shape)}")
         if int(self.medians.min()) < FIXED_LO or int(self.medians.max()) > FIXED_HI:
             raise BadModel("medians must fit 16 bits")
@@ -266,9 +284,9 @@ class Codec:
             raise BadModel("z must have a table for each channel that hyper_analysis gives")
         self.z_tables.validate()
         t = self.thresholds
-        if t is None or t.dtype != torch.int32 or t.shape != (len(self.y_tables) - 1,):
+        if t is None or t.dtype != np.int32 or t.shape != (len(self.y_tables) - 1,):
             raise BadModel("thresholds must be int32, one fewer than the tables of y")
-        if t.numel() > 1 and bool((t[1:] <= t[:-1]).any()):
+        if (t[1:] <= t[:-1]).any():
             raise BadModel("thresholds must rise strictly")
 
     def _check_ends(self, ends: Mapping[str, Port]) -> None:
@@ -313,7 +331,7 @@ class Codec:
             wide = [n.op for n in graph.nodes if isinstance(n.op, Convolution) and n.op.kernel_size > 1]
             if [(op.kernel_size, op.padding, op.transposed) for op in wide] != [(5, 2, False)]:
                 raise BadModel(f"{name} must have one 5x5 convolution")
-            if bool(wide[0].weight.flatten(2)[:, :, 12:].any()):
+            if wide[0].weight.reshape(*wide[0].weight.shape[:2], -1)[:, :, 12:].any():
                 raise BadModel(f"{name} must have a convolution that is masked from its centre on")
 
     def _check_sides(self) -> None:
@@ -348,15 +366,19 @@ class Codec:
         for node in self.networks[name].nodes:
             op = node.op
             if isinstance(op, Convolution) and op.bits <= 8 and op.levels is None:
-                largest = int(op.weight.to(torch.int32).abs().max())
+                largest = int(np.abs(op.weight.astype(np.int32)).max())
                 # int8 engines multiply in pairs: wider weights than 7 bits could saturate theirs
                 if largest > 63:
                     raise BadModel(f"{node.name}.weight holds {largest}; the entropy path allows +-63")
 
 
-def scale_thresholds(boundaries: np.ndarray, fraction_bits: int) -> Tensor:
+def _real(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype.kind == "f" else values.astype(np.float32)
+
+
+def scale_thresholds(boundaries: np.ndarray, fraction_bits: int) -> np.ndarray:
     """Integer form of `rdquant.entropy.scale_boundaries`: int32 ``(levels - 1,)``, strictly rising.
 
     ``scale > boundary`` and ``scale > floor(boundary * 2^f) / 2^f`` agree on multiples of ``2^-f``.
     """
-    return torch.from_numpy(np.floor(boundaries * 2.0**fraction_bits).astype(np.int32))
+    return np.floor(boundaries * 2.0**fraction_bits).astype(np.int32)

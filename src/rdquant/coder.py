@@ -16,8 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from . import entropy
 from .codec import Codec
@@ -28,21 +26,18 @@ from .files.container import Header, Limits, Profile, Quantizer, checksum, read,
 from .latents.coding import LatentCoding, ScalarCoding, coding_of
 from .latents.parts import Coded, quantized, walk
 from .latents.refine import Refinement
-from .pixels import pad_to, to_pixels, to_tensor
+from .pixels import pad_to, to_batch, to_pixels
 from .priors import Part
 from .quality import for_size, hundredths
 
 
-def channel_indexes(shape: torch.Size) -> Tensor:
-    """The table of each symbol of a factorized latent: its channel's. int32, ``shape`` (B, C, H, W)."""
-    return torch.arange(shape[1], dtype=torch.int32).reshape(1, -1, 1, 1).expand(shape).contiguous()
+def channel_indexes(shape: tuple[int, ...]) -> np.ndarray:
+    """The table of each symbol of a factorized latent: its channel's. int32 ``(B C H W,)``."""
+    b, c, h, w = shape
+    return np.tile(np.repeat(np.arange(c, dtype=np.int32), h * w), b)
 
 
-def _flat(t: Tensor) -> np.ndarray:
-    return t.reshape(-1).to(torch.int32).numpy()
-
-
-def _check_room(name: str, stream: bytes, shape: torch.Size, tables: CdfTables) -> None:
+def _check_room(name: str, stream: bytes, shape: tuple[int, ...], tables: CdfTables) -> None:
     """Raise `Corrupt` if even the likeliest symbols would not fit: before anything of that size is made."""
     least = math.prod(shape) * tables.least_bits
     if 8 * len(stream) < least:
@@ -111,7 +106,7 @@ class ImageCoder:
         if self.coding.step is not None and self.codec.prior.no_trellis:
             kind = self.coding.quantizer.name
             raise UsageError(f"{kind} cannot code the latents of this model: {self.codec.prior.no_trellis}")
-        pixels = to_tensor(pad_to(rgb, self.codec.downsampling))
+        pixels = to_batch(pad_to(rgb, self.codec.downsampling))
         found = quantized(self.codec, pixels, self.coding)
         if self.refinement is not None:
             found = self.refinement.best(self.codec, pixels, rgb.shape[:2], found)
@@ -131,7 +126,7 @@ class ImageCoder:
         c, z_stream = self.codec, b""
         if coded.z_symbols is not None and c.z_tables is not None:
             z_indexes = channel_indexes(coded.z_symbols.shape)
-            z_stream = entropy.encode(_flat(coded.z_symbols), _flat(z_indexes), c.z_tables)
+            z_stream = entropy.encode(coded.z_symbols.reshape(-1), z_indexes, c.z_tables)
         y_stream = entropy.encode(*coded.stream(self.coding), self.coding.tables(c))
         return write(
             self.fingerprint, self.profile, self.coding.quantizer, width, height, (z_stream, y_stream),
@@ -154,20 +149,19 @@ class ImageCoder:
             return self._at(header.quality).decode(data, limits, engine)
         c, tables = self.codec, coding.tables(self.codec)
         h, w = (-(-side // c.downsampling) * c.downsampling for side in (header.height, header.width))
-        _check_room("y", y_stream, torch.Size((1, c.M, h // c.stride, w // c.stride)), tables)
+        _check_room("y", y_stream, (1, c.M, h // c.stride, w // c.stride), tables)
         z_hat = None
         if c.z_tables is not None:
-            shape = torch.Size((1, len(c.z_tables), h // c.z_stride, w // c.z_stride))
+            shape = 1, len(c.z_tables), h // c.z_stride, w // c.z_stride
             _check_room("z", z_stream, shape, c.z_tables)
-            z = entropy.decode(z_stream, _flat(channel_indexes(shape)), c.z_tables)
-            z_hat = c.z_hat(torch.from_numpy(z).reshape(shape))
+            z_hat = c.z_hat(entropy.decode(z_stream, channel_indexes(shape), c.z_tables).reshape(shape))
         elif z_stream:
             raise Corrupt(f"{len(z_stream)} bytes of a z stream, and the model has no hyperprior")
         y_hat, decoder = c.blank(1, h // c.stride, w // c.stride), entropy.Decoder(y_stream, tables)
 
-        def read_levels(part: Part, indexes: Tensor, means: Tensor) -> Tensor:
-            found = decoder.next(_flat(indexes), coding.machine(max(1, indexes.shape[3])))
-            return torch.from_numpy(found).reshape(indexes.shape)
+        def read_levels(part: Part, indexes: np.ndarray, means: np.ndarray) -> np.ndarray:
+            found = decoder.next(indexes.reshape(-1), coding.machine(max(1, indexes.shape[3])))
+            return found.reshape(indexes.shape)
 
         for _ in walk(c, c.begin(z_hat), y_hat, coding, read_levels):
             pass
@@ -191,7 +185,9 @@ class ImageCoder:
             raise Corrupt(f"the file has the quality {header.quality}, its model {self.quality}")
         return coding_of(header.quantizer, header.step)
 
-    def _synthesise(self, y_hat: Tensor, height: int, width: int, engine: Synthesis = "exact") -> np.ndarray:
+    def _synthesise(
+        self, y_hat: np.ndarray, height: int, width: int, engine: Synthesis = "exact"
+    ) -> np.ndarray:
         return to_pixels(self.codec.synthesis(y_hat, engine))[:height, :width]
 
     def forward(self, rgb: np.ndarray) -> tuple[np.ndarray, float]:
@@ -206,5 +202,5 @@ class ImageCoder:
         c = self.codec
         bits = self.coding.tables(c).bits(*coded.stream(self.coding))
         if coded.z_symbols is not None and c.z_tables is not None:
-            bits += c.z_tables.bits(_flat(coded.z_symbols), _flat(channel_indexes(coded.z_symbols.shape)))
+            bits += c.z_tables.bits(coded.z_symbols.reshape(-1), channel_indexes(coded.z_symbols.shape))
         return self._synthesise(coded.y_hat, height, width), bits

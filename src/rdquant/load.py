@@ -18,6 +18,7 @@ from .files.integer_models import integer_fingerprint, load_integer
 from .files.model_file import model_description, model_kind
 from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
 from .latents.refine import COHERENCE, DEFAULT_EFFORT, Refinement, rounds_of
+from .lazy import extras
 from .quality import DEFAULT_QUALITY, at, described_at, hundredths
 
 #: in a model's description: the quantizer that it was retrained for, with its "step" and "coherence"
@@ -56,8 +57,9 @@ def open_coder(
         own = integer_fingerprint(codec)
         return _coder(codec, own, codec.description, name, quantizer, step, effort, chosen)
     # architectures and torch.fx, which integer models do without
-    from .files.float_models import float_fingerprint, load_float
-    from .graph.capture import capture
+    with extras():
+        from .files.float_models import float_fingerprint, load_float
+        from .graph.capture import capture
 
     parent = load_float(path)
     own, description = float_fingerprint(parent), model_description(path)

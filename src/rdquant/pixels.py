@@ -1,10 +1,8 @@
-"""Pictures as arrays and as tensors."""
+"""Pictures as files have them, and as networks take them."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
 def pad_to(pixels: np.ndarray, multiple: int) -> np.ndarray:
@@ -13,11 +11,11 @@ def pad_to(pixels: np.ndarray, multiple: int) -> np.ndarray:
     return np.pad(pixels, ((0, -h % multiple), (0, -w % multiple), (0, 0)), mode="edge")
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """``(H, W, 3)`` uint8 -> ``(1, 3, H, W)`` uint8, channels last in memory."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
+def to_batch(pixels: np.ndarray) -> np.ndarray:
+    """``(H, W, 3)`` uint8 -> ``(1, 3, H, W)`` uint8, channels last in memory: a view."""
+    return pixels.transpose(2, 0, 1)[None]
 
 
-def to_pixels(tensor: Tensor) -> np.ndarray:
+def to_pixels(batch: np.ndarray) -> np.ndarray:
     """``(1, 3, H, W)`` uint8 -> ``(H, W, 3)`` uint8."""
-    return tensor[0].permute(1, 2, 0).cpu().numpy()
+    return batch[0].transpose(1, 2, 0)

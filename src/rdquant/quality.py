@@ -12,8 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .codec import Codec
 from .errors import BadModel, UsageError
@@ -60,16 +59,17 @@ def _spread(i: int) -> int:
     return LEAST_QUALITY + (MOST_QUALITY - LEAST_QUALITY) * (i % SPREAD) // (SPREAD - 1)
 
 
-def gain_power(codec: Codec, quality: int) -> Tensor:
+def gain_power(codec: Codec, quality: int) -> np.ndarray:
     """``(M,)`` float64: what a squared error of y costs at a quality, in what it costs where ``codec`` is."""
     if not codec.gains:
-        return torch.ones(codec.M, dtype=torch.float64)
+        return np.ones(codec.M)
     _, own = codec.gains["synthesis"]
     there = own.at(position(quality, own.last))
-    return (there.factors() / own.factors()) ** 2
+    found: np.ndarray = np.asarray(there.factors() / own.factors()) ** 2
+    return found
 
 
-def power_at_spread(codec: Codec, i: int) -> Tensor:
+def power_at_spread(codec: Codec, i: int) -> np.ndarray:
     """`gain_power` of `at_spread`."""
     return gain_power(codec, _spread(i))
 

@@ -18,7 +18,7 @@ from rdquant.latents.parts import quantized
 from rdquant.load import coder_of
 from rdquant.passes import QuantizeConfig, quantize
 from rdquant.passes.config import PROFILES
-from rdquant.pixels import to_tensor
+from rdquant.pixels import to_batch
 
 pytest.importorskip("onnx")
 
@@ -40,10 +40,10 @@ def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def _apart(graph: Graph, engine: str, inputs: tuple[torch.Tensor, ...]) -> np.ndarray:
+def _apart(graph: Graph, engine: str, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
     """How far the engine's integers are from the exact ones, of those that are no accumulators."""
-    exact = graph.exact(*inputs).numpy()
-    found = runner(graph, engine)(*(t.numpy() for t in inputs)).astype(np.float64)
+    exact = graph.exact(*inputs)
+    found = runner(graph, engine)(*inputs).astype(np.float64)
     assert found.shape == exact.shape
     return np.abs(found - exact) / np.maximum(1, np.abs(exact) * 2.0**-20)
 
@@ -55,7 +55,7 @@ def test_every_operation(kind: str, reach: tuple[int, int], engine: str) -> None
         g = torch.Generator().manual_seed(seed)
         graph = graph_of(*operation(kind, g, 6, *reach))
         if kind == "compensate":  # errors that are passed on change everything behind them
-            op = dataclasses.replace(graph["op"].op, feedback=torch.zeros(6, 6, dtype=torch.int16))
+            op = dataclasses.replace(graph["op"].op, feedback=np.zeros((6, 6), np.int16))
             graph = graph.replaced({"op": op})
         apart = _apart(graph, engine, inputs_of(graph, g, 4, 8))
         assert apart.max() <= 1
@@ -88,7 +88,7 @@ def test_phases_are_the_transposed_convolution() -> None:
     g = torch.Generator().manual_seed(1)
     for k, s in ((5, 2), (4, 2), (3, 2), (7, 3), (1, 1)):
         op = dataclasses.replace(convolution(g, 3, 2, k, s, True), padding=(k - s + 1) // 2)
-        weight, (top, left, bottom, right) = by_phases(op.by_output().double().numpy(), s, op.padding)
+        weight, (top, left, bottom, right) = by_phases(op.by_output().astype(np.float64), s, op.padding)
         x = torch.randint(-9, 9, (1, 3, 4, 5), generator=g).double()
         padded = torch.nn.functional.pad(x, (left, right, top, bottom))
         found = torch.nn.functional.pixel_shuffle(
@@ -114,8 +114,8 @@ def test_pixels_agree_and_symbols_are_the_same(architecture: str, photo: np.ndar
     data = coder.encode(crop)
     exact, found = coder.decode(data).astype(int), coder.decode(data, engine=engine)
     assert (np.abs(found - exact) <= 1).mean() >= 0.999
-    y = coder.codec.analysis(to_tensor(crop)).numpy()
-    near = runner(coder.codec.networks["analysis"], engine)(to_tensor(crop).numpy())
+    y = coder.codec.analysis(to_batch(crop))
+    near = runner(coder.codec.networks["analysis"], engine)(to_batch(crop))
     assert (np.abs(near - y) > 2.0**coder.codec.fraction_bits / 8).mean() < 0.01
 
 
@@ -143,12 +143,12 @@ def test_openvino_files_run(photo: np.ndarray, tmp_path: Path) -> None:
     codec = quantize(small_codec("mbt2018-mean"), [crop], QuantizeConfig(**PROFILES["portable"]))
     report = export_codec(codec, "openvino", tmp_path)
     assert report["synthesis"]["int8 share of multiplications"] > 0.2
-    y_hat = quantized(codec, to_tensor(crop)).y_hat
+    y_hat = quantized(codec, to_batch(crop)).y_hat
     network = openvino.Core().compile_model(
         tmp_path / "synthesis.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    found = network([y_hat.numpy().astype(np.float32)])[0].astype(int)
-    assert (np.abs(found - codec.synthesis(y_hat).numpy()) <= 1).mean() >= 0.999
+    found = network([y_hat.astype(np.float32)])[0].astype(int)
+    assert (np.abs(found - codec.synthesis(y_hat)) <= 1).mean() >= 0.999
 
 
 def test_engines_that_are_not_there(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from rdquant.errors import CalibrationError, UsageError
 from rdquant.graph.capture import capture
 from rdquant.latents.gains import latent_gains
 from rdquant.latents.rdoq import Rdoq
-from rdquant.pixels import to_tensor
+from rdquant.pixels import to_batch
 from tiny import KINDS, make_codec
 
 
@@ -19,7 +19,7 @@ def test_gains_are_what_a_small_error_does(photo: np.ndarray) -> None:
     synthesis = codec.networks["synthesis"]
     gains = latent_gains(codec, [crop], probes=200)
     with torch.no_grad():
-        y = codec.analysis(to_tensor(crop))
+        y = torch.from_numpy(codec.analysis(to_batch(crop)))
         y_hat, base = torch.round(y), synthesis.real(torch.round(y)) * 255
         measured = np.zeros(codec.M)
         for c in range(codec.M):

@@ -10,7 +10,7 @@ from rdquant.latents.parts import quantized
 from rdquant.passes import QuantizeConfig, prepare, to_integer
 from rdquant.passes.formats import FORMATS
 from rdquant.passes.twin import Twin
-from rdquant.pixels import to_tensor
+from rdquant.pixels import to_batch
 
 VARIED = (
     "bmshj2018-factorized",
@@ -53,23 +53,28 @@ def test_twins_of_all_kinds_export_what_they_compute(architecture: str, photo: n
     _agree(twin, photo[:128, 64:192])
 
 
+def _tensor(rgb: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(to_batch(rgb))
+
+
 def _agree(twin: Twin, crop: np.ndarray) -> None:
     integer = twin.export()
-    coded = quantized(integer, to_tensor(crop))
+    coded = quantized(integer, to_batch(crop))
     with torch.no_grad():
-        y = twin.run("analysis", to_tensor(crop).float())
+        y = twin.run("analysis", _tensor(crop).float())
         # a float32 multiplication next to a tie, now and then, and what later layers make of it
-        assert float((y - coded.y).abs().mean() / coded.y.double().std()) < 0.02
-        x_hat = twin.run("synthesis", coded.y_hat.float())
+        assert np.abs(y.numpy() - coded.y).mean() / coded.y.std() < 0.02
+        y_hat = torch.from_numpy(coded.y_hat).float()
+        x_hat = twin.run("synthesis", y_hat)
         # logits and softmax are not rounded in the twin
         close = 2.0 if twin.integer.architecture == "window-attention" else 0.5
-        assert float((x_hat - integer.synthesis(coded.y_hat).float()).abs().mean()) < close
+        assert np.abs(x_hat.numpy() - integer.synthesis(coded.y_hat)).mean() < close
         if integer.prior.hyper:
             assert coded.z_hat is not None
-            features = integer.prior.begin(twin.run, coded.z_hat.float())
-            _, means = integer.prior.all_parameters(twin.run, features, coded.y_hat.float())
-            error = (coded.means.float() - (0 if means is None else means)).abs().mean()
-            assert float(error) <= 0.02 * float(1 + coded.means.double().std())
+            features = integer.prior.begin(twin.run, torch.from_numpy(coded.z_hat).float())
+            _, means = integer.prior.all_parameters(twin.run, features, y_hat)
+            error = np.abs(coded.means - (0 if means is None else means.numpy())).mean()
+            assert error <= 0.02 * (1 + coded.means.std())
 
 
 @pytest.mark.parametrize("architecture", VARIED)
@@ -78,8 +83,8 @@ def test_without_rounding_the_twin_is_the_float_codec(architecture: str, photo: 
     twin = _twin(architecture, crop, weight_bits=4)
     twin.set_rounding(twin.names(), False, False)
     with torch.no_grad():
-        y = twin.run("analysis", to_tensor(crop).float()) / twin.unit
-        expected = small_codec(architecture).analysis(to_tensor(crop).float() / 255)
+        y = twin.run("analysis", _tensor(crop).float()) / twin.unit
+        expected = small_codec(architecture).analysis(_tensor(crop).float() / 255)
     # tables are interpolated
     assert float((y - expected).abs().max() / expected.std()) < (0.1 if "window" in architecture else 1e-3)
 
@@ -88,7 +93,7 @@ def test_without_rounding_the_twin_is_the_float_codec(architecture: str, photo: 
 def test_every_group_of_parameters_gets_gradients(architecture: str, photo: np.ndarray) -> None:
     twin = _twin(architecture, photo[:128, :128])
     twin.requires_grad_(True)
-    twin(to_tensor(photo[:128, :128]).float()).cost(0.01, 128 * 128).backward()
+    twin(_tensor(photo[:128, :128]).float()).cost(0.01, 128 * 128).backward()
     for name, parameter in twin.named_parameters():
         assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), name
         if not name.startswith("logs"):

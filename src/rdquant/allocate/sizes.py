@@ -29,7 +29,7 @@ class LayerSizes:
         """Measured on a quantized codec at each width. ``parameters``: of the float parent."""
         nodes = [n for graph in next(iter(codecs.values())).networks.values() for n in graph.nodes]
         layers = [n for n in nodes if isinstance(n.op, Convolution) and not is_mixing(n.name)]
-        counts = {n.name: n.op.weight.numel() for n in layers if isinstance(n.op, Convolution)}
+        counts = {n.name: n.op.weight.size for n in layers if isinstance(n.op, Convolution)}
         measured = {bits: weight_bytes(codec) for bits, codec in codecs.items()}
         weights = {n: {bits: sizes[n] for bits, sizes in measured.items()} for n in counts}
         # the largest: tables of coded weights grow with the widths

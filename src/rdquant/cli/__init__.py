@@ -8,6 +8,7 @@ import warnings
 
 from .. import console
 from ..errors import RdquantError
+from ..lazy import extras
 from . import coding, exporting, measuring, models, quantizing, studies, training
 from .common import app
 
@@ -19,7 +20,8 @@ def main() -> None:
     """Entry point: errors of ours are one line and exit code 2, warnings are one line."""
     warnings.showwarning = lambda message, *_: console.say(f"warning: {message}")
     try:
-        app()
+        with extras():
+            app()
     except RdquantError as error:
         if console.settings.verbose:
             traceback.print_exc()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,15 +111,24 @@ class FloatCodec(nn.Module):
         row, column = out.shape[2] // 2, out.shape[3] // 2
         return out[:, :, row : row + 1, column : column + 1]
 
+    @torch.no_grad()
+    def run_arrays(self, name: str, *inputs: np.ndarray, valid: bool = False) -> np.ndarray:
+        """The same on arrays, wherever the modules are."""
+        device = next(p.device for p in self.parameters())
+        given = (torch.from_numpy(t).to(device) for t in inputs)
+        return self.run(name, *given, valid=valid).float().cpu().numpy()
+
     def coded(self, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(scales, means, y_hat)`` as a decoder finds them part by part, ``(B, M, H, W)`` each."""
-        y_hat, all_scales, all_means = (y.new_zeros(y.shape) for _ in range(3))
-        for part, scales, means in self.prior.walk(self.run, features, y_hat):
-            means = torch.zeros_like(scales) if means is None else means
+        wanted, given = (t.detach().float().cpu().numpy() for t in (y, features))
+        y_hat, all_scales, all_means = (np.zeros(wanted.shape, np.float32) for _ in range(3))
+        for part, scales, means in self.prior.walk(self.run_arrays, given, y_hat):
+            means = np.zeros_like(scales) if means is None else means
             part.put(scales, all_scales)
             part.put(means, all_means)
-            part.put(torch.round(part.take(y) - means) + means, y_hat)
-        return all_scales, all_means, y_hat
+            part.put(np.round(part.take(wanted) - means) + means, y_hat)
+        a, b, c = (torch.from_numpy(t).to(y.device) for t in (all_scales, all_means, y_hat))
+        return a, b, c
 
     def seen(self, y: Tensor, features: Tensor, mode: LatentMode, step: float) -> Tensor:
         """The y_hat that contexts see in training, whose own rounding depends on what contexts give.

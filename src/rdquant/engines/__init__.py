@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
+import numpy as np
 
 from ..errors import UsageError
 from ..graph import Graph
@@ -18,7 +18,7 @@ cache.drop_stale_kernels(Path(__file__).parent)
 
 __all__ = ["Engine", "default_engine", "run"]
 
-#: "reference": float64 on any device. "fast": products of small integers, numba, CPU.
+#: "reference": float64, numpy. "fast": products of small integers, numba.
 Engine = Literal["reference", "fast"]
 
 
@@ -35,7 +35,7 @@ def default_engine() -> Engine:
     return "fast" if self_test() or chosen == "fast" else "reference"
 
 
-def run(graph: Graph, inputs: tuple[Tensor, ...], engine: Engine, valid: bool = False) -> Tensor:
+def run(graph: Graph, inputs: tuple[np.ndarray, ...], engine: Engine, valid: bool = False) -> np.ndarray:
     """``inputs: (B, C, H, W)`` each, of any type, holding integers -> the output's integers.
 
     Values outside the range of an input are clipped to it: no bound is ever broken. Large inputs go through

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,26 +29,26 @@ class _Layer(Operation):
             conv.stride, conv.padding, conv.transposed, conv.groups
         )  # fmt: skip
         scale = _scale(after, conv.out_channels)
-        weight = conv.by_output().double() * scale[:, None, None, None]
+        weight = torch.from_numpy(conv.by_output()) * scale[:, None, None, None]
         if before is not None:
             weight = torch.einsum("oikl,ij->ojkl", weight, before)
         self.beyond = conv.stride - conv.kernel_size + 2 * conv.padding
         by_output = dataclasses.replace(conv, weight=weight).stored_as(weight) if conv.transposed else weight
         self.weight = by_output.float().contiguous(memory_format=torch.channels_last)
-        self.bias = (conv.bias * scale).float()
+        self.bias = (torch.from_numpy(conv.bias) * scale).float()
         self.after = after
         if isinstance(after, DivisiveNormalization):
             assert after.factor is not None
             # the factor behind the root goes into what the root is taken of
             root = 2.0**ROOT_SHIFT
-            factor = after.factor.as_float() * (root if after.inverse else 1 / root)
+            factor = torch.from_numpy(after.factor.as_float()) * (root if after.inverse else 1 / root)
             inside = factor ** (2 if after.inverse else -2)
-            gamma = after.gamma.double() * 2.0**-SQUARE_SHIFT * inside[:, None]
+            gamma = torch.from_numpy(after.gamma).double() * 2.0**-SQUARE_SHIFT * inside[:, None]
             self.gamma = gamma[:, :, None, None].float()
-            self.beta = (after.beta.double() * inside).float()
+            self.beta = (torch.from_numpy(after.beta) * inside).float()
         elif isinstance(after, Requantize) and after.negative is not None:
-            slope = after.negative.as_float() / after.factor.as_float().clamp(min=2.0**-46)
-            self.slope = slope.float().reshape(1, -1, 1, 1)
+            slope = after.negative.as_float() / after.factor.as_float().clip(min=2.0**-46)
+            self.slope = torch.from_numpy(slope).float().reshape(1, -1, 1, 1)
 
     def real(self, *x: Tensor) -> Tensor:
         if self.transposed:
@@ -81,11 +82,11 @@ def _scale(after: Operation | None, channels: int) -> Tensor:
     """From accumulators to what the nonlinearity takes, ``(O,)`` float64."""
     if isinstance(after, DivisiveNormalization):
         assert after.widen is not None
-        return after.widen.as_float()
+        return torch.from_numpy(after.widen.as_float())
     if isinstance(after, Compensate):
-        return after.factor.as_float() * 2.0**-ERROR_BITS
+        return torch.from_numpy(after.factor.as_float()) * 2.0**-ERROR_BITS
     if isinstance(after, Requantize):
-        return after.factor.as_float()
+        return torch.from_numpy(after.factor.as_float())
     return torch.ones(channels, dtype=torch.float64)
 
 
@@ -115,7 +116,7 @@ class Approximate:
             if after is not None and self._folds(graph, after, conv):
                 matrix = torch.diag(_scale(after.op, graph.channels()[after.name]))
                 if conv is not None:
-                    matrix = matrix @ conv.by_output().double()[:, :, 0, 0]
+                    matrix = matrix @ torch.from_numpy(conv.by_output()[:, :, 0, 0]).double()
                 pending[after.name] = (source, matrix if before is None else matrix @ before)
             elif conv is not None:
                 name = node.name if after is None else after.name
@@ -149,17 +150,17 @@ class Approximate:
             conv.is_matrix and not bool(conv.bias.any()) and conv.in_channels <= conv.out_channels
         )
 
-    @torch.no_grad()
-    def run(self, *q: Tensor) -> Tensor:
+    def run(self, *q: np.ndarray) -> np.ndarray:
         """``(B, C, H, W)`` each, holding integers -> the output's integers, float32."""
         given = tuple(
-            t.clamp(p.lo, p.hi).float().contiguous(memory_format=torch.channels_last)
-            for t, p in zip(q, self.graph.inputs.values(), strict=True)
+            t.clip(p.lo, p.hi).astype(np.float32) for t, p in zip(q, self.graph.inputs.values(), strict=True)
         )
         return in_strips(self._whole, given, self._run)
 
-    def _run(self, *x: Tensor) -> Tensor:
-        return torch.floor(self.relaxed(*x) + 0.5).clamp_(self._end.lo, self._end.hi)
+    @torch.no_grad()
+    def _run(self, *x: np.ndarray) -> np.ndarray:
+        out = self.relaxed(*(torch.from_numpy(t) for t in x))
+        return torch.floor(out + 0.5).clamp_(self._end.lo, self._end.hi).numpy()
 
     def relaxed(self, *x: Tensor) -> Tensor:
         """``(B, C, H, W)`` float32 each -> the output's values, not rounded. Differentiable."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from ..compiled import njit
 from .epilogues import whole_vectors
 
 WHOLE, LOW, HIGH = range(3)  #: what of an activation is multiplied: ``256 high + low``

@@ -12,8 +12,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
 
+from ..compiled import njit, prange
 from ..graph.operations import Convolution
 from .buffers import HIGH, LOW, WHOLE, gather, store
 from .epilogues import PLAIN, SPAN, finish
@@ -61,7 +61,7 @@ def phases_of(conv: Convolution, merged: bool) -> list[tuple[np.ndarray, np.ndar
     ``merged``: one phase, outputs ``(row, column, o)`` of it in a row.
     """
     k, s = conv.kernel_size, conv.stride
-    weight = conv.by_output().numpy().astype(np.int64).transpose(2, 3, 1, 0)
+    weight = conv.by_output().astype(np.int64).transpose(2, 3, 1, 0)
     if not conv.transposed:
         taps = np.array([(i, j) for i in range(k) for j in range(k)]) - conv.padding
         return [(taps, weight.reshape(k * k, *weight.shape[2:]))]

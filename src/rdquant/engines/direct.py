@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
+from ..compiled import njit, prange
 from .buffers import store
 from .epilogues import LANES, PLAIN, SPAN, finish
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange, types
+from numba import types
 from numba.extending import intrinsic
 
+from ..compiled import njit, prange
 from ..graph.arithmetic import (
     ERROR_BITS,
     ERROR_LIMIT,
@@ -107,14 +108,14 @@ def prepared(op: Operation | None, channels: int) -> Epilogue:
         return Epilogue(PLAIN, channels, factors, ends, matrix, start, none, 1, words)
     ends = np.array([op.lo, op.hi], np.float64)  # type: ignore[attr-defined]
     if isinstance(op, Requantize):
-        factor = op.factor.as_float().numpy()
-        negative = factor if op.negative is None else op.negative.as_float().numpy()
+        factor = op.factor.as_float()
+        negative = factor if op.negative is None else op.negative.as_float()
         factors[:2] = factor, -factor if op.absolute else negative
         return Epilogue(REQUANTIZE, channels, factors, ends, matrix, start, none, 1, words)
     if isinstance(op, Compensate):
-        feedback = op.feedback.numpy().astype(np.int64)
-        factors[:2] = op.factor.as_float().numpy()
-        factors[2:] = tuple(end.numpy() for end in op.ends())
+        feedback = op.feedback.astype(np.int64)
+        factors[:2] = op.factor.as_float()
+        factors[2:] = op.ends()
         group = 1
         if int(np.abs(feedback).sum(0).max()) < _ERRORS_WORD:
             group = LANES
@@ -123,17 +124,17 @@ def prepared(op: Operation | None, channels: int) -> Epilogue:
         real = np.ascontiguousarray(feedback.astype(np.float64))
         return Epilogue(COMPENSATE, channels, factors, ends, matrix, start, real, group, words)
     assert isinstance(op, DivisiveNormalization) and op.widen is not None and op.factor is not None
-    factors[0] = op.widen.as_float().numpy()
+    factors[0] = op.widen.as_float()
     if op.inverse:
-        factors[1] = op.factor.as_float().numpy()
+        factors[1] = op.factor.as_float()
     else:
-        factors[1] = op.factor.m.double().numpy()
-        factors[2] = np.exp2(op.factor.shift.double().numpy())
-    gamma, vectors = op.gamma.numpy().astype(np.int64), vectors_for(channels)
+        factors[1] = op.factor.m
+        factors[2] = np.ldexp(1.0, op.factor.shift)
+    gamma, vectors = op.gamma.astype(np.int64), vectors_for(channels)
     matrix = packed_words(gamma.T, vectors)
     # squares are taken less 2^15, to fit signed words; norms are below 2^32, so that the rest is cut off
     start = np.zeros(matrix.size // (channels + channels % 2), np.uint32)
-    start[:channels] = (op.beta.numpy() + _MIDDLE * gamma.sum(1)).astype(np.uint32)
+    start[:channels] = (op.beta + _MIDDLE * gamma.sum(1)).astype(np.uint32)
     kind = DENORMALIZE if op.inverse else NORMALIZE
     return Epilogue(kind, channels, factors, ends, matrix, start.view(np.int32), none, vectors, words)
 

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..graph import Graph, Node, Port, kernels
 from ..graph.arithmetic import LAYER_BIAS_BITS
@@ -50,7 +48,7 @@ def _form(graph: Graph, ports: dict[str, Port], name: str) -> Form:
     port = ports[name]
     low, high = np.full(port.channels, port.lo), np.full(port.channels, port.hi)
     if name not in graph.inputs and isinstance(op := graph[name].op, Compensate):
-        low, high = (end.numpy() for end in op.ends())
+        low, high = op.ends()
     readers = [node.op for node in graph.readers(name)]
     multiplied = all(isinstance(op, Convolution) and op.groups == 1 for op in readers)
     if (high - low).max() < 256 and multiplied and (name != graph.output or not low.any()):
@@ -70,10 +68,11 @@ class _Convolution:
     def _patches(self) -> tuple[slice, Layer]:
         """The kernel as one matrix over whole patches, and the run of its taps that are not all zero."""
         conv, (port, form, after, out) = self._conv, self._rest
-        taps = conv.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (O, k^2, I)
-        used = taps.to(torch.int32).abs().sum((0, 2)).nonzero()[:, 0].tolist() or [0]
+        o, i, k, _ = conv.weight.shape
+        taps = conv.weight.transpose(0, 2, 3, 1).reshape(o, k * k, i)
+        used = np.flatnonzero(taps.any((0, 2))).tolist() or [0]
         run = slice(used[0], used[-1] + 1)
-        weight = taps[:, run].flatten(1)[:, :, None, None].contiguous()
+        weight = np.ascontiguousarray(taps[:, run]).reshape(o, -1, 1, 1)
         matrix = dataclasses.replace(conv, weight=weight, padding=0, stride=1)
         form = Form(form.size, np.tile(form.zero, run.stop - run.start))  # type: ignore[attr-defined]
         return run, Layer(matrix, port, form, after, out)  # type: ignore[arg-type]
@@ -99,8 +98,8 @@ def _sum(op: Sum) -> Step:
     assert op.m is not None and op.shift is not None
     if len(op.m) != 2:
         return _general(op)
-    m, n = op.m.double().numpy()
-    scale = torch.exp2(-op.shift.double()).numpy()
+    m, n = op.m.astype(np.float64)
+    scale = np.ldexp(1.0, -op.shift)
 
     def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         result = np.empty((a[..., 0].size, a.shape[-1]), np.int32)
@@ -112,7 +111,7 @@ def _sum(op: Sum) -> Step:
 
 def _product(op: Product) -> Step:
     assert op.factor is not None
-    factor = op.factor.as_float().numpy()
+    factor = op.factor.as_float()
 
     def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         result = np.empty((a[..., 0].size, a.shape[-1]), np.int32)
@@ -124,7 +123,7 @@ def _product(op: Product) -> Step:
 
 def _table(op: Pointwise) -> Step:
     assert op.values is not None
-    values = op.values.numpy()
+    values = op.values
 
     def run(q: np.ndarray) -> np.ndarray:
         rows = _rows(q)
@@ -137,9 +136,9 @@ def _table(op: Pointwise) -> Step:
 
 def _layer_norm(op: LayerNorm) -> Step:
     assert op.factor is not None and op.sign is not None
-    m = (op.factor.m * op.sign).double().numpy()
-    power = torch.exp2(op.factor.shift.double()).numpy()
-    bias = (2 * op.bias.double() + 2**LAYER_BIAS_BITS).numpy()
+    m = (op.factor.m * op.sign).astype(np.float64)
+    power = np.ldexp(1.0, op.factor.shift)
+    bias = 2 * op.bias.astype(np.float64) + 2**LAYER_BIAS_BITS
 
     def run(q: np.ndarray) -> np.ndarray:
         rows = _rows(q)
@@ -152,9 +151,9 @@ def _layer_norm(op: LayerNorm) -> Step:
 
 def _attention(op: WindowAttention) -> Step:
     assert op.logit is not None and op.exponential is not None and op.factor is not None
-    bias = op.bias.double()[:, relative_positions(op.window)].numpy()
-    logit, exponential = op.logit.as_float().numpy(), op.exponential.double().numpy()
-    m, power = op.factor.m.double().numpy(), torch.exp2(op.factor.shift.double()).numpy()
+    bias = op.bias.astype(np.float64)[:, relative_positions(op.window)]
+    logit, exponential = op.logit.as_float(), op.exponential.astype(np.float64)
+    m, power = op.factor.m.astype(np.float64), np.ldexp(1.0, op.factor.shift)
     lo, hi = float(op.lo), float(op.hi)
 
     def run(x: np.ndarray) -> np.ndarray:
@@ -193,8 +192,7 @@ def _general(op: Operation) -> Step:
     """Any operation, by its reference."""
 
     def run(*q: np.ndarray) -> np.ndarray:
-        planes = (torch.from_numpy(np.moveaxis(a, 3, 1).astype(np.float64)) for a in q)
-        return np.moveaxis(op.exact(*planes).numpy(), 1, 3)
+        return np.moveaxis(op.exact(*(np.moveaxis(a, 3, 1).astype(np.float64) for a in q)), 1, 3)
 
     return run
 
@@ -243,8 +241,6 @@ class Plan:
         forms = {name: _form(graph, ports, name) for name in (*graph.inputs, *(n.name for n in graph.nodes))}
         self._inputs = {name: (port, forms[name]) for name, port in graph.inputs.items()}
         self._output = graph.output
-        end = ports[graph.output]
-        self._kind = torch.float32 if max(-end.lo, end.hi) < 2**24 else torch.float64
         steps: list[tuple[str, Step, tuple[str, ...], bool]] = []
         fused: set[str] = set()
         for node in graph.nodes:
@@ -269,18 +265,28 @@ class Plan:
             for i, (name, run, inputs, pads) in enumerate(steps)
         ]
 
-    @torch.no_grad()
-    def run(self, *given: Tensor, valid: bool = False) -> Tensor:
-        """``(B, C, H, W)`` each, of any type -> the output's integers, on the CPU: `rdquant.engines.run`."""
+    def run(self, *given: np.ndarray, valid: bool = False) -> np.ndarray:
+        """`rdquant.engines.run`: in integers of as few bytes as hold what can come out."""
         values: dict[str, np.ndarray] = {}
         for (name, (port, form)), t in zip(self._inputs.items(), given, strict=True):
-            values[name] = form.store(t.to("cpu").permute(0, 2, 3, 1).clamp(port.lo, port.hi).numpy())
+            values[name] = form.store(_clipped(t.transpose(0, 2, 3, 1), port))
         for step in self._steps:
             inputs = [values[edge] for edge in step.inputs]
             values[step.name] = step.run(*inputs, valid=valid) if step.pads else step.run(*inputs)
             for edge in step.done:
                 del values[edge]
-        return torch.from_numpy(values[self._output]).to(self._kind).permute(0, 3, 1, 2)
+        return values[self._output].transpose(0, 3, 1, 2)
+
+
+def _clipped(values: np.ndarray, port: Port) -> np.ndarray:
+    """To the range of an input, where its type alone does not keep them there."""
+    lo, hi = port.lo, port.hi
+    if values.dtype.kind in "iu":
+        limits = np.iinfo(values.dtype)
+        if lo <= limits.min and limits.max <= hi:
+            return values
+        lo, hi = max(lo, int(limits.min)), min(hi, int(limits.max))
+    return values.clip(lo, hi)
 
 
 def _stored(run: Step, form: Form) -> Step:

@@ -8,8 +8,8 @@ float64.
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 
+from ..compiled import get_num_threads
 from ..graph import Port
 from ..graph.operations import Convolution, Operation, Requantize
 from . import dense, direct
@@ -30,12 +30,12 @@ class Layer:
         self.conv, self.form, self.out = conv, form, out
         bound = conv.accumulator_bound(port)
         load = bound // max(-port.lo, port.hi) + 1  # of an activation of one
-        self.split = form.size > 2 or bound + int(conv.bias.abs().max()) >= 2**31
+        self.split = form.size > 2 or bound + int(np.abs(conv.bias).max()) >= 2**31
         self.direct = conv.groups > 1 or (self.split and 256 * load >= 2**31)
         self._epilogue, self._zero = prepared(after, conv.out_channels), out.zero
         if self.direct:
-            self._kernel = conv.by_output().numpy().astype(np.float64).transpose(2, 3, 1, 0).copy()
-            self._bias = conv.bias.double().numpy()
+            self._kernel = conv.by_output().astype(np.float64).transpose(2, 3, 1, 0).copy()
+            self._bias = conv.bias.astype(np.float64)
         else:
             self._packed = self._pack(after is None or isinstance(after, Requantize))
 
@@ -50,7 +50,7 @@ class Layer:
         e = self._epilogue
         self._zero = np.tile(self._zero, copies)
         self._epilogue = e._replace(channels=outputs, factors=np.tile(e.factors, copies))
-        small = bool((np.abs(conv.weight.numpy().astype(np.int32)) < 128).all())
+        small = bool((np.abs(conv.weight.astype(np.int32)) < 128).all())
         bytewise = instructions() != "portable" and self.form.size == 1 and not self.split and small
         vectors, each = vectors_for(outputs), 4 if bytewise else 2
         words, width = -(-conv.in_channels // each), LANES * vectors
@@ -60,7 +60,7 @@ class Layer:
             room[:, : conv.in_channels, :outputs] = kernel
             blocks = room.reshape(len(kernel), words, each, -1, width).transpose(3, 0, 1, 4, 2)
             weights.append(blocks.reshape(-1).view(np.uint8))
-            line[:outputs] = 0 if self.split else np.tile(conv.bias.numpy(), copies)
+            line[:outputs] = 0 if self.split else np.tile(conv.bias, copies)
             if bytewise:
                 line[:outputs] += np.einsum("tio,i->o", kernel, zero)
         taps = np.concatenate([taps for taps, _ in phases]).astype(np.int64)
@@ -78,7 +78,7 @@ class Layer:
             weights=np.concatenate(weights),
             at=np.cumsum([0, *map(len, weights)])[:-1],
             start=start.astype(np.int32),
-            bias=conv.bias.double().numpy(),
+            bias=conv.bias.astype(np.float64),
             split=self.split,
             chunk=max(1, _CACHED // (words * width * 4)),
         )

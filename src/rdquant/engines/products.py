@@ -17,10 +17,11 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..compiled import njit
 from ..errors import UsageError
 
 llvmlite.binding.initialize_native_asmparser()

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..graph import Graph
 from .cache import per_graph
@@ -44,7 +43,7 @@ def cut(graph: Graph) -> Cut | None:
     return Cut(granule, math.ceil(halo / granule) * granule, max(at.values()), at[graph.output])
 
 
-def in_strips(graph: Graph, inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> Tensor:
+def in_strips(graph: Graph, inputs: tuple[np.ndarray, ...], run: Callable[..., np.ndarray]) -> np.ndarray:
     """``run(*inputs)``, which evaluates ``graph``, strip by strip where inputs are large.
 
     ``inputs: (B, C, H, W)`` each, of one size, H a multiple of the graph's downsampling.
@@ -57,10 +56,13 @@ def in_strips(graph: Graph, inputs: tuple[Tensor, ...], run: Callable[..., Tenso
     rows = max(1, POSITIONS // row // how.granule) * how.granule
     if height <= rows + 2 * how.beyond:
         return run(*inputs)
-    parts = []
+    whole: np.ndarray | None = None
     for start in range(0, height, rows):
         end, top = min(height, start + rows), max(0, start - how.beyond)
         out = run(*(t[:, :, top : min(height, end + how.beyond)] for t in inputs))
+        if whole is None:  # channels last in memory, as engines have it
+            whole = np.empty((b, int(height * how.out), out.shape[3], out.shape[1]), out.dtype)
         first, last = int((start - top) * how.out), int((end - top) * how.out)
-        parts.append(out[:, :, first:last].clone())
-    return torch.cat(parts, 2)
+        whole[:, int(start * how.out) : int(end * how.out)] = out[:, :, first:last].transpose(0, 2, 3, 1)
+    assert whole is not None
+    return whole.transpose(0, 3, 1, 2)

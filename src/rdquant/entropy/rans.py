@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ..compiled import njit
 from ..errors import Corrupt, Truncated, UsageError
 from .machine import ParityMachine
 from .rans_reference import ESCAPE_NIBBLES, LOWER

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..codecs import FloatCodec, build
@@ -17,9 +18,9 @@ def save_float(
 ) -> None:
     """Write a float codec; ``half`` stores float16 (the zoo's form), else float32."""
     dtype = torch.float16 if half else torch.float32
-    tensors = {k: t.detach().cpu().to(dtype) for k, t in codec.state_dict().items()}
+    tensors = {k: t.detach().cpu().to(dtype).numpy() for k, t in codec.state_dict().items()}
     for name, t in tensors.items():
-        if not bool(torch.isfinite(t).all()):
+        if not np.isfinite(t).all():
             raise BadModel(f"{name} is not finite" + (" in float16; store float32 instead" if half else ""))
     header = {
         "version": VERSIONS["float"][-1],
@@ -55,14 +56,14 @@ def load_float(path: Path) -> FloatCodec:
     for name, t in tensors.items():
         if t.shape != expected[name].shape:
             raise BadModel(f"{path}: {name} has shape {tuple(t.shape)}, needs {tuple(expected[name].shape)}")
-        if not t.is_floating_point() or not bool(torch.isfinite(t.float()).all()):
+        if t.dtype.kind != "f" or not np.isfinite(t.astype(np.float32)).all():
             raise BadModel(f"{path}: {name} must be finite floats")
     codec = build(architecture, **options)
-    codec.load_state_dict({k: t.float() for k, t in tensors.items()})
+    codec.load_state_dict({k: torch.from_numpy(t.astype(np.float32)) for k, t in tensors.items()})
     return codec.eval()
 
 
 def float_fingerprint(codec: FloatCodec) -> bytes:
     """8 bytes that name a float codec's exact weights."""
     structure = {"kind": "float", "architecture": codec.architecture, **codec.options()}
-    return digest(structure, {k: t.detach().cpu() for k, t in codec.state_dict().items()})
+    return digest(structure, {k: t.detach().cpu().numpy() for k, t in codec.state_dict().items()})

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ..codec import Codec
-from ..codecs import FloatCodec
 from ..graph import Node, Operation, Port
 from ..graph.operations import (
     Compensate,
@@ -16,7 +15,7 @@ from ..graph.operations import (
     Requantize,
     WindowAttention,
 )
-from .float_models import float_fingerprint, load_float
+from ..lazy import extras
 from .integer_models import integer_fingerprint, load_integer, stored_bytes
 from .model_file import model_kind
 from .storage import SPREADS
@@ -30,10 +29,14 @@ def inspect_model(path: Path) -> dict[str, Any]:
     """Header fields and one row per node of each network. Raises `UnknownModel` or `BadModel`."""
     if model_kind(path) == "integer":
         return _integer(load_integer(path), path)
-    return _float(load_float(path), path)
+    return _float(path)
 
 
-def _float(codec: FloatCodec, path: Path) -> dict[str, Any]:
+def _float(path: Path) -> dict[str, Any]:
+    with extras():
+        from .float_models import float_fingerprint, load_float
+
+    codec = load_float(path)
     rows = [
         [name, "parameter", None, "x".join(map(str, t.shape)), 16, None, None, None, 2 * t.numel()]
         for name, t in codec.state_dict().items()
@@ -81,7 +84,7 @@ def _node(node: Node, ports: dict[str, Port], stored: dict[str, int]) -> list[An
     if isinstance(op, Convolution):
         weights = sum(sizes.get(part, 0) for part in ("weight", "levels", *SPREADS))
         shape, bits = "x".join(map(str, op.weight.shape)), op.bits
-        coded = round(8 * weights / op.weight.numel(), 2)
+        coded = round(8 * weights / op.weight.size, 2)
     elif isinstance(op, DivisiveNormalization):
         shape, bits = "x".join(map(str, op.gamma.shape)), op.bits
     given = ", ".join(_range(ports[edge]) for edge in node.inputs)

@@ -9,8 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..codec import Codec
 from ..errors import BadModel, UsageError
@@ -21,8 +20,8 @@ from .storage import SPREADS, compress, expand
 from .structure import check_structure, put_together, take_apart
 
 
-def _own_fingerprint(structure: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-    return digest(structure, {k: t.to(torch.int64) for k, t in tensors.items()})
+def _own_fingerprint(structure: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
+    return digest(structure, {k: t.astype(np.int64) for k, t in tensors.items()})
 
 
 def integer_fingerprint(codec: Codec) -> bytes:
@@ -34,7 +33,7 @@ def integer_fingerprint(codec: Codec) -> bytes:
     return codec.known_as.get(own, own)
 
 
-def _contents(codec: Codec) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _contents(codec: Codec) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not codec.integer:
         raise UsageError(f"{codec.architecture} is a float codec; quantize it first")
     codec.check()
@@ -67,7 +66,7 @@ def file_bytes(codec: Codec) -> int:
 
 def stored_bytes(codec: Codec) -> dict[str, int]:
     """Of those, before gzip, what each tensor takes, by its name in the file."""
-    return {name: t.numel() * t.element_size() for name, t in _contents(codec)[1].items()}
+    return {name: t.nbytes for name, t in _contents(codec)[1].items()}
 
 
 def weight_bytes(codec: Codec) -> dict[str, int]:
@@ -83,7 +82,7 @@ def load_integer(path: Path) -> Codec:
     if header.get("kind") != "integer":
         raise BadModel(f"{path} holds a {header.get('kind')!r} model; this needs a quantized one")
     for name, t in tensors.items():
-        if t.is_floating_point() or t.is_complex():
+        if t.dtype.kind not in "iu":
             raise BadModel(f"{path}: {name} is {t.dtype}; an integer model holds integers only")
     try:
         return _load(header, tensors)
@@ -95,7 +94,7 @@ def load_integer(path: Path) -> Codec:
         raise BadModel(f"{path}: {error}") from None
 
 
-def _load(header: dict[str, Any], tensors: dict[str, Tensor]) -> Codec:
+def _load(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Codec:
     before, old = header["structure"], header["version"] == 4
     structure, stored = version4.translate(before, tensors) if old else (before, tensors)
     check_structure(structure)

@@ -15,13 +15,14 @@ import gzip
 import hashlib
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
-from torch import Tensor
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as from_safetensors
+from safetensors.numpy import save as to_safetensors
 
 from ..errors import BadModel, UnknownModel
 from .atomic import atomic_write
@@ -34,24 +35,30 @@ SIZE_LIMIT = 2**30
 UNZIPPED_LIMIT = 2**28
 GZIP_MAGIC = b"\x1f\x8b"
 
+T = TypeVar("T")
 
-def digest(structure: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+
+def digest(structure: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
     h = hashlib.sha256(json.dumps(structure, sort_keys=True, separators=(",", ":")).encode())
     for name in sorted(tensors):
-        array = tensors[name].contiguous().numpy()
+        array = np.asarray(tensors[name], order="C")
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         h.update(f"{name}:{array.dtype.name}:{list(array.shape)}:".encode())
         h.update(little.tobytes())
     return h.digest()[:8]
 
 
-def serialize(header: dict[str, Any], tensors: dict[str, Tensor], compressed: bool) -> bytes:
+def serialize(header: dict[str, Any], tensors: dict[str, np.ndarray], compressed: bool) -> bytes:
     """The bytes of a model file."""
-    data = to_safetensors({k: t.contiguous() for k, t in tensors.items()}, {"rdquant": json.dumps(header)})
+    data = to_safetensors(
+        {k: np.asarray(t, order="C") for k, t in tensors.items()}, {"rdquant": json.dumps(header)}
+    )
     return gzip.compress(data, mtime=0) if compressed else data
 
 
-def write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor], compressed: bool = False) -> None:
+def write(
+    path: Path, header: dict[str, Any], tensors: dict[str, np.ndarray], compressed: bool = False
+) -> None:
     with atomic_write(path) as handle:
         handle.write(serialize(header, tensors, compressed))
 
@@ -71,23 +78,63 @@ def _unzip(path: Path, data: bytes) -> bytes:
     return out
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and the tensors of a model file, in gzip or not. Raises `UnknownModel` and `BadModel`."""
+def _metadata(data: bytes) -> dict[str, Any]:
+    """Of a safetensors file, or of its beginning as far as tensors start. Raises `ValueError`."""
+    found = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = found.get("__metadata__", {}) if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and tensors; those of a file that is not in gzip are mapped, not read."""
+    with path.open("rb") as handle:
+        if handle.read(2) == GZIP_MAGIC:
+            handle.seek(0)
+            data = _unzip(path, handle.read())
+            return _metadata(data), from_safetensors(data)
+    with safe_open(path, framework="numpy") as opened:
+        return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _start(path: Path) -> dict[str, Any]:
+    """Metadata alone."""
+    with path.open("rb") as handle:
+        if handle.read(2) != GZIP_MAGIC:
+            with safe_open(path, framework="numpy") as opened:
+                return opened.metadata() or {}
+    with gzip.open(path) as unzipped:
+        size = unzipped.read(8)
+        if int.from_bytes(size, "little") > UNZIPPED_LIMIT:
+            raise BadModel(f"{path} holds more than {UNZIPPED_LIMIT} bytes")
+        return _metadata(size + unzipped.read(int.from_bytes(size, "little")))
+
+
+def _opened(path: Path, read: Callable[[Path], T]) -> T:
+    """Raises `UnknownModel` and `BadModel`."""
     if not path.is_file():
         raise UnknownModel(f"no such model file: {path}")
     if path.stat().st_size > SIZE_LIMIT:
         raise BadModel(f"{path} has {path.stat().st_size} bytes, over the limit of {SIZE_LIMIT}")
     try:
-        data = path.read_bytes()
-        if data[:2] == GZIP_MAGIC:
-            data = _unzip(path, data)
-        tensors = from_safetensors(data)
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        return read(path)
+    except (
+        SafetensorError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+        zlib.error,
+    ) as error:
         raise BadModel(f"{path} is not a safetensors file: {error}") from None
+
+
+def _header(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Raises `BadModel` unless it is one of ours that is read."""
     try:
         header = json.loads(metadata["rdquant"])
-    except (KeyError, ValueError, RecursionError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise BadModel(f"{path} is a safetensors file without a readable rdquant header") from None
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise BadModel(f"{path} has an rdquant header that does not say its kind")
@@ -97,15 +144,21 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} is a {header['kind']} model of format {header.get('version')!r}, "
             f"this release reads {', '.join(map(str, expected))}"
         )
-    return header, tensors
+    return header
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the tensors of a model file, in gzip or not. Raises `UnknownModel` and `BadModel`."""
+    metadata, tensors = _opened(path, _contents)
+    return _header(path, metadata), tensors
 
 
 def model_kind(path: Path) -> str:
     """``"float"`` or ``"integer"``. Raises `UnknownModel` or `BadModel`."""
-    return str(read(path)[0].get("kind"))
+    return str(_header(path, _opened(path, _start)).get("kind"))
 
 
 def model_description(path: Path) -> dict[str, Any]:
     """What the file says of how the model was made, e.g. its ``lambda``."""
-    found = read(path)[0].get("description")
+    found = _header(path, _opened(path, _start)).get("description")
     return found if isinstance(found, dict) else {}

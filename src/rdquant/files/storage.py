@@ -15,8 +15,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..entropy import CdfTables
 from ..errors import BadModel
@@ -33,20 +31,20 @@ SPREADS = ("rows", "columns", "taps")
 MOST_CODED_BITS = 8
 
 
-def _narrow(t: Tensor) -> Tensor:
-    low, high = (int(t.min()), int(t.max())) if t.numel() else (0, 0)
-    for dtype in (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32):
-        info = torch.iinfo(dtype)
+def _narrow(t: np.ndarray) -> np.ndarray:
+    low, high = (int(t.min()), int(t.max())) if t.size else (0, 0)
+    for dtype in (np.int8, np.uint8, np.int16, np.uint16, np.int32):
+        info = np.iinfo(dtype)
         if info.min <= low and high <= info.max:
-            return t.to(dtype)
-    return t.to(torch.int64)
+            return t.astype(dtype)
+    return t.astype(np.int64)
 
 
-def _levels(tensors: dict[str, Tensor], entry: dict[str, Any]) -> np.ndarray:
+def _levels(tensors: dict[str, np.ndarray], entry: dict[str, Any]) -> np.ndarray:
     """The integers that a convolution's weights can be, int64, rising."""
     name, bits = f"{entry['name']}.levels", entry["bits"]
     if name in tensors:
-        return tensors[name].to(torch.int64).numpy()
+        return tensors[name].astype(np.int64)
     if not 2 <= bits <= 16:  # before anything of that size is made
         raise BadModel(f"{entry['name']}.bits must be 2..16, got {bits}")
     top = 2 ** (bits - 1) - 1
@@ -57,16 +55,16 @@ def _of_kind(structure: dict[str, Any], operation: Any) -> list[dict[str, Any]]:
     return [entry for entry in entries_of(structure) if entry["kind"] == operation.kind]
 
 
-def _above_diagonal(channels: int) -> Tensor:
-    return torch.ones(channels, channels, dtype=torch.bool).triu(1)
+def _above_diagonal(channels: int) -> np.ndarray:
+    return np.triu(np.ones((channels, channels), bool), 1)
 
 
-def _laid_out(entry: dict[str, Any], kernel: Tensor) -> Convolution:
+def _laid_out(entry: dict[str, Any], kernel: np.ndarray) -> Convolution:
     """A convolution that knows how to turn a kernel, and no more."""
     return Convolution(kernel, kernel, transposed=entry["transposed"], groups=entry["groups"])
 
 
-def _code_weights(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _code_weights(structure: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Streams of the kernels that are smaller so than packed, and their tables."""
     layers: dict[str, np.ndarray] = {}
     bits = {entry["name"]: entry["bits"] for entry in _of_kind(structure, Convolution)}
@@ -74,66 +72,65 @@ def _code_weights(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict
         name = entry["name"]
         if f"{name}.levels" not in tensors and bits[name] <= MOST_CODED_BITS:
             kernel = _laid_out(entry, tensors[f"{name}.weight"]).by_output()
-            layers[name] = np.ascontiguousarray(kernel.flatten(2).numpy())
+            layers[name] = np.ascontiguousarray(kernel.reshape(*kernel.shape[:2], -1))
     if not layers:
         return {}
     tables, coded = encode_weights(layers)
     found = {}
     for name, c in coded.items():
         if c.size < packed_size(layers[name].size, bits[name]):
-            found[f"{name}.weight"] = torch.frombuffer(bytearray(c.stream), dtype=torch.uint8)
+            found[f"{name}.weight"] = np.frombuffer(c.stream, np.uint8)
             for axis, spread in zip(SPREADS, c.spreads, strict=True):
-                found[f"{name}.{axis}"] = torch.from_numpy(spread)
+                found[f"{name}.{axis}"] = spread
     if found:
-        found |= {f"{WEIGHT_TABLES}.{array}": torch.from_numpy(getattr(tables, array)) for array in ARRAYS}
+        found |= {f"{WEIGHT_TABLES}.{array}": getattr(tables, array) for array in ARRAYS}
     return found
 
 
-def _decode_weights(entry: dict[str, Any], tensors: dict[str, Tensor], tables: CdfTables) -> Tensor:
+def _decode_weights(entry: dict[str, Any], tensors: dict[str, np.ndarray], tables: CdfTables) -> np.ndarray:
     """The inverse for one kernel; takes its spreads out of ``tensors``."""
     name = entry["name"]
-    empty = torch.empty(entry["shape"], device="meta")
-    shape = _laid_out(entry, empty).by_output().shape
+    first, second, *taps = entry["shape"]
+    shape = (first, second, *taps)
+    if entry["transposed"]:
+        shape = (second * entry["groups"], first // entry["groups"], *taps)
     spreads = [tensors.pop(f"{name}.{axis}") for axis in SPREADS]
     for axis, t, size in zip(SPREADS, spreads, (*shape[:2], math.prod(shape[2:])), strict=True):
-        if t.shape != (size,) or t.dtype != torch.int8:
+        if t.shape != (size,) or t.dtype != np.int8:
             raise BadModel(f"{name}.{axis} must be {size} int8, got {tuple(t.shape)} {t.dtype}")
     stream = tensors[f"{name}.weight"]
-    if stream.dtype != torch.uint8 or stream.ndim != 1:
+    if stream.dtype != np.uint8 or stream.ndim != 1:
         raise BadModel(f"{name}.weight must be flat bytes, got {tuple(stream.shape)} {stream.dtype}")
-    rows, columns, taps = (t.numpy() for t in spreads)
-    q = decode_weights(CodedWeights(stream.numpy().tobytes(), (rows, columns, taps)), tables)
+    q = decode_weights(CodedWeights(stream.tobytes(), (spreads[0], spreads[1], spreads[2])), tables)
     top = 2 ** (entry["bits"] - 1) - 1
     if max(-int(q.min()), int(q.max())) > top:
         raise BadModel(f"{name}.weight holds {int(q.min())}..{int(q.max())}, over +-{top}")
-    return _laid_out(entry, empty).stored_as(torch.from_numpy(q).reshape(shape))
+    return _laid_out(entry, q).stored_as(q.reshape(shape))
 
 
-def compress(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def compress(structure: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a file holds of whole tensors (`rdquant.files.structure.take_apart`)."""
     stored = {**tensors, **(coded := _code_weights(structure, tensors))}
     for entry in _of_kind(structure, Convolution):
         name = f"{entry['name']}.weight"
         if name not in coded:
-            indexes = np.searchsorted(_levels(tensors, entry), tensors[name].numpy().reshape(-1))
-            stored[name] = torch.from_numpy(pack(indexes, entry["bits"]))
+            indexes = np.searchsorted(_levels(tensors, entry), tensors[name].reshape(-1))
+            stored[name] = pack(indexes, entry["bits"])
     for entry in _of_kind(structure, DivisiveNormalization):
         name = f"{entry['name']}.gamma"
-        stored[name] = torch.from_numpy(pack(tensors[name].numpy(), entry["bits"]))
+        stored[name] = pack(tensors[name], entry["bits"])
     for entry in _of_kind(structure, Compensate):
         name = f"{entry['name']}.feedback"
         stored[name] = tensors[name][_above_diagonal(len(tensors[name]))]
     for name in TABLES:
         if f"{name}.cdf" in stored:
             arrays = {f"{name}.{array}": stored[f"{name}.{array}"] for array in ARRAYS}
-            stored[f"{name}.frequencies"] = torch.from_numpy(
-                take_tables(name, arrays).changes().astype(np.int64)
-            )
+            stored[f"{name}.frequencies"] = take_tables(name, arrays).changes()
             del stored[f"{name}.cdf"]
-    return {k: t if t.dtype == torch.uint8 else _narrow(t) for k, t in stored.items()}
+    return {k: t if t.dtype == np.uint8 else _narrow(t) for k, t in stored.items()}
 
 
-def expand(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def expand(structure: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of `compress`, of a structure that `rdquant.files.structure.check_structure` has seen.
 
     Raises `BadModel` for tensors that do not fit, `KeyError` for what is missing; what a file says of sizes
@@ -144,9 +141,9 @@ def expand(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, T
         if f"{name}.cdf" in out:
             raise BadModel(f"{name}.cdf is no form that files have")
         if f"{name}.frequencies" in out:
-            changes = out.pop(f"{name}.frequencies").to(torch.int64).numpy()
-            starts, offsets = (fit(name, tensors[f"{name}.{a}"], torch.int32).numpy() for a in ARRAYS[1:])
-            out[f"{name}.cdf"] = torch.from_numpy(CdfTables.from_changes(changes, starts, offsets).cdf)
+            changes = out.pop(f"{name}.frequencies")
+            starts, offsets = (fit(name, tensors[f"{name}.{a}"], np.int32) for a in ARRAYS[1:])
+            out[f"{name}.cdf"] = CdfTables.from_changes(changes, starts, offsets).cdf
     convolutions = _of_kind(structure, Convolution)
     if sum(math.prod(entry["shape"]) for entry in convolutions) > WEIGHT_LIMIT:
         raise BadModel(f"the model has over {WEIGHT_LIMIT} weights")
@@ -159,20 +156,20 @@ def expand(structure: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, T
                 weight_tables.validate()
             out[name] = _decode_weights(entry, out, weight_tables)
             continue
-        indexes = unpack(tensors[name].numpy(), entry["bits"], math.prod(entry["shape"]))
+        indexes = unpack(tensors[name], entry["bits"], math.prod(entry["shape"]))
         if int(indexes.max()) >= len(levels):
             raise BadModel(f"{name} holds index {int(indexes.max())}, it has {len(levels)} levels")
-        out[name] = torch.from_numpy(levels[indexes]).reshape(entry["shape"])
+        out[name] = levels[indexes].reshape(entry["shape"])
     for entry in _of_kind(structure, DivisiveNormalization):
-        name, channels = f"{entry['name']}.gamma", tensors[f"{entry['name']}.beta"].numel()
-        gamma = unpack(tensors[name].numpy(), entry["bits"], channels**2)
-        out[name] = torch.from_numpy(gamma.astype(np.int64)).reshape(channels, channels)
+        name, channels = f"{entry['name']}.gamma", tensors[f"{entry['name']}.beta"].size
+        gamma = unpack(tensors[name], entry["bits"], channels**2)
+        out[name] = gamma.reshape(channels, channels)
     for entry in _of_kind(structure, Compensate):
-        name, channels = f"{entry['name']}.feedback", tensors[f"{entry['name']}.offset"].numel()
+        name, channels = f"{entry['name']}.feedback", tensors[f"{entry['name']}.offset"].size
         pairs = channels * (channels - 1) // 2
         if tensors[name].shape != (pairs,):
             raise BadModel(f"{name} must be flat {pairs}, got {tuple(tensors[name].shape)}")
-        feedback = torch.zeros(channels, channels, dtype=torch.int64)
-        feedback[_above_diagonal(channels)] = tensors[name].to(torch.int64)
+        feedback = np.zeros((channels, channels), np.int64)
+        feedback[_above_diagonal(channels)] = tensors[name]
         out[name] = feedback
     return out

@@ -14,8 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..codec import Codec
 from ..entropy import CdfTables
@@ -23,6 +22,7 @@ from ..errors import BadModel
 from ..graph import OPERATIONS, Graph, Node, Port
 from ..graph.arithmetic import Multiplier
 from ..graph.operations import Convolution
+from ..graph.operations.base import Values
 from ..latents import FixedPointScalar
 from ..priors import PRIORS, prior_from_json
 
@@ -45,9 +45,10 @@ def _fields(cls: Any) -> dict[str, _Field]:
     hints, found = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        options = typing.get_args(hint) if union else (hint,)
         (kind,) = (option for option in options if option is not types.NoneType)
-        if kind in (*_ATTRIBUTES, Tensor, Multiplier):
+        if kind in (*_ATTRIBUTES, Values, Multiplier):
             found[field.name] = _Field(kind, len(options) > 1)
         elif kind not in _REAL:
             raise TypeError(f"{cls.__name__}.{field.name} is of a type that no model file has: {hint}")
@@ -61,7 +62,7 @@ def attributes(item: Any) -> dict[str, Any]:
     return {n: list(v) if isinstance(v, tuple) else v for n, v in found.items()}
 
 
-def tensors_of(item: Any) -> dict[str, Tensor]:
+def tensors_of(item: Any) -> dict[str, np.ndarray]:
     """Of an operation, by field."""
     found = {}
     cls: Any = type(item)
@@ -69,19 +70,19 @@ def tensors_of(item: Any) -> dict[str, Tensor]:
         value = getattr(item, name)
         if value is not None and field.type is Multiplier:
             found[f"{name}.m"], found[f"{name}.shift"] = value.m, value.shift
-        elif value is not None and field.type is Tensor:
+        elif value is not None and field.type is Values:
             found[name] = value
     return found
 
 
-def take_apart(codec: Codec) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def take_apart(codec: Codec) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Structure and tensors, whole. Raises `BadModel` where two things would have one name."""
-    tensors: dict[str, Tensor] = {"medians": codec.medians}
+    tensors: dict[str, np.ndarray] = {"medians": codec.medians}
     if codec.thresholds is not None:
         tensors["thresholds"] = codec.thresholds
     for name, tables in (("y_tables", codec.y_tables), ("z_tables", codec.z_tables)):
         if tables is not None:
-            tensors |= {f"{name}.{array}": torch.from_numpy(getattr(tables, array)) for array in ARRAYS}
+            tensors |= {f"{name}.{array}": getattr(tables, array) for array in ARRAYS}
     networks: dict[str, Any] = {}
     for name, graph in codec.networks.items():
         entries = []
@@ -192,28 +193,26 @@ def _check_node(network: str, entry: Any, names: set[str]) -> None:
             raise BadModel(f"{name}.groups must divide {shape[0]} channels, got {entry['groups']}")
 
 
-def fit(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
+def fit(name: str, t: np.ndarray, dtype: type) -> np.ndarray:
     """``t`` in another integer type. Raises `BadModel` if that cannot hold its values."""
-    t = t.to(torch.int64)
-    if t.numel() and not torch.iinfo(dtype).min <= int(t.min()) <= int(t.max()) <= torch.iinfo(dtype).max:
-        raise BadModel(f"{name} does not fit {dtype}")
-    return t.to(dtype)
+    info = np.iinfo(dtype)
+    if t.size and not info.min <= int(t.min()) <= int(t.max()) <= info.max:
+        raise BadModel(f"{name} does not fit {info.dtype}")
+    return t.astype(dtype)
 
 
-def take_tables(name: str, tensors: dict[str, Tensor]) -> CdfTables:
+def take_tables(name: str, tensors: dict[str, np.ndarray]) -> CdfTables:
     """Out of whole ``tensors``. Raises `KeyError`; `CdfTables.validate` what comes out."""
-    return CdfTables(
-        *(fit(name, tensors.pop(f"{name}.{a}"), torch.int32).contiguous().numpy() for a in ARRAYS)
-    )
+    return CdfTables(*(np.ascontiguousarray(fit(name, tensors.pop(f"{name}.{a}"), np.int32)) for a in ARRAYS))
 
 
-def put_together(structure: dict[str, Any], tensors: Mapping[str, Tensor], description: Any) -> Codec:
+def put_together(structure: dict[str, Any], tensors: Mapping[str, np.ndarray], description: Any) -> Codec:
     """The inverse of `take_apart` of a structure that `check_structure` has seen; `Codec.check` what comes
     out. Raises `BadModel` for tensors that are missing or that nothing takes.
     """
     left = dict(tensors)
 
-    def take(name: str, dtype: torch.dtype = torch.int32) -> Tensor:
+    def take(name: str, dtype: type = np.int32) -> np.ndarray:
         return fit(name, left.pop(name), dtype)
 
     def operation(entry: dict[str, Any]) -> Any:
@@ -228,7 +227,7 @@ def put_together(structure: dict[str, Any], tensors: Mapping[str, Tensor], descr
             elif kind is Multiplier:
                 arguments[field] = Multiplier(take(f"{name}.m"), take(f"{name}.shift"))
             else:
-                arguments[field] = take(name, cls.integers.get(field, torch.int32))
+                arguments[field] = take(name, cls.integers.get(field, np.int32))
         return cls(**arguments)
 
     networks = {

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..codec import Codec
 from ..errors import BadModel
@@ -75,17 +74,17 @@ def _nodes(chain: str, entries: list[dict[str, Any]], edge: str) -> list[dict[st
     return nodes
 
 
-def _latent_shift(structure: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
+def _latent_shift(structure: dict[str, Any], tensors: dict[str, np.ndarray]) -> np.ndarray:
     """Left shifts of y_hat's channels before the synthesis."""
-    shift = tensors[LATENT_SHIFT].to(torch.int64)
+    shift = tensors[LATENT_SHIFT].astype(np.int64)
     if shift.shape != (structure["M"],) or int(shift.min()) < 0 or int(shift.max()) > LATENT_SHIFT_LIMIT:
         raise BadModel(f"latent_shift must be {structure['M']} of 0..{LATENT_SHIFT_LIMIT}")
     return shift
 
 
 def translate(
-    structure: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    structure: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Structure and stored tensors of version 4 -> those of version 5.
 
     Raises `BadModel`, or what a structure of the wrong types leads to.
@@ -113,7 +112,7 @@ def translate(
             first = [{"name": "hyper_input", "lo": into_lo, "hi": into_hi, "absolute": not means}]
         elif chain == "g_s" and bool(shift.any()):
             first = [{"name": LATENT_SHIFT, "lo": FIXED_LO, "hi": FIXED_HI, "absolute": False}]
-            out[f"{LATENT_SHIFT}.factor.m"] = torch.full(shift.shape, ONE)
+            out[f"{LATENT_SHIFT}.factor.m"] = np.full(shift.shape, ONE)
             out[f"{LATENT_SHIFT}.factor.shift"] = 15 - shift
         for node in first:
             node |= {"kind": "requantize", "inputs": [source]}
@@ -144,8 +143,8 @@ def check(structure: dict[str, Any], codec: Codec) -> None:
             raise BadModel(f"{name} must be {width}, got {structure[name]!r}")
 
 
-def fingerprint(structure: dict[str, Any], tensors: dict[str, Tensor], shift: Tensor) -> bytes:
+def fingerprint(structure: dict[str, Any], tensors: dict[str, np.ndarray], shift: np.ndarray) -> bytes:
     """What version 4 names a model, given the whole tensors by their names now."""
     names = {now: before for before, now in _renamed(structure).items()}
     found = {names.get(k, k): t for k, t in tensors.items() if not k.startswith(f"{LATENT_SHIFT}.")}
-    return digest(structure, {k: t.to(torch.int64) for k, t in (found | {LATENT_SHIFT: shift}).items()})
+    return digest(structure, {k: t.astype(np.int64) for k, t in (found | {LATENT_SHIFT: shift}).items()})

@@ -1,6 +1,6 @@
 """The arithmetic of the integer contract, as the float64 reference computes it.
 
-Every function takes and returns tensors that hold integers. Float64 carries them exactly: no value or
+Every function takes and returns float64 arrays that hold integers. Float64 carries them exactly: no value or
 intermediate here reaches 2^53, and only additions, multiplications, divisions, square roots, floors
 and scalings by powers of two are used, each of which IEEE 754 rounds correctly. So the results are
 the same on every machine, thread count and device; `rdquant.graph.kernels` computes the same
@@ -13,12 +13,14 @@ Rounding is always "half up": ``floor(v + 1/2)``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import BadModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MULTIPLIER_BITS = 16
 #: x in (inverse) GDN is requantized to 16 bits; its square keeps the upper 16 of 30 bits.
@@ -47,16 +49,16 @@ GDN_SHIFT_LIMIT = 30
 class Multiplier:
     """Per-channel factor ``m * 2^-shift``: both int32 ``(C,)``, m in [2^15, 2^16) or 0, shift in 0..46."""
 
-    m: Tensor
-    shift: Tensor
+    m: np.ndarray
+    shift: np.ndarray
 
     @classmethod
-    def from_float(cls, factor: Tensor) -> Multiplier:
-        """Nearest representable factors. ``factor: (C,)`` float64, each in [0, 2^16).
+    def from_float(cls, factor: Any) -> Multiplier:
+        """Nearest representable factors. ``factor: (C,)``, an array or a tensor, each in [0, 2^16).
 
         Raises `BadModel` for a negative, infinite or too large factor.
         """
-        values = factor.detach().double().cpu().numpy()
+        values = np.asarray(factor, np.float64)
         if not np.isfinite(values).all() or (values < 0).any():
             raise BadModel(f"requantization factor must be finite and not negative, got {values.min()}")
         mantissa, exponent = np.frexp(values)  # values = mantissa * 2^exponent, mantissa in [0.5, 1)
@@ -69,24 +71,24 @@ class Multiplier:
         m[tiny], shift[tiny] = 0, 0
         if (shift < 0).any():
             raise BadModel(f"requantization factor {values.max()} is too large for the contract (under 2^16)")
-        return cls(torch.from_numpy(m.astype(np.int32)), torch.from_numpy(shift.astype(np.int32)))
+        return cls(m.astype(np.int32), shift.astype(np.int32))
 
     @classmethod
-    def saturating(cls, factor: Tensor) -> Multiplier:
+    def saturating(cls, factor: Any) -> Multiplier:
         """`from_float` for results that are clipped to 16 bits: with a factor of 2^16 or more any accumulator
         but 0 is clipped, and so it is with the largest factor that there is.
         """
-        return cls.from_float(factor.clamp(max=2**MULTIPLIER_BITS - 1))
+        return cls.from_float(np.minimum(np.asarray(factor, np.float64), 2**MULTIPLIER_BITS - 1))
 
-    def as_float(self) -> Tensor:
+    def as_float(self) -> np.ndarray:
         """``(C,)`` float64, exact."""
-        return torch.ldexp(self.m.double(), -self.shift.double())
+        return np.ldexp(self.m.astype(np.float64), -self.shift)
 
     def check(self, name: str, channels: int) -> None:
-        """Raise `BadModel` unless both tensors are what the contract says."""
+        """Raise `BadModel` unless both arrays are what the contract says."""
         for field, low, high in (("m", 0, 2**MULTIPLIER_BITS - 1), ("shift", 0, SHIFT_LIMIT)):
             t = getattr(self, field)
-            if t.dtype != torch.int32 or t.shape != (channels,):
+            if t.dtype != np.int32 or t.shape != (channels,):
                 raise BadModel(f"{name}.{field} must be int32 ({channels},), got {t.dtype} {tuple(t.shape)}")
             if channels and (int(t.min()) < low or int(t.max()) > high):
                 raise BadModel(f"{name}.{field} must be in {low}..{high}, got {int(t.min())}..{int(t.max())}")
@@ -102,58 +104,58 @@ class RealFactor:
         return self.value
 
 
-def _per_channel(t: Tensor, like: Tensor) -> Tensor:
-    return t.to(like.device, torch.float64).reshape(1, -1, 1, 1)
+def by_channel(t: np.ndarray) -> np.ndarray:
+    """``(C,)`` -> ``(1, C, 1, 1)`` float64."""
+    return t.astype(np.float64).reshape(1, -1, 1, 1)
 
 
 def requantize(
-    acc: Tensor,
+    acc: np.ndarray,
     factor: Multiplier,
     lo: int,
     hi: int,
     negative: Multiplier | None = None,
-) -> Tensor:
+) -> np.ndarray:
     """``clip(floor(acc * m / 2^shift + 1/2), lo, hi)`` per channel; ``acc: (B, C, H, W)`` float64.
 
     ``negative``, when given, is the factor of negative accumulators (leaky rectifier).
     """
-    scaled = acc * _per_channel(factor.as_float(), acc)
+    scaled = acc * by_channel(factor.as_float())
     if negative is not None:
-        scaled = torch.where(acc < 0, acc * _per_channel(negative.as_float(), acc), scaled)
-    return torch.floor(scaled + 0.5).clamp_(lo, hi)
+        scaled = np.where(acc < 0, acc * by_channel(negative.as_float()), scaled)
+    return np.floor(scaled + 0.5).clip(lo, hi)
 
 
-def compensate(v: Tensor, lo: int, hi: int, offset: Tensor, feedback: Tensor) -> Tensor:
+def compensate(v: np.ndarray, lo: int, hi: int, offset: np.ndarray, feedback: np.ndarray) -> np.ndarray:
     """Round channel after channel, each error passed on to the channels not yet rounded.
 
     ``v: (B, C, H, W)`` float64 holding integers, in units of ``2^-ERROR_BITS`` of an activation;
     ``feedback: (C, C)``, in units of ``2^-FEEDBACK_BITS``: what an error of one in channel i adds to channel
     j > i. Exact: a channel's sum stays below 2^40 (`rdquant.graph.operations.Compensate.check`).
     """
-    u = v.clamp(-V_LIMIT, V_LIMIT) * 2.0**FEEDBACK_BITS
-    k = feedback.to(v.device, torch.float64)
-    out = torch.empty_like(u)
+    u = v.clip(-V_LIMIT, V_LIMIT) * 2.0**FEEDBACK_BITS
+    k = feedback.astype(np.float64)
+    out = np.empty_like(u)
     for i in range(u.shape[1]):
         low, high = lo + int(offset[i]), hi + int(offset[i])
-        q = torch.floor(u[:, i] * 2.0 ** -(ERROR_BITS + FEEDBACK_BITS) + 0.5).clamp_(low, high)
-        error = torch.floor(u[:, i] * 2.0**-FEEDBACK_BITS + 0.5) - q * 2.0**ERROR_BITS
-        error.clamp_(-ERROR_LIMIT, ERROR_LIMIT)
+        q = np.floor(u[:, i] * 2.0 ** -(ERROR_BITS + FEEDBACK_BITS) + 0.5).clip(low, high)
+        error = np.floor(u[:, i] * 2.0**-FEEDBACK_BITS + 0.5) - q * 2.0**ERROR_BITS
         out[:, i] = q
-        u[:, i + 1 :] += error[:, None] * k[i, i + 1 :].reshape(1, -1, 1, 1)
+        u[:, i + 1 :] += error.clip(-ERROR_LIMIT, ERROR_LIMIT)[:, None] * k[i, i + 1 :].reshape(1, -1, 1, 1)
     return out
 
 
-def squares(x: Tensor) -> Tensor:
+def squares(x: np.ndarray) -> np.ndarray:
     """``v = min(floor(x^2 / 2^14 + 1/2), 65535)`` of 16-bit x."""
-    return torch.floor(x * x * 2.0**-SQUARE_SHIFT + 0.5).clamp_(max=65535)
+    return np.minimum(np.floor(x * x * 2.0**-SQUARE_SHIFT + 0.5), 65535)
 
 
-def integer_root(norm: Tensor) -> Tensor:
+def integer_root(norm: np.ndarray) -> np.ndarray:
     """``floor(sqrt(norm * 2^10))``, exact since the operand is below 2^52; below 2^21."""
-    return torch.floor(torch.sqrt(norm * 4.0**ROOT_SHIFT))
+    return np.floor(np.sqrt(norm * 4.0**ROOT_SHIFT))
 
 
-def gdn(x: Tensor, norm: Tensor, inverse: bool, factor: Multiplier, lo: int, hi: int) -> Tensor:
+def gdn(x: np.ndarray, norm: np.ndarray, inverse: bool, factor: Multiplier, lo: int, hi: int) -> np.ndarray:
     """(Inverse) GDN of 16-bit ``x`` given its integer ``norm = gamma v + beta >= 1``; all ``(B, C, H, W)``.
 
     Inverse: ``floor(x * root * m / 2^shift + 1/2)``. Forward: ``floor(x * m / (root * 2^shift) + 1/2)``,
@@ -162,6 +164,5 @@ def gdn(x: Tensor, norm: Tensor, inverse: bool, factor: Multiplier, lo: int, hi:
     root = integer_root(norm)
     if inverse:
         return requantize(x * root, factor, lo, hi)
-    m, shift = _per_channel(factor.m, x), _per_channel(factor.shift, x)
-    d = torch.ldexp(root, shift)
-    return torch.floor((2 * x * m + d) / (2 * d)).clamp_(lo, hi)
+    d = root * by_channel(np.ldexp(1.0, factor.shift))
+    return np.floor((2 * x * by_channel(factor.m) + d) / (2 * d)).clip(lo, hi)

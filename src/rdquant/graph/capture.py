@@ -26,6 +26,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -58,7 +59,7 @@ def capture(codec: TrainedCodec) -> Codec:
         root.calls = [network(codec, name)]
         return _Network(root, name, ports, taken).graph()
 
-    def run(name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
+    def run(name: str, *inputs: np.ndarray, valid: bool = False) -> np.ndarray:
         """Capture what is not captured yet; give zeros of the right shape."""
         if name not in graphs:
             graphs[name] = trace(name, stated[name], tuple(t.shape[1] for t in inputs))
@@ -66,14 +67,14 @@ def capture(codec: TrainedCodec) -> Codec:
         b, _, h, w = inputs[0].shape
         scale = graph.resolutions()[graph.output]
         sides = (1, 1) if valid else (int(h * scale), int(w * scale))
-        return torch.zeros(b, graph.channels()[graph.output], *sides)
+        return np.zeros((b, graph.channels()[graph.output], *sides), np.float32)
 
     analysis = trace("analysis", ("x",), (3,))
     M = analysis.channels()[analysis.output]
     bottleneck = density(codec.entropy_bottleneck)
     factorized = pmf_tables(*bottleneck.pmfs())
     if hyper:
-        y = torch.zeros(1, M, 16, 16)
+        y = np.zeros((1, M, 16, 16), np.float32)
         features = codec.prior.begin(run, run("hyper_analysis", y))
         for _ in codec.prior.walk(run, features, y):
             pass
@@ -86,8 +87,8 @@ def capture(codec: TrainedCodec) -> Codec:
         codec.prior,
         gaussian_tables(scale_table()) if hyper else factorized,
         factorized if hyper else None,
-        torch.from_numpy(scale_boundaries(scale_table())) if hyper else None,
-        bottleneck.medians().detach().float().reshape(-1).clone(),
+        scale_boundaries(scale_table()) if hyper else None,
+        bottleneck.medians().detach().float().reshape(-1).cpu().numpy().copy(),
         UniformScalar(),
     )
 

@@ -11,11 +11,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+import numpy as np
 
 from ..errors import BadModel
 from .operations import Convolution, Operation, Port, Rounding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ class Graph:
     # evaluation
 
     def walk(
-        self, given: tuple[Tensor, ...], apply: Callable[[Node, tuple[Tensor, ...]], Tensor]
-    ) -> Iterator[tuple[str, Tensor]]:
+        self, given: tuple[T, ...], apply: Callable[[Node, tuple[T, ...]], T]
+    ) -> Iterator[tuple[str, T]]:
         """``apply`` on node after node; yields each name and value, the inputs first. Values that nothing
         needs any more are let go.
         """
@@ -95,9 +101,7 @@ class Graph:
                 if last.get(edge, -1) <= i:
                     del values[edge]
 
-    def evaluate(
-        self, given: tuple[Tensor, ...], apply: Callable[[Node, tuple[Tensor, ...]], Tensor]
-    ) -> Tensor:
+    def evaluate(self, given: tuple[T, ...], apply: Callable[[Node, tuple[T, ...]], T]) -> T:
         """The output, each node's value being what ``apply(node, inputs)`` gives."""
         for name, value in self.walk(given, apply):
             if name == self.output:
@@ -105,19 +109,21 @@ class Graph:
         return found
 
     def real(self, *x: Tensor) -> Tensor:
-        """The float network: ``(B, C, H, W)`` each -> the output."""
+        """The float network: tensors ``(B, C, H, W)`` -> the output."""
         return self.evaluate(x, lambda node, inputs: node.op.real(*inputs))
 
-    def exact(self, *q: Tensor) -> Tensor:
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         """The contract in float64, slow and obvious: integers of any type -> the output's, float64.
 
         Inputs outside their ranges are clipped to them: no bound is ever broken.
         """
-        clipped = tuple(t.double().clamp(p.lo, p.hi) for t, p in zip(q, self.inputs.values(), strict=True))
+        clipped = tuple(
+            t.astype(np.float64).clip(p.lo, p.hi) for t, p in zip(q, self.inputs.values(), strict=True)
+        )
         return self.evaluate(clipped, lambda node, inputs: node.op.exact(*inputs))
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
-        """The integer network with gradients; see `Rounding`."""
+        """The integer network on tensors, with gradients; see `Rounding`."""
         return self.evaluate(q, lambda node, inputs: node.op.relaxed(*inputs, rounding=rounding))
 
     # structure

@@ -7,10 +7,8 @@ int64 does not: IEEE operations on integers, or integers times powers of two, of
 from __future__ import annotations
 
 import numpy as np
-import torch
-from numba import njit, prange
-from torch import Tensor
 
+from ..compiled import njit, prange
 from .arithmetic import (
     ERROR_BITS,
     ERROR_LIMIT,
@@ -43,29 +41,29 @@ def compensate_rows(
     factor: np.ndarray | None,
     low: np.ndarray,
     high: np.ndarray,
-    feedback: Tensor,
+    feedback: np.ndarray,
 ) -> np.ndarray:
     """Compensated rounding of ``rows: (P, C)`` float -> ``(P, C)`` float32.
 
     ``bias, factor, low, high: (C,)`` float64, as in `compensate`; without bias and factor rows are in units
-    of ``2^-ERROR_BITS``. ``feedback: (C, C)`` float64 on the CPU. Errors go from one group of channels to the
+    of ``2^-ERROR_BITS``. ``feedback: (C, C)`` float64. Errors go from one group of channels to the
     later ones as a matrix product, which is exact: sums stay below 2^40.
     """
     count, channels = rows.shape
     bias = np.zeros(channels) if bias is None else bias
     factor = np.ones(channels) if factor is None else factor
     groups = [slice(first, first + _GROUP) for first in range(0, channels, _GROUP)]
-    inside = [feedback[group, group].contiguous().numpy() for group in groups]
-    room = torch.empty(min(count, _CHUNK), channels, dtype=torch.float64)
+    inside = [np.ascontiguousarray(feedback[group, group]) for group in groups]
+    room = np.empty((min(count, _CHUNK), channels))
     out = np.empty((count, channels), np.float32)
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
         errors = room[: len(rows[part])]
         for group, own in zip(groups, inside, strict=True):
-            passed = (errors[:, : group.start] @ feedback[: group.start, group]).numpy()
+            passed = errors[:, : group.start] @ feedback[: group.start, group]
             compensate(
                 rows[part, group], bias[group], factor[group], passed, low[group], high[group], own,
-                errors[:, group].numpy(), out[part, group],
+                errors[:, group], out[part, group],
             )  # fmt: skip
     return out
 

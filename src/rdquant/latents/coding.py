@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..entropy import CdfTables, ParityMachine
 from ..errors import UsageError
@@ -37,12 +35,18 @@ class LatentSearch(Protocol):
     """An encoder's better choice of symbols; see `rdquant.latents.rdoq.Rdoq`."""
 
     def levels(
-        self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float, channels: slice
-    ) -> Tensor: ...
+        self,
+        y: np.ndarray,
+        means: np.ndarray,
+        indexes: np.ndarray,
+        tables: CdfTables,
+        step: float,
+        channels: slice,
+    ) -> np.ndarray: ...
 
 
 class LatentCoding(Protocol):
-    """Tensors are ``(B, C, h, w)``, of ``channels`` of y; ``codec`` is a `rdquant.codec.Codec`."""
+    """Arrays are ``(B, C, h, w)``, of ``channels`` of y; ``codec`` is a `rdquant.codec.Codec`."""
 
     @property
     def quantizer(self) -> Quantizer: ...
@@ -57,9 +61,9 @@ class LatentCoding(Protocol):
     def tables(self, codec: Any) -> CdfTables: ...
     def machine(self, run: int) -> ParityMachine | None: ...
     def levels(
-        self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor, channels: slice = _ALL
-    ) -> Tensor: ...
-    def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor: ...
+        self, codec: Any, y: np.ndarray, means: np.ndarray, indexes: np.ndarray, channels: slice = _ALL
+    ) -> np.ndarray: ...
+    def dequantize(self, codec: Any, symbols: np.ndarray, means: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,16 @@ class ScalarCoding:
     def machine(self, run: int) -> None:
         return None
 
-    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor, channels: slice = _ALL) -> Tensor:
+    def levels(
+        self, codec: Any, y: np.ndarray, means: np.ndarray, indexes: np.ndarray, channels: slice = _ALL
+    ) -> np.ndarray:
         if self.search is None:
-            found: Tensor = codec.quantizer.quantize(y, means)
+            found: np.ndarray = codec.quantizer.quantize(y, means)
             return found
         return self.search.levels(y, means, indexes, codec.y_tables, codec.quantizer.step, channels)
 
-    def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor:
-        found: Tensor = codec.quantizer.dequantize(symbols, means)
+    def dequantize(self, codec: Any, symbols: np.ndarray, means: np.ndarray) -> np.ndarray:
+        found: np.ndarray = codec.quantizer.dequantize(symbols, means)
         return found
 
 
@@ -115,35 +121,37 @@ class TrellisCoding:
     def machine(self, run: int) -> ParityMachine:
         return self.trellis.machine(len(tcq_tables()) // 2, run)
 
-    def levels(self, codec: Any, y: Tensor, means: Tensor, indexes: Tensor, channels: slice = _ALL) -> Tensor:
+    def levels(
+        self, codec: Any, y: np.ndarray, means: np.ndarray, indexes: np.ndarray, channels: slice = _ALL
+    ) -> np.ndarray:
         """The cheapest levels by Viterbi's search, int32."""
         if self.gains is None or self.lambda_ is None:
             raise UsageError("encoding with TCQ needs latent gains and lambda")
         rows = y.shape[0] * y.shape[1]
         size = self.step / codec.quantizer.unit  # in steps of plain rounding
         weight = self.coherence * self.lambda_ / 3 * self.gains[channels] * size**2
-        residual = (y.double() - means.double()) / (size * codec.quantizer.step)
-        residual = residual.float().reshape(rows, -1).contiguous().numpy()
+        residual = (y.astype(np.float64) - means) / (size * codec.quantizer.step)
+        residual = np.ascontiguousarray(residual.astype(np.float32).reshape(rows, -1))
         t, rates = tcq_tables(), SymbolRates.of(tcq_tables())
         out = np.empty(residual.shape, np.int32)
         with PARALLEL:
             kernels.viterbi_channels(
-                residual, indexes.reshape(rows, -1).contiguous().numpy(),
+                residual, np.ascontiguousarray(indexes.reshape(rows, -1)),
                 np.tile(weight.astype(np.float32), y.shape[0]),
                 rates.bits, rates.escape, t.starts, t.offsets, np.array(self.trellis.nexts, np.int64),
                 np.array(self.trellis.quantizer, np.int64), len(t) // 2, out,
             )  # fmt: skip
-        return torch.from_numpy(out).reshape(y.shape)
+        return out.reshape(y.shape)
 
-    def dequantize(self, codec: Any, symbols: Tensor, means: Tensor) -> Tensor:
-        k = symbols.clamp(-_LARGEST, _LARGEST).to(torch.int64)
-        states = self.machine(_run(symbols)).states(symbols.reshape(-1).numpy())
-        odd = torch.from_numpy(np.array(self.trellis.quantizer)[states]).reshape(symbols.shape)
-        found: Tensor = codec.quantizer.displaced((2 * k - torch.sign(k) * odd) * self.step, means)
+    def dequantize(self, codec: Any, symbols: np.ndarray, means: np.ndarray) -> np.ndarray:
+        k = symbols.clip(-_LARGEST, _LARGEST).astype(np.int64)
+        states = self.machine(_run(symbols)).states(symbols.reshape(-1))
+        odd = np.array(self.trellis.quantizer)[states].reshape(symbols.shape)
+        found: np.ndarray = codec.quantizer.displaced((2 * k - np.sign(k) * odd) * self.step, means)
         return found
 
 
-def _run(levels: Tensor) -> int:
+def _run(levels: np.ndarray) -> int:
     """Symbols of a channel, a sequence of its own."""
     return max(1, levels.shape[2] * levels.shape[3])
 
@@ -180,9 +188,9 @@ def encoder_coding(
     return TrellisCoding(kind, units, gains, lambda_, TCQ_COHERENCE if coherence is None else coherence)
 
 
-def coded_with(coding: LatentCoding, levels: Tensor, indexes: Tensor) -> np.ndarray:
+def coded_with(coding: LatentCoding, levels: np.ndarray, indexes: np.ndarray) -> np.ndarray:
     """The table of each of ``levels``, flat int32, the quantizer's state considered."""
-    flat, tables = levels.reshape(-1).numpy(), indexes.reshape(-1).numpy()
+    flat, tables = levels.reshape(-1), indexes.reshape(-1)
     machine = coding.machine(_run(levels))
     return tables if machine is None else machine.indexes(flat, tables)
 

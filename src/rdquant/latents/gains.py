@@ -13,7 +13,7 @@ import torch
 
 from ..codec import Codec
 from ..errors import CalibrationError
-from ..pixels import pad_to, to_tensor
+from ..pixels import pad_to, to_batch
 from .parts import quantized
 
 
@@ -27,7 +27,8 @@ def latent_gains(codec: Codec, pictures: list[np.ndarray], probes: int = 4, seed
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(codec.M, dtype=torch.float64)
     for rgb in pictures:
-        y_hat = quantized(codec, to_tensor(pad_to(rgb, codec.downsampling))).y_hat.requires_grad_(True)
+        coded = quantized(codec, to_batch(pad_to(rgb, codec.downsampling)))
+        y_hat = torch.from_numpy(coded.y_hat).requires_grad_(True)
         out = codec.networks["synthesis"].real(y_hat) * 255
         for k in range(probes):
             signs = torch.randint(0, 2, out.shape, generator=generator) * 2.0 - 1

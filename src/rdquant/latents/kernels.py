@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+
+from ..compiled import njit, prange
 
 # mypy: disable-error-code="assignment"
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..priors import Part
 from .coding import LatentCoding, ScalarCoding, coded_with
@@ -22,34 +20,34 @@ if TYPE_CHECKING:
     from ..codec import Codec
 
 #: part, table indexes, means -> levels; ``(B, C, 1, n)`` each
-Choose = Callable[[Part, Tensor, Tensor], Tensor]
+Choose = Callable[[Part, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Coded:
     """Pictures as symbols, and all that was computed on the way. y and z are in the codec's units."""
 
-    y: Tensor  #: (B, M, H/s, W/s) for the codec's stride s, as the analysis gave it
-    z: Tensor | None  #: before rounding; None without a hyperprior, as all of z
-    z_symbols: Tensor | None  #: int32
-    z_hat: Tensor | None
-    features: Tensor | None  #: of `rdquant.codec.Codec.begin`
+    y: np.ndarray  #: (B, M, H/s, W/s) for the codec's stride s, as the analysis gave it
+    z: np.ndarray | None  #: before rounding; None without a hyperprior, as all of z
+    z_symbols: np.ndarray | None  #: int32
+    z_hat: np.ndarray | None
+    features: np.ndarray | None  #: of `rdquant.codec.Codec.begin`
     parts: tuple[Part, ...]
-    levels: Tensor  #: symbols of y, int32
-    indexes: Tensor  #: int32, the table of each level (of TCQ, in quantizer 0)
-    means: Tensor
-    y_hat: Tensor
+    levels: np.ndarray  #: symbols of y, int32
+    indexes: np.ndarray  #: int32, the table of each level (of TCQ, in quantizer 0)
+    means: np.ndarray
+    y_hat: np.ndarray
 
     def stream(self, coding: LatentCoding) -> tuple[np.ndarray, np.ndarray]:
         """Levels and their tables in the order of a file, int32 ``(K,)``. One picture."""
         taken = [(part.take(self.levels), part.take(self.indexes)) for part in self.parts]
-        levels = np.concatenate([k.reshape(-1).numpy() for k, _ in taken])
+        levels = np.concatenate([k.reshape(-1) for k, _ in taken])
         return levels, np.concatenate([coded_with(coding, k, t) for k, t in taken])
 
 
 def walk(
-    codec: Codec, features: Tensor | None, y_hat: Tensor, coding: LatentCoding, choose: Choose
-) -> Iterator[tuple[Part, Tensor, Tensor, Tensor]]:
+    codec: Codec, features: np.ndarray | None, y_hat: np.ndarray, coding: LatentCoding, choose: Choose
+) -> Iterator[tuple[Part, np.ndarray, np.ndarray, np.ndarray]]:
     """The loop: fills ``y_hat``, of `rdquant.codec.Codec.blank`. Yields part, levels, indexes and means."""
     for part, indexes, means in codec.conditions(features, y_hat, coding.spacing):
         levels = choose(part, indexes, means)
@@ -57,33 +55,33 @@ def walk(
         yield part, levels, indexes, means
 
 
-def quantized(codec: Codec, pixels: Tensor, coding: LatentCoding | None = None) -> Coded:
+def quantized(codec: Codec, pixels: np.ndarray, coding: LatentCoding | None = None) -> Coded:
     """``pixels: (B, 3, H, W)`` uint8, sides multiples of the codec's `downsampling`, or float in [0, 1] for a
     float codec -> what a file would hold of them. ``coding``: by default each level is the nearest.
     """
-    return quantized_latent(codec, codec.analysis(pixels).contiguous(), coding)
+    return quantized_latent(codec, np.ascontiguousarray(codec.analysis(pixels)), coding)
 
 
-def quantized_latent(codec: Codec, y: Tensor, coding: LatentCoding | None = None) -> Coded:
+def quantized_latent(codec: Codec, y: np.ndarray, coding: LatentCoding | None = None) -> Coded:
     """The same of what the analysis gave, ``y: (B, M, H/s, W/s)``."""
     z = z_symbols = z_hat = None
     if codec.prior.hyper:
         z = codec.hyper_analysis(y)
         z_symbols = codec.z_symbols(z)
         z_hat = codec.z_hat(z_symbols)
-    empty = torch.empty(y.shape, dtype=torch.int32)
+    empty = np.empty(0, np.int32)
     fresh = Coded(y, z, z_symbols, z_hat, codec.begin(z_hat), (), empty, empty, empty, empty)
     return requantized(codec, fresh, y, coding or ScalarCoding())
 
 
-def requantized(codec: Codec, coded: Coded, aim: Tensor, coding: LatentCoding) -> Coded:
+def requantized(codec: Codec, coded: Coded, aim: np.ndarray, coding: LatentCoding) -> Coded:
     """The same with levels that are to come near ``aim``, shaped as y."""
     b, _, h, w = aim.shape
     y_hat = codec.blank(b, h, w)
-    levels = torch.empty(y_hat.shape, dtype=torch.int32, device=y_hat.device)
-    indexes, means = torch.empty_like(levels), torch.empty_like(y_hat)
+    levels, indexes = np.empty(y_hat.shape, np.int32), np.empty(y_hat.shape, np.int32)
+    means = np.empty_like(y_hat)
 
-    def choose(part: Part, tables: Tensor, around: Tensor) -> Tensor:
+    def choose(part: Part, tables: np.ndarray, around: np.ndarray) -> np.ndarray:
         return coding.levels(codec, part.take(aim), around, tables, part.channels)
 
     parts = []

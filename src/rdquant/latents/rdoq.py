@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..entropy import CdfTables
 from ..errors import UsageError
@@ -70,14 +68,19 @@ class Rdoq:
             raise UsageError(f"lambda must be positive, got {self.lambda_}")
 
     def levels(
-        self, y: Tensor, means: Tensor, indexes: Tensor, tables: CdfTables, step: float, channels: slice
-    ) -> Tensor:
+        self,
+        y: np.ndarray,
+        means: np.ndarray,
+        indexes: np.ndarray,
+        tables: CdfTables,
+        step: float,
+        channels: slice,
+    ) -> np.ndarray:
         """int32 symbols, shaped as ``y: (B, C, h, w)`` of ``channels``. ``step``: of a symbol, in y's units.
 
         J counts ``lambda * 255^2 * MSE`` a pixel; a picture's MSE is over three samples a pixel.
         """
         weight = np.repeat(self.coherence * self.lambda_ / 3 * self.gains[channels], y.shape[2] * y.shape[3])
         weight = np.tile(weight, y.shape[0])
-        residual = (y.float() - means.float()).numpy().reshape(-1) / np.float32(step)
-        found = rdoq(residual, indexes.reshape(-1).numpy(), weight, SymbolRates.of(tables))
-        return torch.from_numpy(found).reshape(y.shape)
+        residual = (y.astype(np.float32) - means.astype(np.float32)).reshape(-1) / np.float32(step)
+        return rdoq(residual, indexes.reshape(-1), weight, SymbolRates.of(tables)).reshape(y.shape)

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import UsageError
+from ..lazy import torch
 from .coding import LatentCoding
 from .parts import Coded, requantized
 
@@ -53,16 +52,17 @@ class Refinement:
     lambda_: float
     rounds: int
 
-    def best(self, codec: Codec, pixels: Tensor, size: tuple[int, int], first: Coded) -> Coded:
+    def best(self, codec: Codec, pixels: np.ndarray, size: tuple[int, int], first: Coded) -> Coded:
         """The cheapest symbols found, ``first`` among them.
 
         ``pixels: (1, 3, H, W)`` padded; ``size``: height and width of what counts.
         """
-        gains = torch.from_numpy(self.gains).float() / codec.quantizer.step**2
-        gains = gains.clamp(min=float(gains.max()) * 1e-6).reshape(1, -1, 1, 1)
-        aim, tables, best, least, now = first.y.float(), self.coding.tables(codec), first, np.inf, first
+        gains = self.gains.astype(np.float32) / np.float32(codec.quantizer.step**2)
+        gains = np.maximum(gains, gains.max() * np.float32(1e-6)).reshape(1, -1, 1, 1)
+        aim, tables, best, least = first.y.astype(np.float32), self.coding.tables(codec), first, np.inf
+        now = first
         for i in range(self.rounds + 1):
-            reached = now.y_hat.float()
+            reached = now.y_hat.astype(np.float32)
             error, slope = squared_error(codec, reached, pixels, size, slope=i < self.rounds)
             cost = self.lambda_ / 3 * error + tables.bits(*now.stream(self.coding))
             if cost < least:
@@ -81,9 +81,14 @@ def overshoot(i: int, rounds: int) -> float:
 
 
 def squared_error(
-    codec: Codec, y_hat: Tensor, pixels: Tensor, size: tuple[int, int], slope: bool, most: int = PIXELS
-) -> tuple[float, Tensor | None]:
-    """The picture's squared error in 8-bit samples, summed, and its slope in ``y_hat: (1, M, h, w)``.
+    codec: Codec,
+    y_hat: np.ndarray,
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    slope: bool,
+    most: int = PIXELS,
+) -> tuple[float, np.ndarray | None]:
+    """The picture's squared error in 8-bit samples, summed, and its slope in ``y_hat: (1, M, h, w)`` float32.
 
     Taken in strips of ``most`` pixels, so that memory is bounded, unless the synthesis cannot be cut.
     ``pixels``, ``size``: as above.
@@ -95,17 +100,18 @@ def squared_error(
     halo = rows if reach is None else max(HALO, math.ceil(reach))
     if rows <= high + 2 * halo:
         high = rows
-    total, slopes = 0.0, torch.zeros_like(y_hat) if slope else None
+    total, slopes = 0.0, np.zeros_like(y_hat) if slope else None
     for start in range(0, rows, high):
         top, end = max(0, start - halo), min(rows, start + high)
-        part = y_hat[:, :, top : end + halo].detach().requires_grad_(slope)
+        part = torch.from_numpy(y_hat[:, :, top : end + halo]).requires_grad_(slope)
         shown = slice(start * step, min(end * step, size[0]))
         with torch.set_grad_enabled(slope):
             decoded = codec.relaxed_synthesis(part)[:, :, shown.start - top * step : shown.stop - top * step]
-            error = (decoded - pixels[:, :, shown].float())[..., : size[1]].square().sum()
+            wanted = torch.from_numpy(pixels[:, :, shown]).float()
+            error = (decoded - wanted)[..., : size[1]].square().sum()
         total += float(error.detach())
         if slopes is not None:
-            slopes[:, :, top : end + halo] += torch.autograd.grad(error, part)[0]
+            slopes[:, :, top : end + halo] += torch.autograd.grad(error, part)[0].numpy()
     return total, slopes
 
 

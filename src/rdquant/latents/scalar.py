@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 #: y, means and y_hat of integer codecs are 16-bit fixed point
 FIXED_LO, FIXED_HI = -(2**15), 2**15 - 1
@@ -16,20 +15,20 @@ FIXED_LO, FIXED_HI = -(2**15), 2**15 - 1
 
 @dataclass(frozen=True)
 class UniformScalar:
-    """``symbols = round(y - means)``; all tensors ``(B, M, H, W)`` float32, symbols int32."""
+    """``symbols = round(y - means)``; all arrays ``(B, M, H, W)`` float32, symbols int32."""
 
     step = 1.0  #: of a symbol, in units of y
     unit = 256  #: what a symbol's step is in the units that `displaced` and container files count in
 
-    def quantize(self, y: Tensor, means: Tensor) -> Tensor:
-        return torch.round(y - means).to(torch.int32)
+    def quantize(self, y: np.ndarray, means: np.ndarray) -> np.ndarray:
+        return np.round(y - means).astype(np.int32)
 
-    def dequantize(self, symbols: Tensor, means: Tensor) -> Tensor:
-        return symbols.to(means.dtype) + means
+    def dequantize(self, symbols: np.ndarray, means: np.ndarray) -> np.ndarray:
+        return symbols.astype(means.dtype) + means
 
-    def displaced(self, by: Tensor, means: Tensor) -> Tensor:
+    def displaced(self, by: np.ndarray, means: np.ndarray) -> np.ndarray:
         """``means`` and what is ``by: int64`` in units."""
-        return by.to(means.dtype) / self.unit + means
+        return by.astype(means.dtype) / self.unit + means
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,16 @@ class FixedPointScalar:
     def unit(self) -> int:
         return 1 << self.fraction_bits
 
-    def quantize(self, y: Tensor, means: Tensor) -> Tensor:
+    def quantize(self, y: np.ndarray, means: np.ndarray) -> np.ndarray:
         half = (1 << self.fraction_bits) >> 1
-        return (y.to(torch.int32) - means.to(torch.int32) + half) >> self.fraction_bits
+        return (y.astype(np.int32) - means.astype(np.int32) + half) >> self.fraction_bits
 
-    def dequantize(self, symbols: Tensor, means: Tensor) -> Tensor:
+    def dequantize(self, symbols: np.ndarray, means: np.ndarray) -> np.ndarray:
         # clip first: a damaged or hostile file may hold any 32-bit symbol
         top = 2 ** (17 - self.fraction_bits)
-        scaled = symbols.clamp(-top, top) << self.fraction_bits
-        return (scaled + means.to(torch.int32)).clamp_(FIXED_LO, FIXED_HI)
+        scaled = symbols.clip(-top, top) << self.fraction_bits
+        return (scaled + means.astype(np.int32)).clip(FIXED_LO, FIXED_HI)
 
-    def displaced(self, by: Tensor, means: Tensor) -> Tensor:
+    def displaced(self, by: np.ndarray, means: np.ndarray) -> np.ndarray:
         """``means`` and what is ``by: int64`` in units of y, clipped like `dequantize`."""
-        return (by + means.to(torch.int64)).clamp_(FIXED_LO, FIXED_HI).to(torch.int32)
+        return (by + means.astype(np.int64)).clip(FIXED_LO, FIXED_HI).astype(np.int32)

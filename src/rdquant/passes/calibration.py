@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from ..codec import Codec
+from ..compiled import njit
 from ..errors import CalibrationError
 from ..files.images import read_image
 from ..graph import Node
 from ..graph.operations import Convolution
-from ..pixels import pad_to, to_tensor
+from ..pixels import pad_to, to_batch
 from ..quality import at_spread
 from .flow import through
 from .mixed import Mixing
@@ -163,7 +163,7 @@ def observe(
     seen = Calibration()
     generator = torch.Generator().manual_seed(0)
     for i, pixels in enumerate(pictures):
-        x = to_tensor(pad_to(pixels, codec.downsampling)).float() / 255
+        x = torch.from_numpy(to_batch(pad_to(pixels, codec.downsampling))).float() / 255
         flows: list[tuple[Node, Tensor, Tensor]] = []
 
         def note(

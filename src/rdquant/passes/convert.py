@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,11 +81,11 @@ def to_integer(
         networks[name], known[name] = lowering.run()
     gains = {} if seen.gains is None else {"latent_gains": [float(f"{g:.4g}") for g in seen.gains]}
     factorized_bits = Z_FRACTION_BITS if prior.hyper else fraction_bits
-    medians = torch.round(codec.medians.detach().flatten() * 2.0**factorized_bits)
+    medians = np.round(codec.medians * np.float32(2**factorized_bits))
     thresholds = scale_thresholds(scale_boundaries(scale_table()), fraction_bits) if prior.hyper else None
     integer = Codec(
         codec.architecture, networks, prior, codec.y_tables, codec.z_tables, thresholds,
-        medians.clamp(FIXED_LO, FIXED_HI).to(torch.int32), FixedPointScalar(fraction_bits),
+        medians.clip(FIXED_LO, FIXED_HI).astype(np.int32), FixedPointScalar(fraction_bits),
         {"quantize": config.to_json(), **gains, **(description or {})},
     )  # fmt: skip
     integer.check()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pixels import pad_to, to_tensor
+from ..pixels import pad_to, to_batch
 
 
 class Crops:
@@ -25,7 +25,7 @@ class Crops:
             top, left = (random.integers(n - self.side + 1) for n in p.shape[:2])
             crop = p[top : top + self.side, left : left + self.side]
             crops.append(np.ascontiguousarray(crop[:, ::-1] if random.random() < 0.5 else crop))
-        x = torch.cat([to_tensor(c) for c in crops]).float()
+        x = torch.from_numpy(np.concatenate([to_batch(c) for c in crops])).float()
         return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -36,5 +36,5 @@ def probe(pictures: list[np.ndarray], side: int = 256, most: int = 10) -> Tensor
         p = pictures[i * len(pictures) // min(most, len(pictures))]
         p = pad_to(p, side) if min(p.shape[:2]) < side else p
         top, left = (p.shape[0] - side) // 2, (p.shape[1] - side) // 2
-        crops.append(to_tensor(p[top : top + side, left : left + side]))
-    return torch.cat(crops).float().contiguous(memory_format=torch.channels_last)
+        crops.append(to_batch(p[top : top + side, left : left + side]))
+    return torch.from_numpy(np.concatenate(crops)).float().contiguous(memory_format=torch.channels_last)

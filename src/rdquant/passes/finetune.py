@@ -28,7 +28,7 @@ from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
 from ..graph.capture import capture
 from ..latents.parts import quantized
-from ..pixels import pad_to, to_tensor
+from ..pixels import pad_to, to_batch
 from .config import QuantizeConfig
 from .convert import to_integer
 from .mixing import Progress
@@ -69,12 +69,12 @@ class Latents:
         """``pictures``: ``(H, W, 3)`` uint8; smaller ones than the first are left out."""
         shape = pictures[0].shape
         pictures = [p for p in pictures if p.shape == shape]
-        pixels = [to_tensor(pad_to(p, codec.downsampling)) for p in pictures]
+        pixels = [to_batch(pad_to(p, codec.downsampling)) for p in pictures]
         found = []
         for i, x in enumerate(pixels):
-            found.append(quantized(codec, x).y_hat.to(torch.int16))
+            found.append(quantized(codec, x).y_hat.astype(np.int16))
             say(i + 1, len(pixels))
-        return cls(torch.cat(pixels), torch.cat(found))
+        return cls(torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(np.concatenate(found)))
 
     def batch(self, indexes: Tensor) -> tuple[Tensor, Tensor]:
         """Float32."""
@@ -201,6 +201,6 @@ class Finetuning:
         """Mean squared error of the calibration pictures, in exact integers."""
         total = 0.0
         for k in range(len(self.judges.pixels)):
-            out = codec.synthesis(self.judges.y_hat[k : k + 1].to(torch.int32)).double()
-            total += float(torch.mean((out - self.judges.pixels[k : k + 1].double()) ** 2))
+            out = codec.synthesis(self.judges.y_hat[k : k + 1].numpy()).astype(np.float64)
+            total += float(np.mean((out - self.judges.pixels[k : k + 1].numpy()) ** 2))
         return total / len(self.judges.pixels)

@@ -54,7 +54,7 @@ class Passed:
     x_hat: Tensor  #: (B, 3, H, W), nominally in [0, 1], not clamped
 
 
-def noting(codec: Codec, note: Note | None) -> Run:
+def noting(codec: Codec, note: Note | None) -> Run[Tensor]:
     """``codec``'s networks by name, every operation shown to ``note``; with gradients."""
 
     def run(name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
@@ -73,7 +73,7 @@ def noting(codec: Codec, note: Note | None) -> Run:
 
 
 def settled(
-    prior: Prior, run: Run, features: Tensor, y: Tensor, quantize: Callable[[Tensor, Tensor], Tensor]
+    prior: Prior, run: Run[Tensor], features: Tensor, y: Tensor, quantize: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
     """y_hat of a latent coded part by part, found by repeating all parts at once: after each pass one part
     more is final, so that it takes as many as there are parts. (Serial contexts take `SERIAL_PASSES`: nearly
@@ -91,7 +91,7 @@ def through(codec: Codec, x: Tensor, note: Note | None = None) -> Passed:
     """``x: (B, 3, H, W)`` in [0, 1], sides multiples of the downsampling, through a float codec."""
     run = noting(codec, note)
     y = run("analysis", x)
-    centre = codec.medians.reshape(1, -1, 1, 1)
+    centre = torch.from_numpy(codec.medians).reshape(1, -1, 1, 1)
 
     def quantize(v: Tensor, around: Tensor) -> Tensor:
         return torch.round(v - around) + around

@@ -294,8 +294,7 @@ class Lowering:
 
     def _source(self, node: Node) -> tuple[str, Tensor]:
         """What a nonlinearity works on: the accumulators before it if it alone reads them, else 16 bits."""
-        alone = self._alone(node)
-        if alone is not None:
+        if (alone := self._alone(node)) is not None:
             return self._accumulate(alone)
         value = self.value(node.inputs[0], WIDE)
         return value.name, value.format.scale
@@ -311,7 +310,8 @@ class Lowering:
             factor = Multiplier.from_float(unit / out.scale * 2.0**ERROR_BITS)
             feedback = torch.round(mixing.feedback(out.scale) * 2.0**FEEDBACK_BITS)
             feedback = feedback.clamp(-(2**15), 2**15 - 1).to(torch.int16)
-            return Value(self.add(name, Compensate(factor, out.lo, out.hi, out.offset, feedback), acc), out)
+            rounding = Compensate(factor, out.lo, out.hi, out.offset.numpy(), feedback.numpy())
+            return Value(self.add(name, rounding, acc), out)
         else:
             out = self._format(node.name, width)
         op = Requantize(Multiplier.saturating(unit / out.scale), None, out.lo, out.hi)

@@ -42,7 +42,7 @@ from ..errors import CalibrationError
 from ..graph import Node
 from ..graph.operations import Convolution, DivisiveNormalization
 from ..latents import FIXED_HI
-from ..pixels import pad_to, to_tensor
+from ..pixels import pad_to, to_batch
 from ..quality import at_spread, power_at_spread
 from .calibration import picture_weight
 from .config import QuantizeConfig
@@ -102,8 +102,8 @@ def _collect(
     for i, pixels in enumerate(pictures):
         if progress:
             progress(i, len(pictures), "sensitivities")
-        shown, costs = at_spread(codec, i), gains * power_at_spread(codec, i)
-        x = to_tensor(pad_to(pixels, codec.downsampling)).float() / 255
+        shown, costs = at_spread(codec, i), gains * torch.from_numpy(power_at_spread(codec, i))
+        x = torch.from_numpy(to_batch(pad_to(pixels, codec.downsampling))).float() / 255
         with torch.no_grad():
             passed = through(shown, x)
             weight = picture_weight(passed.x_hat, x)

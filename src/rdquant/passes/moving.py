@@ -30,18 +30,18 @@ class Weights(nn.Module):
     def __init__(self, op: Convolution, unrounded: Tensor, bias_unit: Tensor) -> None:
         super().__init__()
         self.op = op
-        self.levels = uniform(op.bits) if op.levels is None else Levels(op.levels, op.bits)
+        self.levels = uniform(op.bits) if op.levels is None else Levels(torch.from_numpy(op.levels), op.bits)
         self.lowest, self.highest = float(self.levels.low), float(self.levels.high)
         self.spacing = (self.highest - self.lowest) / (len(self.levels.values) - 1)
         values = self.levels.values.double()
         self.register_buffer("values", values)
         self.register_buffer("middles", (values[1:] + values[:-1]) / 2)
         self.register_buffer("v", unrounded.clone())
-        self.register_buffer("bias0", op.bias.double())
+        self.register_buffer("bias0", torch.from_numpy(op.bias).double())
         self.register_buffer("bias_unit", bias_unit)
         self.register_buffer("unmasked", used_taps(dataclasses.replace(op, weight=unrounded)).double())
         self.bias = nn.Parameter(torch.zeros(op.out_channels))
-        q = op.weight.double()
+        q = torch.from_numpy(op.weight).double()
         # where compensation went against the nearest level, gradients need some room before they go back
         start = torch.minimum(torch.maximum(unrounded, q - ROOM), q + ROOM) if self.levels.plain else q
         self.weight = nn.Parameter(((start - unrounded) / self.spacing).float())
@@ -73,8 +73,8 @@ class Weights(nn.Module):
         return dataclasses.replace(self.op, weight=self.levelled(in_log), bias=round_ste(bias))
 
     def export(self, in_log: Tensor | None) -> Convolution:
-        weight = self.levels.nearest(self.moved(in_log)).to(torch.int16)
-        bias = torch.floor(self.bias0 + self.bias * self.bias_unit + 0.5).to(torch.int64)
+        weight = self.levels.nearest(self.moved(in_log)).to(torch.int16).numpy()
+        bias = torch.floor(self.bias0 + self.bias * self.bias_unit + 0.5).to(torch.int64).numpy()
         return dataclasses.replace(self.op, weight=weight, bias=bias)
 
 
@@ -88,7 +88,7 @@ class Norm(nn.Module):
         super().__init__()
         self.op = op
         self.register_buffer("gamma0", unrounded.clone())
-        self.register_buffer("beta0", op.beta.double())
+        self.register_buffer("beta0", torch.from_numpy(op.beta).double())
         self.gamma = nn.Parameter(torch.zeros_like(unrounded, dtype=torch.float32))
         self.beta_log = nn.Parameter(torch.zeros(len(unrounded)))
 
@@ -103,8 +103,8 @@ class Norm(nn.Module):
         found = self.relaxed(True)
         return dataclasses.replace(
             found,
-            gamma=torch.round(found.gamma).to(torch.int16),
-            beta=torch.round(found.beta).to(torch.int64),
+            gamma=torch.round(found.gamma).to(torch.int16).numpy(),
+            beta=torch.round(found.beta).to(torch.int64).numpy(),
         )
 
 

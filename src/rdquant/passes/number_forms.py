@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,8 +105,9 @@ def integer_convolution(
         q = quantize_weight(flat, scales, levels).reshape(weight.shape)
     unrounded = (flat / scales[:, None]).reshape(weight.shape)
     found = dataclasses.replace(
-        op, weight=op.stored_as(q).contiguous(), bias=torch.round(op.bias.double() / scales).to(torch.int64),
-        bits=levels.bits, levels=None if levels.symmetric_range else levels.values,
+        op, weight=op.stored_as(q).contiguous().numpy(),
+        bias=torch.round(op.bias.double() / scales).to(torch.int64).numpy(),
+        bits=levels.bits, levels=None if levels.symmetric_range else levels.values.numpy(),
     )  # fmt: skip
     return found, scales, op.stored_as(unrounded).contiguous()
 
@@ -128,7 +130,7 @@ def _importance(op: Convolution, source: ActivationFormat, grams: list[Tensor]) 
 def integer_mixing(mixing: Mixing, source: ActivationFormat) -> tuple[Convolution, Tensor, Tensor]:
     """As `integer_convolution`, and exact."""
     levels = mixing.levels[:, :, None, None].contiguous()
-    op = Convolution(levels, torch.zeros(len(levels), dtype=torch.int64), bits=mixing.bits)
+    op = Convolution(levels.numpy(), np.zeros(len(levels), np.int64), bits=mixing.bits)
     # exact if the scales that T was made for are these or all in one proportion to them
     return op, mixing.unit * (source.scale / mixing.input_scale)[0], levels.double()
 
@@ -151,8 +153,8 @@ def integer_gdn(
     factor = x_scale * root_unit / out.scale if gdn.inverse else x_scale / (root_unit * out.scale)
     unrounded = weighted / norm_unit[:, None]
     found = DivisiveNormalization(
-        gdn.inverse, torch.round(unrounded).to(torch.int16),
-        torch.round(beta / norm_unit).clamp(min=1).to(torch.int64),
+        gdn.inverse, torch.round(unrounded).to(torch.int16).numpy(),
+        torch.round(beta / norm_unit).clamp(min=1).to(torch.int64).numpy(),
         Multiplier.saturating(unit / x_scale), Multiplier.from_float(factor), out.lo, out.hi, bits,
     )  # fmt: skip
     return found, unrounded
@@ -166,21 +168,21 @@ def integer_sum(op: Sum, sources: list[ActivationFormat], out: ActivationFormat)
     m = torch.round(ratios * torch.exp2(shift.double()))
     if float(m.max()) >= 2**MULTIPLIER_BITS:
         raise BadModel(f"a sum's terms are {float(ratios.max())} times as wide as the sum; at most 2^16")
-    signed = m.to(torch.int32) * torch.tensor(op.signs, dtype=torch.int32)[:, None]
-    return dataclasses.replace(op, m=signed, shift=shift.to(torch.int32), lo=out.lo, hi=out.hi)
+    signed = m.numpy().astype(np.int32) * np.array(op.signs, np.int32)[:, None]
+    return dataclasses.replace(op, m=signed, shift=shift.numpy().astype(np.int32), lo=out.lo, hi=out.hi)
 
 
 def integer_gain(op: Gain, source: ActivationFormat, out: ActivationFormat) -> Gain:
     log2 = op.log2.detach().double() + torch.log2(source.scale / out.scale)
     whole = torch.round(log2 * 2**LOG_BITS).clamp(-LOG_LIMIT, LOG_LIMIT).to(torch.int32)
-    return dataclasses.replace(op, log2=whole, lo=out.lo, hi=out.hi)
+    return dataclasses.replace(op, log2=whole.numpy(), lo=out.lo, hi=out.hi)
 
 
 def integer_table(op: Pointwise, index: ActivationFormat, out: ActivationFormat) -> Pointwise:
     q = torch.arange(index.lo, index.hi + 1, dtype=torch.float64)
     found = op.real(q * index.scale[0]) / out.scale[0]
     values = torch.floor(found + 0.5).clamp(out.lo, out.hi).to(torch.int32)
-    return dataclasses.replace(op, values=values, lo=index.lo)
+    return dataclasses.replace(op, values=values.numpy(), lo=index.lo)
 
 
 def layer_norm_format(op: LayerNorm, out: ActivationFormat) -> ActivationFormat:
@@ -202,8 +204,8 @@ def integer_layer_norm(op: LayerNorm, scale: float, out: ActivationFormat) -> La
     return dataclasses.replace(
         op,
         weight=None,
-        bias=bias.to(torch.int32),
-        sign=sign,
+        bias=bias.to(torch.int32).numpy(),
+        sign=sign.numpy(),
         factor=factor,
         floor=floor,
         lo=out.lo,
@@ -222,6 +224,6 @@ def integer_attention(
     if int(factor.shift.max()) > GDN_SHIFT_LIMIT:
         raise BadModel("attention's output is too wide for its input")
     return dataclasses.replace(
-        op, bias=bias.to(torch.int32), logit=Multiplier.from_float(torch.full((op.heads,), per_logit)),
+        op, bias=bias.to(torch.int32).numpy(), logit=Multiplier.from_float(np.full(op.heads, per_logit)),
         exponential=exponentials(), factor=factor, lo=out.lo, hi=out.hi,
     )  # fmt: skip

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import Tensor
 
+from ..compiled import njit
 from ..graph.operations import Convolution
 from .formats import Levels
 

@@ -26,6 +26,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ from ..errors import CalibrationError
 from ..graph import Graph, Node, Operation, Rounding
 from ..graph.arithmetic import GDN_SHIFT_LIMIT, Multiplier, RealFactor
 from ..graph.operations import Compensate, Convolution, DivisiveNormalization, Requantize, round_ste
+from ..graph.operations.base import tensor
 from .flow import networks_in_order, settled
 from .mixed import is_mixing
 from .moving import Norm, Stage, Weights, stages_of
@@ -104,7 +106,7 @@ class Twin(nn.Module):
             )
         self._density = (copy.deepcopy(own).requires_grad_(False),)
         self.unit = 2.0**integer.fraction_bits
-        self.register_buffer("medians", integer.medians.double().reshape(1, -1, 1, 1))
+        self.register_buffer("medians", torch.from_numpy(integer.medians).double().reshape(1, -1, 1, 1))
         self.float().requires_grad_(False)
 
     # what there is
@@ -173,9 +175,7 @@ class Twin(nn.Module):
             op = self.norms[key].relaxed(self.weights_rounded[stage])  # type: ignore[operator]
         if key in self.logs:
             gain = torch.exp(-self.logs[key])
-            op = dataclasses.replace(op, factor=RealFactor(op.factor.as_float().to(gain) * gain))  # type: ignore
-            if getattr(op, "negative", None) is not None:
-                op = dataclasses.replace(op, negative=RealFactor(op.negative.as_float().to(gain) * gain))  # type: ignore
+            op = _times(op, gain, RealFactor)
         return op
 
     def _rounding(self, node: Node) -> Rounding:
@@ -284,9 +284,7 @@ class Twin(nn.Module):
             op = self.norms[key].export()  # type: ignore[operator]
         if key in self.logs:
             gain = torch.exp(-self.logs[key])
-            op = dataclasses.replace(op, factor=Multiplier.from_float(op.factor.as_float() * gain))  # type: ignore
-            if getattr(op, "negative", None) is not None:
-                op = dataclasses.replace(op, negative=Multiplier.from_float(op.negative.as_float() * gain))  # type: ignore
+            op = _times(op, gain, Multiplier.from_float)
             if isinstance(op, DivisiveNormalization) and not op.inverse:
                 assert op.factor is not None
                 if int(op.factor.shift.max()) > GDN_SHIFT_LIMIT:
@@ -294,6 +292,13 @@ class Twin(nn.Module):
                         f"{node.name}: an activation scale ran away; lower the learning rate"
                     )
         return op
+
+
+def _times(op: Any, gain: Tensor, make: Callable[[Tensor], Multiplier | RealFactor]) -> Any:
+    """An operation with its factors, those of each channel, times ``gain: (C,)``."""
+    found = {"factor": op.factor, "negative": getattr(op, "negative", None)}
+    moved = {name: make(tensor(f.as_float(), gain) * gain) for name, f in found.items() if f is not None}
+    return dataclasses.replace(op, **moved)
 
 
 def _for_rate(symbols: Tensor, value: Tensor, noise: bool) -> Tensor:
@@ -305,9 +310,9 @@ def _bias_unit(graph: Graph, node: Node) -> Tensor:
     op = graph.readers(node.name)[0].op
     if isinstance(op, DivisiveNormalization):
         assert op.widen is not None
-        return GDN_BIAS / op.widen.as_float().clamp(min=1e-12)
+        return torch.from_numpy(GDN_BIAS / op.widen.as_float().clip(min=1e-12))
     assert isinstance(op, Requantize | Compensate)
-    return 1 / op.factor.as_float().clamp(min=1e-12)
+    return torch.from_numpy(1 / op.factor.as_float().clip(min=1e-12))
 
 
 def _scale_moves(integer: Codec, network: str, graph: Graph, node: Node) -> bool:

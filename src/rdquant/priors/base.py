@@ -8,7 +8,8 @@ table and around which mean every symbol of the part is coded, from the hyper-la
         ... decode the symbols of the part, put their values into y_hat ...
 
 A prior is structure alone: its networks are called by name through ``run``, be they modules in training,
-captured graphs or integer engines. It round-trips through JSON, and is what a model file says of it.
+captured graphs or integer engines. Part by part it works on arrays; all parts at once, in training, on
+tensors. It round-trips through JSON, and is what a model file says of it.
 """
 
 from __future__ import annotations
@@ -16,18 +17,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..errors import BadModel
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class Run(Protocol):
-    """Run a network by name. ``valid``: convolutions are not padded: patches give single positions."""
+#: an array or a tensor
+V = TypeVar("V", bound=Any)
 
-    def __call__(self, name: str, *inputs: Tensor, valid: bool = False) -> Tensor: ...
+
+class Run(Protocol[V]):
+    """Run a network by name, on arrays, or on tensors that may have gradients.
+
+    ``valid``: convolutions are not padded: patches give single positions.
+    """
+
+    def __call__(self, name: str, *inputs: V, valid: bool = False) -> V: ...
 
 
 @dataclass(frozen=True)
@@ -39,36 +48,36 @@ class Part:
     """
 
     channels: slice
-    positions: Tensor | None = None
+    positions: np.ndarray | None = None
 
-    def take(self, t: Tensor) -> Tensor:
+    def take(self, t: np.ndarray) -> np.ndarray:
         """``t: (B, M, H, W)`` -> ``(B, C, 1, n)``."""
         return self.pick(t[:, self.channels])
 
-    def pick(self, t: Tensor) -> Tensor:
-        """The same, of a tensor that has the part's channels alone: ``(B, C, H, W)`` -> ``(B, C, 1, n)``."""
-        rows = t.flatten(2)
+    def pick(self, t: np.ndarray) -> np.ndarray:
+        """The same, of an array that has the part's channels alone: ``(B, C, H, W)`` -> ``(B, C, 1, n)``."""
+        rows = t.reshape(*t.shape[:2], -1)
         if self.positions is None:
             return rows[:, :, None]
         if len(self.positions) == 1:
-            return rows.index_select(2, self.positions[0].to(t.device))[:, :, None]
-        return rows.gather(2, self._positions_of(rows))[:, :, None]
+            return rows[:, :, None, self.positions[0]]
+        return np.take_along_axis(rows, self._positions_of(rows), 2)[:, :, None]
 
-    def put(self, values: Tensor, into: Tensor) -> None:
+    def put(self, values: np.ndarray, into: np.ndarray) -> None:
         """The inverse, in place: ``values: (B, C, 1, n)`` into ``(B, M, H, W)``, which must be contiguous."""
         own = into[:, self.channels]
-        rows, values = own.view(*own.shape[:2], -1), values[:, :, 0].to(into.dtype)
+        rows, values = own.reshape(*own.shape[:2], -1), values[:, :, 0]
         if self.positions is None:
-            rows.copy_(values)
+            rows[:] = values
         elif len(self.positions) == 1:
-            rows.index_copy_(2, self.positions[0].to(into.device), values)
+            rows[:, :, self.positions[0]] = values
         else:
-            rows.scatter_(2, self._positions_of(rows), values)
+            np.put_along_axis(rows, self._positions_of(rows), values, 2)
 
-    def _positions_of(self, rows: Tensor) -> Tensor:
+    def _positions_of(self, rows: np.ndarray) -> np.ndarray:
         assert self.positions is not None
-        repeated = self.positions.repeat_interleave(rows.shape[1] // len(self.positions), 0)
-        return repeated.to(rows.device).expand(len(rows), -1, -1)
+        repeated = self.positions.repeat(rows.shape[1] // len(self.positions), 0)
+        return np.broadcast_to(repeated, (len(rows), *repeated.shape))
 
 
 @dataclass(frozen=True)
@@ -118,11 +127,13 @@ class Prior:
         """Of a latent ``(B, channels, height, width)``, in order; together all of it, and nothing twice."""
         return [Part(slice(0, channels))]
 
-    def begin(self, run: Run, z_hat: Tensor) -> Tensor:
+    def begin(self, run: Run[V], z_hat: V) -> V:
         """What all parts take of the hyper-latent."""
         return run("hyper_synthesis", z_hat)
 
-    def walk(self, run: Run, features: Tensor, y_hat: Tensor) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
+    def walk(
+        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+    ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         """Part after part, with scales and means of its symbols, ``(B, C, 1, n)`` each.
 
         ``y_hat: (B, M, H, W)``, contiguous, zeros at first: the caller puts the values of a part there before
@@ -130,20 +141,22 @@ class Prior:
         """
         raise NotImplementedError
 
-    def all_parameters(self, run: Run, features: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor | None]:
+    def all_parameters(
+        self, run: Run[Tensor], features: Tensor, y_hat: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Scales and means of the whole latent, ``(B, M, H, W)``, for a ``y_hat`` that is known: with
         gradients, in few passes. What `walk` gives part by part.
         """
         raise NotImplementedError
 
-    def split(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
+    def split(self, out: V) -> tuple[V, V | None]:
         """A parameter network's output into scales and means."""
         if not self.means:  # type: ignore[attr-defined]
             return out, None
-        scales, means = out.chunk(2, 1)
-        return scales, means
+        half = out.shape[1] // 2
+        return out[:, :half], out[:, half:]
 
-    def of(self, part: Part, out: Tensor) -> tuple[Part, Tensor, Tensor | None]:
+    def of(self, part: Part, out: np.ndarray) -> tuple[Part, np.ndarray, np.ndarray | None]:
         """What `walk` yields, of a parameter network's output for the channels of the part."""
         scales, means = self.split(out)
         return part, part.pick(scales), None if means is None else part.pick(means)
@@ -172,6 +185,6 @@ def prior_from_json(data: dict[str, Any]) -> Prior:
         raise BadModel(f"prior {cls.kind}: {error}") from None
 
 
-def checkerboard(height: int, width: int, parity: int) -> Tensor:
+def checkerboard(height: int, width: int, parity: int) -> np.ndarray:
     """Positions (r, c) with ``(r + c) % 2 == parity``, bool ``(height, width)``."""
-    return (torch.arange(height)[:, None] + torch.arange(width)[None, :]) % 2 == parity
+    return (np.arange(height)[:, None] + np.arange(width)[None, :]) % 2 == parity

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..errors import BadModel
-from .base import Part, Prior, Run, register
+from ..lazy import torch
+from .base import Part, Prior, Run, V, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: position in the square, ``2 row + column``, of group g in pass k: ``ORDER[k][g]``
 ORDER = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 0, 1))
@@ -43,28 +47,33 @@ class FourPart(Prior):
     def outputs(self, channels: int) -> dict[str, int]:
         return {f"parameters_{k}": channels for k in range(4)}
 
-    def _groups(self, height: int, width: int, k: int) -> Tensor:
+    def _groups(self, height: int, width: int, k: int) -> np.ndarray:
         """What each group decodes in pass k, bool ``(4, height, width)``."""
-        square = 2 * (torch.arange(height) % 2)[:, None] + (torch.arange(width) % 2)[None, :]
-        return square[None] == torch.tensor(ORDER[k])[:, None, None]
+        square = 2 * (np.arange(height) % 2)[:, None] + (np.arange(width) % 2)[None, :]
+        return square[None] == np.array(ORDER[k])[:, None, None]
 
     def parts(self, channels: int, height: int, width: int) -> list[Part]:
-        groups = (self._groups(height, width, k).flatten(1) for k in range(4))
-        return [Part(slice(0, channels), g.nonzero()[:, 1].reshape(4, -1)) for g in groups]
+        groups = (self._groups(height, width, k).reshape(4, -1) for k in range(4))
+        return [Part(slice(0, channels), g.nonzero()[1].reshape(4, -1)) for g in groups]
 
-    def _run(self, run: Run, features: Tensor, y_hat: Tensor, k: int) -> Tensor:
+    def _run(self, run: Run[V], features: V, y_hat: V, k: int) -> V:
         return run(f"parameters_{k}", *((features, y_hat) if k else (features,)))
 
-    def walk(self, run: Run, features: Tensor, y_hat: Tensor) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
+    def walk(
+        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+    ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         for k, part in enumerate(self.parts(*y_hat.shape[1:])):
             yield self.of(part, self._run(run, features, y_hat, k))
 
-    def all_parameters(self, run: Run, features: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor | None]:
+    def all_parameters(
+        self, run: Run[Tensor], features: Tensor, y_hat: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         channels, height, width = y_hat.shape[1:]
         seen = torch.zeros(channels, height, width, dtype=torch.bool, device=y_hat.device)
         total: Tensor | None = None
         for k in range(4):
-            own = self._groups(height, width, k).to(y_hat.device).repeat_interleave(channels // 4, 0)
+            groups = torch.from_numpy(self._groups(height, width, k)).to(y_hat.device)
+            own = groups.repeat_interleave(channels // 4, 0)
             out = self._run(run, features, y_hat * seen, k)
             both = torch.cat([own, own]) if self.means else own
             total = out if total is None else torch.where(both, out, total)

@@ -7,12 +7,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..errors import BadModel
-from .base import Part, Prior, Run, checkerboard, register
+from ..lazy import torch
+from .base import Part, Prior, Run, V, checkerboard, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -73,27 +77,31 @@ class ChannelGroups(Prior):
     def parts(self, channels: int, height: int, width: int) -> list[Part]:
         if not self.checkerboard:
             return [Part(s) for s in self._slices()]
-        passes = [checkerboard(height, width, p).flatten().nonzero()[None, :, 0] for p in (0, 1)]
+        passes = [np.flatnonzero(checkerboard(height, width, p))[None] for p in (0, 1)]
         return [Part(s, positions) for s in self._slices() for positions in passes]
 
-    def walk(self, run: Run, features: Tensor, y_hat: Tensor) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
+    def walk(
+        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+    ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         parts = iter(self.parts(*y_hat.shape[1:]))
         for g, own in enumerate(self._slices()):
             rest = (*self._before(run, y_hat, g), features)
             if self.checkerboard:
                 # the context of anchors, zeros: how wide it is, a single position says
                 n, (b, _, h, w) = own.stop - own.start, y_hat.shape
-                width = run(f"spatial_context_{g}", y_hat.new_zeros(1, n, 1, 1)).shape[1]
-                nothing = features.new_zeros(b, width, h, w)
+                width = run(f"spatial_context_{g}", np.zeros((1, n, 1, 1), y_hat.dtype)).shape[1]
+                nothing = np.zeros((b, width, h, w), features.dtype)
                 yield self.of(next(parts), run(f"parameters_{g}", nothing, *rest))
                 rest = (run(f"spatial_context_{g}", y_hat[:, own]), *rest)
             yield self.of(next(parts), run(f"parameters_{g}", *rest))
 
-    def _before(self, run: Run, y_hat: Tensor, g: int) -> tuple[Tensor, ...]:
+    def _before(self, run: Run[V], y_hat: V, g: int) -> tuple[V, ...]:
         return (run(f"channel_context_{g}", y_hat[:, : self._slices()[g].start]),) if g else ()
 
-    def all_parameters(self, run: Run, features: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor | None]:
-        anchors = checkerboard(y_hat.shape[2], y_hat.shape[3], 0).to(y_hat.device)
+    def all_parameters(
+        self, run: Run[Tensor], features: Tensor, y_hat: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        anchors = torch.from_numpy(checkerboard(y_hat.shape[2], y_hat.shape[3], 0)).to(y_hat.device)
         found = []
         for g, own in enumerate(self._slices()):
             inputs = (*self._before(run, y_hat, g), features)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 
 from .base import Part, Prior, Run, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -39,8 +43,12 @@ class Hyperprior(Prior):
     def outputs(self, channels: int) -> dict[str, int]:
         return {"hyper_synthesis": channels}
 
-    def walk(self, run: Run, features: Tensor, y_hat: Tensor) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
+    def walk(
+        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+    ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         yield self.of(Part(slice(0, y_hat.shape[1])), features)
 
-    def all_parameters(self, run: Run, features: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor | None]:
+    def all_parameters(
+        self, run: Run[Tensor], features: Tensor, y_hat: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         return self.split(features)

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from .base import Part, Prior, Run, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: of the masked convolution
 KERNEL = 5
@@ -62,31 +66,38 @@ class Serial(Prior):
 
     def parts(self, channels: int, height: int, width: int) -> list[Part]:
         return [
-            Part(slice(0, channels), (top * width + left + torch.arange(n) * (width - _SLOPE))[None])
+            Part(slice(0, channels), (top * width + left + np.arange(n) * (width - _SLOPE))[None])
             for top, left, n in _diagonals(height, width)
         ]
 
-    def walk(self, run: Run, features: Tensor, y_hat: Tensor) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
+    def walk(
+        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+    ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         (b, m, h, w), f = y_hat.shape, features.shape[1]
         # channels last, so that patches along a diagonal are views
-        own = features.permute(0, 2, 3, 1).contiguous()
-        line, along = w + 2 * _REACH, max(0, w - _SLOPE)  # a diagonal has one position if it is negative
-        padded = own.new_zeros(b, h + 2 * _REACH, line, m)
-        image = padded.stride(0)
+        own = np.ascontiguousarray(features.transpose(0, 2, 3, 1)).reshape(b, h * w, f)
+        line = w + 2 * _REACH
+        padded = np.zeros((b, (h + 2 * _REACH) * line, m), y_hat.dtype)
+        image, at, channel = padded.strides
+        # a diagonal has one position if this is negative
+        step, along = (line - _SLOPE) * at, max(0, w - _SLOPE)
         for part, (top, left, n) in zip(self.parts(m, h, w), _diagonals(h, w), strict=True):
-            at = top * line + left
-            patches = padded.as_strided(
-                (b, n, m, KERNEL, KERNEL), (image, (line - _SLOPE) * m, 1, line * m, m), at * m
+            patches = as_strided(
+                padded[:, top * line + left :],
+                (b, n, m, KERNEL, KERNEL),
+                (image, step, channel, line * at, at),
             )
-            context = run("context", patches.flatten(0, 1), valid=True)
-            here = own.as_strided((b, n, f, 1, 1), (h * w * f, along * f, 1, 1, 1), (top * w + left) * f)
-            out = run("parameters", here.flatten(0, 1), context)
-            scales, means = self.split(out.reshape(b, n, -1).transpose(1, 2)[:, :, None])
+            context = run("context", patches.reshape(b * n, m, KERNEL, KERNEL), valid=True)
+            first = top * w + left
+            here = own[:, first : first + (n - 1) * along + 1 : max(1, along)]
+            out = run("parameters", here.reshape(b * n, f, 1, 1), context)
+            scales, means = self.split(out.reshape(b, n, -1).swapaxes(1, 2)[:, :, None])
             yield part, scales, means
-            middle = at + _REACH * (line + 1)
-            padded.as_strided((b, n, m), (image, (line - _SLOPE) * m, 1), middle * m).copy_(
-                part.take(y_hat)[:, :, 0].transpose(1, 2)
-            )
+            middle = (top + _REACH) * line + left + _REACH
+            last = middle + (n - 1) * (line - _SLOPE)
+            padded[:, middle : last + 1 : line - _SLOPE] = part.take(y_hat)[:, :, 0].swapaxes(1, 2)
 
-    def all_parameters(self, run: Run, features: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor | None]:
+    def all_parameters(
+        self, run: Run[Tensor], features: Tensor, y_hat: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         return self.split(run("parameters", features, run("context", y_hat)))

@@ -51,17 +51,13 @@ class _WithSlopes(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Moving(Codec):
-    """A float codec whose networks are modules in training. All tensors that it takes and gives are on the
-    CPU, where searches and tables are.
-    """
+    """A float codec whose networks are modules in training."""
 
     modules: FloatCodec | None = None
 
-    @torch.no_grad()
-    def run(self, name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
+    def run(self, name: str, *inputs: np.ndarray, valid: bool = False) -> np.ndarray:
         assert self.modules is not None
-        device = next(p.device for p in self.modules.parameters())
-        return self.modules.run(name, *(t.to(device) for t in inputs), valid=valid).float().cpu()
+        return self.modules.run_arrays(name, *inputs, valid=valid)
 
 
 class QuantizedRateDistortion(nn.Module):
@@ -98,19 +94,18 @@ class QuantizedRateDistortion(nn.Module):
         self._last = len(scales) - 1
         self._spacing = (self.coding.spacing or captured.quantizer.unit) / captured.quantizer.unit
 
-    @torch.no_grad()
-    def _levels(self, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor, list[Part]]:
+    def _levels(self, y: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Part]]:
         """``(levels, y_hat, parts)``; "stored" levels as the first hyper-coder asked for them."""
         stored = None
         if self._first is not None:
-            stored = quantized_latent(self._first, y.contiguous(), self.coding).levels
+            stored = quantized_latent(self._first, np.ascontiguousarray(y), self.coding).levels
 
-        def choose(part: Part, tables: Tensor, means: Tensor) -> Tensor:
+        def choose(part: Part, tables: np.ndarray, means: np.ndarray) -> np.ndarray:
             if stored is not None:
                 return part.take(stored)
             return self.coding.levels(self._moving, part.take(y), means, tables, part.channels)
 
-        y_hat, levels = torch.zeros(y.shape), torch.zeros(y.shape, dtype=torch.int32)
+        y_hat, levels = np.zeros(y.shape, np.float32), np.zeros(y.shape, np.int32)
         parts = []
         for part, found, _, _ in walk(self._moving, features, y_hat, self.coding, choose):
             part.put(found, levels)
@@ -119,17 +114,17 @@ class QuantizedRateDistortion(nn.Module):
 
     @torch.no_grad()
     def _bits(
-        self, levels: Tensor, position: Tensor, offset: Tensor, parts: list[Part]
+        self, levels: np.ndarray, position: Tensor, offset: Tensor, parts: list[Part]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Bits of ``levels``, and their slopes in ``position`` (of the table) and in ``offset``."""
         low = position.floor().clamp(0, self._last - 1)
-        tables = low.to(torch.int32)
-        stated = torch.empty(tables.shape, dtype=torch.int32)  # the quantizer's state considered
+        tables = low.to(torch.int32).numpy()
+        stated = np.empty(tables.shape, np.int32)  # the quantizer's state considered
         for part in parts:
             own = part.take(levels)
             found = coded_with(self.coding, own, part.take(tables))
-            part.put(torch.from_numpy(found).reshape(own.shape), stated)
-        flat, indexes, plain = (t.reshape(-1).numpy() for t in (levels, stated, tables))
+            part.put(found.reshape(own.shape), stated)
+        flat, indexes, plain = (t.reshape(-1) for t in (levels, stated, tables))
         below = torch.floor(offset + torch.rand_like(offset) - 0.5).to(torch.int32).reshape(-1).numpy()
         here, next_table, left, right = (
             torch.from_numpy(self._rates.of_symbols(k, t)).reshape(levels.shape)
@@ -147,8 +142,8 @@ class QuantizedRateDistortion(nn.Module):
             z_hat = ste_round(z - centre) + centre
             z_noisy = z + torch.rand_like(z) - 0.5
             features = codec.prior.begin(codec.run, z_hat)
-            levels, found, parts = self._levels(y.detach().cpu(), features.detach().cpu())
-            y_hat = y + (found.to(x.device) - y).detach()
+            levels, found, parts = self._levels(*(t.detach().float().cpu().numpy() for t in (y, features)))
+            y_hat = y + (torch.from_numpy(found).to(x.device) - y).detach()
             scales, means = codec.prior.all_parameters(codec.run, features, y_hat)
             means = torch.zeros_like(y) if means is None else means
             wanted = lower_bound(scales / self._spacing, self._lowest)

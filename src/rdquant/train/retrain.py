@@ -152,7 +152,7 @@ def judge_coder(coder: ImageCoder, lambda_: float, pictures: list[np.ndarray]) -
         bpps.append(bits / (rgb.shape[0] * rgb.shape[1]))
         errors.append(float(np.mean((decoded.astype(np.float64) - rgb) ** 2)))
         psnrs.append(psnr(rgb, decoded))
-        levels = coded.levels.numpy().reshape(-1).clip(-_REACH, _REACH) + _REACH
+        levels = coded.levels.reshape(-1).clip(-_REACH, _REACH) + _REACH
         counts += np.bincount(levels, minlength=len(counts))
     bpp, mse = float(np.mean(bpps)), float(np.mean(errors))
     return Judged(lambda_ * mse + bpp, bpp, float(np.mean(psnrs)), mse, counts / counts.sum())

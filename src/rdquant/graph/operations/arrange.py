@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
 from ...errors import BadModel
+from ...lazy import F, torch
 from .base import Operation, Port, Rounding
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class _Arrangement(Operation):
-    def exact(self, *q: Tensor) -> Tensor:
-        return self.real(*q)
-
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
         return self.real(*q)
 
@@ -37,6 +37,9 @@ class Concatenate(_Arrangement):
     def real(self, *x: Tensor) -> Tensor:
         return torch.cat(x, 1)
 
+    def exact(self, *q: np.ndarray) -> np.ndarray:
+        return np.concatenate(q, 1)
+
 
 @dataclass(frozen=True)
 class Slice(_Arrangement):
@@ -54,6 +57,9 @@ class Slice(_Arrangement):
 
     def real(self, *x: Tensor) -> Tensor:
         return x[0][:, self.start : self.stop]
+
+    def exact(self, *q: np.ndarray) -> np.ndarray:
+        return q[0][:, self.start : self.stop]
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,11 @@ class Shuffle(_Arrangement):
     def real(self, *x: Tensor) -> Tensor:
         return F.pixel_shuffle(x[0], self.factor)
 
+    def exact(self, *q: np.ndarray) -> np.ndarray:
+        (b, c, h, w), r = q[0].shape, self.factor
+        parts = q[0].reshape(b, c // r**2, r, r, h, w).transpose(0, 1, 4, 2, 5, 3)
+        return parts.reshape(b, c // r**2, h * r, w * r)
+
 
 @dataclass(frozen=True)
 class Unshuffle(_Arrangement):
@@ -96,3 +107,8 @@ class Unshuffle(_Arrangement):
 
     def real(self, *x: Tensor) -> Tensor:
         return F.pixel_unshuffle(x[0], self.factor)
+
+    def exact(self, *q: np.ndarray) -> np.ndarray:
+        (b, c, h, w), r = q[0].shape, self.factor
+        parts = q[0].reshape(b, c, h // r, r, w // r, r).transpose(0, 1, 3, 5, 2, 4)
+        return parts.reshape(b, c * r**2, h // r, w // r)

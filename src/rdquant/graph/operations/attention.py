@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...errors import BadModel
-from ..arithmetic import GDN_SHIFT_LIMIT, Multiplier
-from .base import Operation, Port, Rounding, check_range, check_tensor, finish, largest, per_channel
+from ...lazy import torch
+from ..arithmetic import GDN_SHIFT_LIMIT, Multiplier, by_channel
+from .base import (
+    Operation,
+    Port,
+    Rounding,
+    Values,
+    check_array,
+    check_range,
+    finish,
+    largest,
+    per_channel,
+    tensor,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: a logit counts units of 2^-LOGIT_BITS; differences to the largest beyond the table are weighed as its last
 LOGIT_BITS, EXPONENTIALS = 6, 1024
@@ -17,16 +32,15 @@ LOGIT_BITS, EXPONENTIALS = 6, 1024
 WEIGHT_ONE = 2**14
 
 
-def exponentials() -> Tensor:
+def exponentials() -> np.ndarray:
     """``round(2^14 exp(-d / 2^6))`` for d = 0..1023, int32: stored with a model, never computed at load."""
-    d = torch.arange(EXPONENTIALS, dtype=torch.float64)
-    return torch.round(WEIGHT_ONE * torch.exp(-d * 2.0**-LOGIT_BITS)).to(torch.int32)
+    d = np.arange(EXPONENTIALS, dtype=np.float64)
+    return np.round(WEIGHT_ONE * np.exp(-d * 2.0**-LOGIT_BITS)).astype(np.int32)
 
 
-def relative_positions(window: int) -> Tensor:
+def relative_positions(window: int) -> np.ndarray:
     """Index into a head's ``(2 window - 1)^2`` biases by pair of positions, ``(window^2, window^2)``."""
-    rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    at = torch.stack((rows, columns), 2).reshape(-1, 2)
+    at = np.stack(np.divmod(np.arange(window**2), window), 1)
     apart = at[:, None] - at[None, :] + window - 1
     return apart[..., 0] * (2 * window - 1) + apart[..., 1]
 
@@ -49,9 +63,9 @@ class WindowAttention(Operation):
     heads: int
     window: int
     shift: int
-    bias: Tensor
+    bias: Values
     logit: Multiplier | None = None
-    exponential: Tensor | None = None
+    exponential: Values | None = None
     factor: Multiplier | None = None
     lo: int = 0
     hi: int = 0
@@ -69,72 +83,67 @@ class WindowAttention(Operation):
         if h % self.window or w % self.window:
             raise BadModel(f"windows of {self.window} do not fit a tensor of {h}x{w}")
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each ``(B, windows, heads, positions, channels of a head)``."""
+    def _split(self, x: Values) -> tuple[Values, Values, Values]:
+        """Each ``(B, windows, heads, positions, channels of a head)``, of a tensor or an array."""
         b, c, h, w = x.shape
-        n = self.window
+        n, own = self.window, c // 3 // self.heads
         self.check_sides(h, w)
         if self.shift:
-            x = torch.roll(x, (self.shift, self.shift), (2, 3))
-        own = c // 3 // self.heads
+            x = _rolled(x, self.shift)
         parts = x.reshape(b, 3, self.heads, own, h // n, n, w // n, n)
-        parts = parts.permute(1, 0, 4, 6, 2, 5, 7, 3).reshape(3, b, -1, self.heads, n * n, own)
+        parts = _permuted(parts, 1, 0, 4, 6, 2, 5, 7, 3).reshape(3, b, -1, self.heads, n * n, own)
         return parts[0], parts[1], parts[2]
 
-    def _join(self, out: Tensor, h: int, w: int) -> Tensor:
+    def _join(self, out: Values, h: int, w: int) -> Values:
         b, _, _, _, d = out.shape
         n = self.window
-        x = out.reshape(b, h // n, w // n, self.heads, n, n, d).permute(0, 3, 6, 1, 4, 2, 5)
+        x = _permuted(out.reshape(b, h // n, w // n, self.heads, n, n, d), 0, 3, 6, 1, 4, 2, 5)
         x = x.reshape(b, self.heads * d, h, w)
-        return torch.roll(x, (-self.shift, -self.shift), (2, 3)) if self.shift else x
+        return _rolled(x, -self.shift) if self.shift else x
 
-    def _apart(self, h: int, w: int) -> Tensor:
+    def _apart(self, h: int, w: int) -> np.ndarray:
         """``(windows, 1, positions, positions)``: whether a pair only meets around the picture's edge."""
         n = self.window
-        rows, cols = ((torch.arange(side) < self.shift).long() for side in (h, w))
-        label = (2 * rows[:, None] + cols[None, :]).reshape(h // n, n, w // n, n)
-        label = label.permute(0, 2, 1, 3).reshape(-1, n * n)
+        rows, columns = (np.arange(side) < self.shift for side in (h, w))
+        labels = (2 * rows[:, None] + columns[None, :]).reshape(h // n, n, w // n, n)
+        label = labels.transpose(0, 2, 1, 3).reshape(-1, n * n)
         return (label[:, :, None] != label[:, None, :])[:, None]
 
-    def _bias(self, like: Tensor) -> Tensor:
-        return self.bias.to(like)[:, relative_positions(self.window)]
+    def _biases(self, like: Tensor) -> Tensor:
+        return tensor(self.bias, like)[:, relative_positions(self.window)]
+
+    def _soft(self, logits: Tensor, v: Tensor, h: int, w: int) -> Tensor:
+        if self.shift:
+            logits = logits.masked_fill(torch.from_numpy(self._apart(h, w)).to(logits.device), -torch.inf)
+        joined: Tensor = self._join(torch.softmax(logits, -1) @ v, h, w)
+        return joined
 
     def real(self, *x: Tensor) -> Tensor:
         q, k, v = self._split(x[0])
-        h, w = x[0].shape[2:]
-        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + self._bias(q)
-        if self.shift:
-            logits = logits.masked_fill(self._apart(h, w).to(logits.device), -torch.inf)
-        return self._join(torch.softmax(logits, -1) @ v, h, w)
+        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + self._biases(q)
+        return self._soft(logits, v, *x[0].shape[2:])
 
-    def _heads(self, factor: Multiplier, like: Tensor) -> Tensor:
-        return factor.as_float().to(like).reshape(-1, 1, 1)
-
-    def exact(self, *q: Tensor) -> Tensor:
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         assert self.logit is not None and self.factor is not None and self.exponential is not None
         a, k, v = self._split(q[0])
         h, w = q[0].shape[2:]
-        t = torch.floor(a @ k.transpose(-1, -2) * self._heads(self.logit, a) + 0.5) + self._bias(a)
-        if self.shift:
-            apart = self._apart(h, w).to(t.device)
-            t = t.masked_fill(apart, -(2.0**60))
-        distance = (t.amax(-1, keepdim=True) - t).clamp(max=EXPONENTIALS - 1).long()
-        weight = self.exponential.to(t.device)[distance].to(t)
-        weight = weight.masked_fill(apart, 0) if self.shift else weight
-        total = self._join((weight.sum(-1, keepdim=True)).expand(*weight.shape[:-1], v.shape[-1]), h, w)
+        logit, bias = self.logit.as_float().reshape(-1, 1, 1), self.bias[:, relative_positions(self.window)]
+        t = np.floor(a @ k.swapaxes(-1, -2) * logit + 0.5) + bias
+        apart = self._apart(h, w) if self.shift else np.zeros(1, bool)
+        t = np.where(apart, -(2.0**60), t)
+        distance = np.minimum(t.max(-1, keepdims=True) - t, EXPONENTIALS - 1)
+        weight = np.where(apart, 0.0, self.exponential[distance.astype(np.int64)])
+        total = np.broadcast_to(weight.sum(-1, keepdims=True), (*weight.shape[:-1], v.shape[-1]))
         above = self._join(weight @ v, h, w)
-        below = total * per_channel(torch.exp2(self.factor.shift.double()), total)
-        m = per_channel(self.factor.m, above)
-        return torch.floor((2 * above * m + below) / (2 * below)).clamp_(self.lo, self.hi)
+        below = self._join(total, h, w) * by_channel(np.ldexp(1.0, self.factor.shift))
+        return np.floor((2 * above * by_channel(self.factor.m) + below) / (2 * below)).clip(self.lo, self.hi)
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
         assert self.logit is not None and self.factor is not None
         a, k, v = self._split(q[0])
-        h, w = q[0].shape[2:]
-        t = (a @ k.transpose(-1, -2) * self._heads(self.logit, a) + self._bias(a)) * 2.0**-LOGIT_BITS
-        if self.shift:
-            t = t.masked_fill(self._apart(h, w).to(t.device), -torch.inf)
-        out = self._join(torch.softmax(t, -1) @ v, h, w)
+        logit = tensor(self.logit.as_float(), a).reshape(-1, 1, 1)
+        t = (a @ k.transpose(-1, -2) * logit + self._biases(a)) * 2.0**-LOGIT_BITS
+        out = self._soft(t, v, *q[0].shape[2:])
         return finish(out * per_channel(self.factor.as_float(), out), self.lo, self.hi, rounding)
 
     def check(self, name: str, *ports: Port) -> Port:
@@ -149,8 +158,8 @@ class WindowAttention(Operation):
         self.factor.check(f"{name}.factor", c)
         if int(self.factor.shift.max()) > GDN_SHIFT_LIMIT:
             raise BadModel(f"{name}.factor.shift must be at most {GDN_SHIFT_LIMIT}")
-        check_tensor(f"{name}.bias", self.bias, torch.int32, (self.heads, (2 * self.window - 1) ** 2))
-        check_tensor(f"{name}.exponential", self.exponential, torch.int32, (EXPONENTIALS,))
+        check_array(f"{name}.bias", self.bias, np.int32, (self.heads, (2 * self.window - 1) ** 2))
+        check_array(f"{name}.exponential", self.exponential, np.int32, (EXPONENTIALS,))
         assert self.exponential is not None
         e = self.exponential
         if int(e.min()) < 0 or int(e[0]) < 1 or int(e.max()) > WEIGHT_ONE or largest(self.bias) >= 2**15:
@@ -159,3 +168,11 @@ class WindowAttention(Operation):
         if top**2 * (c // self.heads) >= 2**36 or top > 2**12:
             raise BadModel(f"{name} is given [{port.lo}, {port.hi}], which its products have no room for")
         return Port(c, self.lo, self.hi)
+
+
+def _rolled(x: Values, by: int) -> Values:
+    return (np if isinstance(x, np.ndarray) else torch).roll(x, (by, by), (2, 3))
+
+
+def _permuted(x: Values, *axes: int) -> Values:
+    return x.transpose(axes) if isinstance(x, np.ndarray) else x.permute(axes)

@@ -10,18 +10,27 @@
 One class serves all: its tensors are float weights in a captured graph, integers in a quantized one, and
 weights with gradients in the twin (`rdquant.passes.twin`), which are put in by `dataclasses.replace`. Fields
 that only integers have are None before quantization. The fields are what a model file stores.
+
+Integers are numpy arrays, and so is all that ``exact`` takes and gives; what is real is PyTorch's tensors,
+which ``real`` and ``relaxed`` take and give. PyTorch is imported by these alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...errors import BadModel
+from ...lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: of an operation: an array of integers, or a tensor of real numbers
+Values = Any
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,14 @@ def round_ste(x: Tensor) -> Tensor:
     return x + (torch.floor(x + 0.5) - x).detach()
 
 
-def per_channel(t: Tensor, like: Tensor) -> Tensor:
+def tensor(values: Values, like: Tensor) -> Tensor:
+    """An array or a tensor as a tensor of the type and device of ``like``."""
+    return torch.as_tensor(values).to(like)
+
+
+def per_channel(values: Values, like: Tensor) -> Tensor:
     """``(C,)`` -> ``(1, C, 1, 1)`` of the type and device of ``like``."""
-    return t.to(like).reshape(1, -1, 1, 1)
+    return tensor(values, like).reshape(1, -1, 1, 1)
 
 
 def finish(out: Tensor, lo: int, hi: int, rounding: Rounding) -> Tensor:
@@ -63,12 +77,13 @@ def finish(out: Tensor, lo: int, hi: int, rounding: Rounding) -> Tensor:
 class Operation:
     """Base of the closed set in `rdquant.graph.operations.OPERATIONS`; frozen dataclasses.
 
-    Tensors are ``(B, C, H, W)``. A side of the output has ``up / down`` times the input's positions.
+    What they take and give is ``(B, C, H, W)``. A side of the output has ``up / down`` times the input's
+    positions.
     """
 
     kind: ClassVar[str]  #: in model files
     arity: ClassVar[int | None] = 1  #: how many inputs; None: any number
-    integers: ClassVar[dict[str, torch.dtype]] = {}  #: types of its integer tensors that are not int32
+    integers: ClassVar[dict[str, type]] = {}  #: types of its integer arrays that are not int32
 
     @property
     def up(self) -> int:
@@ -93,7 +108,7 @@ class Operation:
     def real(self, *x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def exact(self, *q: Tensor) -> Tensor:
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
@@ -104,14 +119,14 @@ class Operation:
         raise NotImplementedError
 
 
-def check_tensor(name: str, t: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if t is None or t.dtype != dtype or tuple(t.shape) != shape:
+def check_array(name: str, t: Values, dtype: type, shape: tuple[int, ...]) -> None:
+    if not isinstance(t, np.ndarray) or t.dtype != dtype or t.shape != shape:
         found = None if t is None else f"{t.dtype} {tuple(t.shape)}"
-        raise BadModel(f"{name} must be {dtype} {shape}, got {found}")
+        raise BadModel(f"{name} must be {np.dtype(dtype)} {shape}, got {found}")
 
 
-def largest(t: Tensor) -> int:
-    """Largest magnitude of a tensor of integers; of the least integer of a type, too."""
+def largest(t: np.ndarray) -> int:
+    """Largest magnitude of integers; of the least integer of a type, too."""
     return max(-int(t.min()), int(t.max()))
 
 

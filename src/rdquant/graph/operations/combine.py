@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...errors import BadModel
-from ..arithmetic import MULTIPLIER_BITS, SHIFT_LIMIT, Multiplier
+from ..arithmetic import MULTIPLIER_BITS, SHIFT_LIMIT, Multiplier, by_channel
 from .base import (
     Operation,
     Port,
     Rounding,
+    Values,
+    check_array,
     check_fits,
     check_range,
-    check_tensor,
     finish,
     largest,
     per_channel,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _common(name: str, ports: tuple[Port, ...], least: int) -> int:
@@ -44,8 +48,8 @@ class Sum(Operation):
     arity = None
 
     signs: tuple[int, ...]
-    m: Tensor | None = None
-    shift: Tensor | None = None
+    m: Values | None = None
+    shift: Values | None = None
     lo: int = 0
     hi: int = 0
 
@@ -55,24 +59,23 @@ class Sum(Operation):
             out = out + t if sign > 0 else out - t
         return out
 
-    def _scaled(self, *q: Tensor) -> Tensor:
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         assert self.m is not None and self.shift is not None
-        total = sum(t * per_channel(m, t) for m, t in zip(self.m, q, strict=True))
-        return total * per_channel(torch.exp2(-self.shift.double()), q[0])
-
-    def exact(self, *q: Tensor) -> Tensor:
-        return torch.floor(self._scaled(*q) + 0.5).clamp_(self.lo, self.hi)
+        total = sum(t * by_channel(m) for m, t in zip(self.m, q, strict=True))
+        return np.floor(total * by_channel(np.ldexp(1.0, -self.shift)) + 0.5).clip(self.lo, self.hi)
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
-        return finish(self._scaled(*q), self.lo, self.hi, rounding)
+        assert self.m is not None and self.shift is not None
+        total = sum(t * per_channel(m, t) for m, t in zip(self.m, q, strict=True))
+        return finish(total * per_channel(np.ldexp(1.0, -self.shift), q[0]), self.lo, self.hi, rounding)
 
     def check(self, name: str, *ports: Port) -> Port:
         channels = _common(name, ports, 1)
         check_range(name, self.lo, self.hi)
         if len(ports) > 16 or len(self.signs) != len(ports) or not set(self.signs) <= {-1, 1}:
             raise BadModel(f"{name} has {len(ports)} inputs and signs {self.signs}")
-        check_tensor(f"{name}.m", self.m, torch.int32, (len(ports), channels))
-        check_tensor(f"{name}.shift", self.shift, torch.int32, (channels,))
+        check_array(f"{name}.m", self.m, np.int32, (len(ports), channels))
+        check_array(f"{name}.shift", self.shift, np.int32, (channels,))
         assert self.m is not None and self.shift is not None
         if largest(self.m) >= 2**MULTIPLIER_BITS:
             raise BadModel(f"{name}.m must be below 2^16, got {largest(self.m)}")
@@ -95,10 +98,10 @@ class Product(Operation):
     def real(self, *x: Tensor) -> Tensor:
         return x[0] * x[1]
 
-    def exact(self, *q: Tensor) -> Tensor:
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         assert self.factor is not None
-        scaled = q[0] * q[1] * per_channel(self.factor.as_float(), q[0])
-        return torch.floor(scaled + 0.5).clamp_(self.lo, self.hi)
+        scaled = q[0] * q[1] * by_channel(self.factor.as_float())
+        return np.floor(scaled + 0.5).clip(self.lo, self.hi)
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
         assert self.factor is not None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...errors import BadModel
+from ...lazy import torch
 from ..arithmetic import (
     ACC_LIMIT,
     ERROR_BITS,
@@ -21,7 +21,10 @@ from ..arithmetic import (
     requantize,
 )
 from ..kernels import compensate_rows
-from .base import Operation, Port, Rounding, check_range, check_tensor, per_channel
+from .base import Operation, Port, Rounding, Values, check_array, check_range, per_channel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,22 @@ class Compensate(Operation):
     """
 
     kind = "compensate"
-    integers: ClassVar = {"feedback": torch.int16}
+    integers: ClassVar = {"feedback": np.int16}
 
     factor: Multiplier
     lo: int
     hi: int
-    offset: Tensor
+    offset: Values
     """int32 ``(C,)``: the range of channel c is ``[lo + offset[c], hi + offset[c]]``, and holds 0."""
-    feedback: Tensor
+    feedback: Values
     """int16 ``(C, C)``, zero on the diagonal and below."""
 
-    def ends(self) -> tuple[Tensor, Tensor]:
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Each channel's least and largest activation, two ``(C,)`` float64."""
-        return self.lo + self.offset.double(), self.hi + self.offset.double()
+        offset = self.offset.astype(np.float64)
+        return self.lo + offset, self.hi + offset
 
-    def exact(self, *q: Tensor) -> Tensor:
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         v = requantize(q[0], self.factor, -V_LIMIT, V_LIMIT)
         return compensate(v, self.lo, self.hi, self.offset, self.feedback)
 
@@ -55,19 +59,17 @@ class Compensate(Operation):
         plain = v * 2.0**-ERROR_BITS
         if rounding is not Rounding.ROUNDED:  # clipped by channel it would be, and hardly ever is
             return plain
-        with torch.no_grad():
-            rounded = self.fast(torch.floor(v + 0.5).clamp(-V_LIMIT, V_LIMIT).float())
-        return plain + (rounded.to(plain) - plain).detach()
+        rounded = self.fast(torch.floor(v.detach() + 0.5).clamp(-V_LIMIT, V_LIMIT).float().cpu().numpy())
+        return plain + (torch.from_numpy(rounded).to(plain) - plain).detach()
 
-    def fast(self, v: Tensor) -> Tensor:
-        """`rdquant.graph.arithmetic.compensate` of float32 ``v: (B, C, H, W)`` that holds integers, on the
-        CPU; tested equal to it.
+    def fast(self, v: np.ndarray) -> np.ndarray:
+        """`rdquant.graph.arithmetic.compensate` of float32 ``v: (B, C, H, W)`` that holds integers; tested
+        equal to it.
         """
         b, c, h, w = v.shape
-        rows = v.permute(0, 2, 3, 1).reshape(-1, c).contiguous().numpy()
-        low, high = (end.numpy() for end in self.ends())
-        out = compensate_rows(rows, None, None, low, high, self.feedback.double())
-        return torch.from_numpy(out).reshape(b, h, w, c).permute(0, 3, 1, 2)
+        rows = np.ascontiguousarray(v.transpose(0, 2, 3, 1)).reshape(-1, c)
+        out = compensate_rows(rows, None, None, *self.ends(), self.feedback.astype(np.float64))
+        return out.reshape(b, h, w, c).transpose(0, 3, 1, 2)
 
     def check(self, name: str, *ports: Port) -> Port:
         (port,) = ports
@@ -75,16 +77,16 @@ class Compensate(Operation):
         if max(-port.lo, port.hi) >= ACC_LIMIT:
             raise BadModel(f"{name} is given [{port.lo}, {port.hi}], over the contract's 2^36")
         check_range(name, self.lo, self.hi)
-        check_tensor(f"{name}.offset", self.offset, torch.int32, (channels,))
+        check_array(f"{name}.offset", self.offset, np.int32, (channels,))
         least, most = int(self.offset.min()), int(self.offset.max())
         if self.lo + most > 0 or self.hi + least < 0:
             raise BadModel(f"{name}.offset in {least}..{most} leaves a range [lo, hi] without 0")
         check_range(f"{name} with its offsets", self.lo + least, self.hi + most)
         self.factor.check(f"{name}.factor", channels)
-        check_tensor(f"{name}.feedback", self.feedback, torch.int16, (channels, channels))
-        if bool(torch.tril(self.feedback).any()):
+        check_array(f"{name}.feedback", self.feedback, np.int16, (channels, channels))
+        if np.tril(self.feedback).any():
             raise BadModel(f"{name}.feedback must be zero on the diagonal and below")
-        reached = int(self.feedback.to(torch.int32).abs().sum(0).max()) * ERROR_LIMIT
+        reached = int(np.abs(self.feedback.astype(np.int64)).sum(0).max()) * ERROR_LIMIT
         if reached + V_LIMIT * 2**FEEDBACK_BITS >= FEEDBACK_SUM_LIMIT:
             raise BadModel(f"{name}.feedback can pass on {reached}, over the contract's 2^40")
         return Port(channels, self.lo + least, self.hi + most)

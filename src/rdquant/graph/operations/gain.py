@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...errors import BadModel
+from ...lazy import torch
 from ..arithmetic import MULTIPLIER_BITS, Multiplier, requantize
-from .base import Operation, Port, Rounding, check_fits, check_range, finish, per_channel
+from .base import Operation, Port, Rounding, Values, check_fits, check_range, finish, per_channel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: positions from one level to the next
 POSITIONS = 1024
@@ -42,7 +45,7 @@ class Gain(Operation):
 
     kind = "gain"
 
-    log2: Tensor
+    log2: Values
     position: int
     lo: int = 0
     hi: int = 0
@@ -60,21 +63,23 @@ class Gain(Operation):
             raise BadModel(f"a gain of {self.log2.shape[1]} channels is given {channels[0]}")
         return channels[0]
 
-    def _neighbours(self) -> tuple[Tensor, Tensor, int]:
+    def _neighbours(self) -> tuple[Values, Values, int]:
         level = min(self.position // POSITIONS, len(self.log2) - 2)
         return self.log2[level], self.log2[level + 1], self.position - level * POSITIONS
 
     def factor(self) -> Multiplier:
         """Of integers at the position."""
         low, high, f = self._neighbours()
-        log = (low.to(torch.int64) * (POSITIONS - f) + high.to(torch.int64) * f + POSITIONS // 2) // POSITIONS
-        m = torch.from_numpy(powers())[log % (1 << LOG_BITS)]
+        log = (
+            low.astype(np.int64) * (POSITIONS - f) + high.astype(np.int64) * f + POSITIONS // 2
+        ) // POSITIONS
+        m = powers()[log % (1 << LOG_BITS)]
         shift = MULTIPLIER_BITS - 1 - log // (1 << LOG_BITS)
-        return Multiplier(m.to(torch.int32), shift.to(torch.int32))
+        return Multiplier(m.astype(np.int32), shift.astype(np.int32))
 
-    def factors(self) -> Tensor:
+    def factors(self) -> Values:
         """``(C,)`` float64, at the position."""
-        if not self.log2.is_floating_point():
+        if isinstance(self.log2, np.ndarray):
             return self.factor().as_float()
         low, high, f = self._neighbours()
         return torch.exp2(torch.lerp(low, high, f / POSITIONS).double())
@@ -82,7 +87,7 @@ class Gain(Operation):
     def real(self, *x: Tensor) -> Tensor:
         return x[0] * per_channel(self.factors(), x[0])
 
-    def exact(self, *q: Tensor) -> Tensor:
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         return requantize(q[0], self.factor(), self.lo, self.hi)
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
@@ -93,7 +98,7 @@ class Gain(Operation):
         check_fits(name, port)
         check_range(name, self.lo, self.hi)
         t = self.log2
-        if t.dtype != torch.int32 or t.ndim != 2 or not 2 <= len(t) <= 64 or t.shape[1] != port.channels:
+        if t.dtype != np.int32 or t.ndim != 2 or not 2 <= len(t) <= 64 or t.shape[1] != port.channels:
             raise BadModel(f"{name}.log2 must be int32 (2..64 levels, {port.channels}), got {tuple(t.shape)}")
         if int(t.min()) < -LOG_LIMIT or int(t.max()) > LOG_LIMIT:
             raise BadModel(f"{name}.log2 must be within +-{LOG_LIMIT}, got {int(t.min())}..{int(t.max())}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
 from ...errors import BadModel
+from ...lazy import F, torch
 from ..arithmetic import (
     ACC_LIMIT,
     GDN_SHIFT_LIMIT,
@@ -19,11 +18,15 @@ from ..arithmetic import (
     X_HI,
     X_LO,
     Multiplier,
+    by_channel,
     gdn,
     requantize,
     squares,
 )
-from .base import Operation, Port, Rounding, check_range, check_tensor, per_channel, round_ste
+from .base import Operation, Port, Rounding, Values, check_array, check_range, per_channel, round_ste, tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,11 @@ class DivisiveNormalization(Operation):
     """
 
     kind = "gdn"
-    integers: ClassVar = {"gamma": torch.int16, "beta": torch.int64}
+    integers: ClassVar = {"gamma": np.int16, "beta": np.int64}
 
     inverse: bool
-    gamma: Tensor
-    beta: Tensor
+    gamma: Values
+    beta: Values
     widen: Multiplier | None = None
     factor: Multiplier | None = None
     lo: int = 0
@@ -49,20 +52,24 @@ class DivisiveNormalization(Operation):
     bits: int = 0
 
     def real(self, *x: Tensor) -> Tensor:
-        norm = F.conv2d(x[0] * x[0], self.gamma.to(x[0])[:, :, None, None], self.beta.to(x[0]))
+        norm = self._norm(x[0] * x[0])
         return x[0] * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm))
 
-    def exact(self, *q: Tensor) -> Tensor:
+    def _norm(self, squared: Tensor) -> Tensor:
+        gamma, beta = tensor(self.gamma, squared), tensor(self.beta, squared)
+        return F.conv2d(squared, gamma[:, :, None, None], beta)
+
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         assert self.widen is not None and self.factor is not None
         x = requantize(q[0], self.widen, X_LO, X_HI)
-        gamma = self.gamma.to(x)[:, :, None, None]
-        norm = torch.round(F.conv2d(squares(x), gamma)) + per_channel(self.beta, x)
+        flat = squares(x).reshape(*x.shape[:2], -1)
+        norm = (self.gamma.astype(np.float64) @ flat).reshape(x.shape) + by_channel(self.beta)
         return gdn(x, norm, self.inverse, self.factor, self.lo, self.hi)
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
         assert self.widen is not None and self.factor is not None
         x = q[0] * per_channel(self.widen.as_float(), q[0])
-        norm = F.conv2d(x * x * 2.0**-SQUARE_SHIFT, self.gamma.to(x)[:, :, None, None], self.beta.to(x))
+        norm = self._norm(x * x * 2.0**-SQUARE_SHIFT)
         root = 2.0 ** (ROOT_SHIFT if self.inverse else -ROOT_SHIFT)
         out = x * per_channel(self.factor.as_float() * root, x)
         out = out * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm))
@@ -72,7 +79,7 @@ class DivisiveNormalization(Operation):
 
     def norm_bound(self) -> int:
         """Largest norm that 16-bit squares can reach."""
-        return int((self.gamma.double().sum(1) * 65535 + self.beta.double()).max())
+        return int((self.gamma.sum(1, dtype=np.float64) * 65535 + self.beta).max())
 
     def check(self, name: str, *ports: Port) -> Port:
         (port,) = ports
@@ -84,8 +91,8 @@ class DivisiveNormalization(Operation):
         check_range(name, self.lo, self.hi)
         self.widen.check(f"{name}.widen", channels)
         self.factor.check(f"{name}.factor", channels)
-        check_tensor(f"{name}.gamma", self.gamma, torch.int16, (channels, channels))
-        check_tensor(f"{name}.beta", self.beta, torch.int64, (channels,))
+        check_array(f"{name}.gamma", self.gamma, np.int16, (channels, channels))
+        check_array(f"{name}.beta", self.beta, np.int64, (channels,))
         if not 1 <= self.bits <= 15:
             raise BadModel(f"{name}.bits must be 1..15, got {self.bits}")
         top = 2**self.bits - 1

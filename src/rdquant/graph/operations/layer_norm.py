@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...errors import BadModel
-from ..arithmetic import LAYER_BIAS_BITS, Multiplier, integer_root
+from ...lazy import torch
+from ..arithmetic import LAYER_BIAS_BITS, Multiplier, by_channel, integer_root
 from .base import (
     Operation,
     Port,
     Rounding,
+    Values,
+    check_array,
     check_fits,
     check_range,
-    check_tensor,
     finish,
     largest,
     per_channel,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,10 @@ class LayerNorm(Operation):
 
     kind = "layer_norm"
 
-    weight: Tensor | None
-    bias: Tensor
+    weight: Values | None
+    bias: Values
     eps: float = 1e-5
-    sign: Tensor | None = None
+    sign: Values | None = None
     factor: Multiplier | None = None
     floor: int = 1
     lo: int = 0
@@ -49,21 +54,21 @@ class LayerNorm(Operation):
         normal = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + self.eps)
         return normal * per_channel(self.weight, x[0]) + per_channel(self.bias, x[0])
 
-    def exact(self, *q: Tensor) -> Tensor:
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         assert self.factor is not None and self.sign is not None
         c = q[0].shape[1]
-        d = torch.floor((2 * (c * q[0] - q[0].sum(1, keepdim=True)) + c) / (2 * c))
-        root = integer_root(d.square().sum(1, keepdim=True) + self.floor)
-        below = root * per_channel(torch.exp2(self.factor.shift.double()), d)
-        above = 2 ** (LAYER_BIAS_BITS + 1) * d * per_channel(self.factor.m * self.sign, d)
-        above = above + below * (2 * per_channel(self.bias, d) + 2**LAYER_BIAS_BITS)
-        return torch.floor(above / (2 ** (LAYER_BIAS_BITS + 1) * below)).clamp_(self.lo, self.hi)
+        d = np.floor((2 * (c * q[0] - q[0].sum(1, keepdims=True)) + c) / (2 * c))
+        root = integer_root((d * d).sum(1, keepdims=True) + self.floor)
+        below = root * by_channel(np.ldexp(1.0, self.factor.shift))
+        above = 2 ** (LAYER_BIAS_BITS + 1) * d * by_channel(self.factor.m * self.sign)
+        above = above + below * (2 * by_channel(self.bias) + 2**LAYER_BIAS_BITS)
+        return np.floor(above / (2 ** (LAYER_BIAS_BITS + 1) * below)).clip(self.lo, self.hi)
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
         assert self.factor is not None and self.sign is not None
         d = q[0] - q[0].mean(1, keepdim=True)
         root = torch.sqrt(d.square().sum(1, keepdim=True) + self.floor) * 2.0**5
-        out = d * per_channel(self.factor.as_float() * self.sign, d) / root
+        out = d * per_channel(self.factor.as_float(), d) * per_channel(self.sign, d) / root
         return finish(out + per_channel(self.bias, d) * 2.0**-LAYER_BIAS_BITS, self.lo, self.hi, rounding)
 
     def check(self, name: str, *ports: Port) -> Port:
@@ -74,8 +79,8 @@ class LayerNorm(Operation):
         if self.factor is None or self.sign is None or not 1 <= c <= 1024:
             raise BadModel(f"{name} lacks its factor, or has {c} channels (at most 1024)")
         self.factor.check(f"{name}.factor", c)
-        check_tensor(f"{name}.sign", self.sign, torch.int32, (c,))
-        check_tensor(f"{name}.bias", self.bias, torch.int32, (c,))
+        check_array(f"{name}.sign", self.sign, np.int32, (c,))
+        check_array(f"{name}.bias", self.bias, np.int32, (c,))
         if not set(self.sign.tolist()) <= {-1, 1}:
             raise BadModel(f"{name}.sign must hold 1 and -1")
         reach = port.hi - port.lo

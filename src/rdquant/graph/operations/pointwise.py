@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
 from ...errors import BadModel
-from .base import Operation, Port, Rounding
+from ...lazy import F, torch
+from .base import Operation, Port, Rounding, Values, tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: name -> function of ``(x, *arguments)``
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "abs": torch.abs,
-    "clamp": torch.clamp,
+    "relu": lambda x: F.relu(x),
+    "leaky_relu": lambda x, slope=0.01: F.leaky_relu(x, slope),
+    "abs": lambda x: x.abs(),
+    "clamp": lambda x, lo, hi: x.clamp(lo, hi),
     "exp": lambda x, lo, hi: torch.exp(x.clamp(lo, hi)),
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
+    "gelu": lambda x: F.gelu(x),
+    "silu": lambda x: F.silu(x),
+    "sigmoid": lambda x: torch.sigmoid(x),
+    "tanh": lambda x: torch.tanh(x),
 }
 #: that `Requantize` does by itself
 PIECEWISE_LINEAR = ("relu", "leaky_relu", "abs")
@@ -41,19 +44,19 @@ class Pointwise(Operation):
 
     function: str
     arguments: tuple[float, ...] = ()
-    values: Tensor | None = None
+    values: Values | None = None
     lo: int = 0
 
     def real(self, *x: Tensor) -> Tensor:
         return FUNCTIONS[self.function](x[0], *self.arguments)
 
-    def exact(self, *q: Tensor) -> Tensor:
+    def exact(self, *q: np.ndarray) -> np.ndarray:
         assert self.values is not None
-        return self.values.to(q[0].device)[(q[0] - self.lo).long()].to(q[0])
+        return self.values[(q[0] - self.lo).astype(np.int64)].astype(np.float64)
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
         assert self.values is not None
-        values = self.values.to(q[0])
+        values = tensor(self.values, q[0])
         at = (q[0] - self.lo).clamp(0, len(values) - 1)
         low = at.detach().floor().long().clamp(max=len(values) - 2)
         return values[low] + (at - low) * (values[low + 1] - values[low])
@@ -63,7 +66,7 @@ class Pointwise(Operation):
         if self.function not in FUNCTIONS:
             raise BadModel(f"{name} is of an unknown function {self.function!r}")
         t = self.values
-        if t is None or t.dtype != torch.int32 or t.ndim != 1 or not 2 <= len(t) <= 2**16:
+        if t is None or t.dtype != np.int32 or t.ndim != 1 or not 2 <= len(t) <= 2**16:
             raise BadModel(f"{name}.values must be 2..65536 int32")
         least, most = int(t.min()), int(t.max())
         if least < -(2**15) or most > 2**15 - 1:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...errors import BadModel
+from ...lazy import torch
 from ..arithmetic import ACC_LIMIT, Multiplier, requantize
 from .base import Operation, Port, Rounding, check_range, finish, per_channel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,8 @@ class Requantize(Operation):
     hi: int
     absolute: bool = False
 
-    def exact(self, *q: Tensor) -> Tensor:
-        acc = q[0].abs() if self.absolute else q[0]
+    def exact(self, *q: np.ndarray) -> np.ndarray:
+        acc = np.abs(q[0]) if self.absolute else q[0]
         return requantize(acc, self.factor, self.lo, self.hi, self.negative)
 
     def relaxed(self, *q: Tensor, rounding: Rounding = Rounding.ROUNDED) -> Tensor:
