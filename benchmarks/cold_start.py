@@ -3,8 +3,9 @@
     python benchmarks/cold_start.py --image PICTURE [--side 256] [--rounds 7]
 
 A crop of PICTURE is encoded with the zoo's default; then the commands take turns, after one round that fills
-numba's cache. "nothing" is Python itself, "torch" its import, "command" the command line without a verb: what
-of a start is whose. Writes benchmarks/results/cold-start.json.
+numba's cache. "nothing" is Python itself, "numba" its import, "command" the command line without a verb: what
+of a start is whose. Run it where nothing but rdquant is installed, as most have it; the result says what of
+its extras is. Writes benchmarks/results/cold-start.json.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 from rdquant.files.images import read_image, write_image
+from rdquant.lazy import EXTRAS
+from rdquant.zoo import DEFAULT
 
 RESULTS = Path(__file__).parent / "results" / "cold-start.json"
 
@@ -47,11 +51,12 @@ def main() -> None:
         rdquant = [sys.executable, "-m", "rdquant"]
         commands = {
             "nothing": [sys.executable, "-c", ""],
-            "torch": [sys.executable, "-c", "import torch"],
+            "numba": [sys.executable, "-c", "import numba"],
             "command": [*rdquant, "--version"],
             "encode": [*rdquant, "encode", small, "-o", file, "--overwrite"],
             "decode": [*rdquant, "decode", file, "-o", out, "--overwrite"],
             "inspect": [*rdquant, "inspect", file],
+            "inspect model": [*rdquant, "inspect", DEFAULT],
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for i in range(args.rounds + 1):
@@ -63,8 +68,12 @@ def main() -> None:
         name: {"seconds": round(median(s for s, _ in runs), 3), "peak_mb": round(median(m for _, m in runs))}
         for name, runs in found.items()
     }
+    extras = [package for package in EXTRAS if find_spec(package) is not None]
     RESULTS.write_text(
-        json.dumps({"side": args.side, "rounds": args.rounds, "commands": rows}, indent=1) + "\n"
+        json.dumps(
+            {"side": args.side, "rounds": args.rounds, "installed": extras, "commands": rows}, indent=1
+        )
+        + "\n"
     )
     print(json.dumps(rows, indent=1))
 

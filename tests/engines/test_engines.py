@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from random_graphs import (
     operation,
 )
 from rdquant import engines
-from rdquant.engines import epilogues, products, run
+from rdquant.engines import cache, dense, epilogues, products, run
 from rdquant.engines.fast import plan
 from rdquant.engines.layer import Layer
 from rdquant.errors import BadModel, UsageError
@@ -174,8 +175,11 @@ def test_without_padding_is_the_centre_of_what_is_padded() -> None:
 # what this machine can do
 
 
-def test_self_test_passes_here_and_sees_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engines.self_test()
+def test_self_test_passes_here_and_sees_a_wrong_sum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What it says is kept, if it is good."""
+    kept = tmp_path / "cache" / "verdict"
+    monkeypatch.setattr("rdquant.engines.self_test.cache.verdict", lambda *_: kept)
+    monkeypatch.delenv("RDQUANT_ENGINE", raising=False)
     exact = Layer.__call__
 
     def wrong(layer: Layer, *given: object) -> np.ndarray:
@@ -183,17 +187,40 @@ def test_self_test_passes_here_and_sees_a_wrong_sum(monkeypatch: pytest.MonkeyPa
         out[0, -1, -1, -1] ^= 1
         return out
 
-    monkeypatch.setattr(Layer, "__call__", wrong)
-    monkeypatch.delenv("RDQUANT_ENGINE", raising=False)
-    engines.self_test.cache_clear()
+    def engine() -> str:
+        engines.self_test.cache_clear()
+        return engines.default_engine()
+
     try:
-        with pytest.warns(RuntimeWarning, match="float64 reference"):
-            assert engines.default_engine() == "reference"
+        with monkeypatch.context() as broken:
+            broken.setattr(Layer, "__call__", wrong)
+            with pytest.warns(RuntimeWarning, match="float64 reference"):
+                assert engine() == "reference" and not kept.exists()
+        assert engine() == "fast" and kept.exists()
+        monkeypatch.setattr(Layer, "__call__", wrong)
+        assert engine() == "fast"  # it was asked before
     finally:
         engines.self_test.cache_clear()
-    monkeypatch.undo()
-    monkeypatch.delenv("RDQUANT_ENGINE", raising=False)
-    assert engines.default_engine() == "fast"
+
+
+def test_another_machine_version_or_source_is_tested_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for folder in ("engines", "graph"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("one")
+    found = [cache.verdict(dense.convolve, tmp_path / "engines")]
+    assert found[0] == cache.verdict(dense.convolve, tmp_path / "engines")
+    (tmp_path / "graph" / "a.py").write_text("two")
+    found.append(cache.verdict(dense.convolve, tmp_path / "engines"))
+    monkeypatch.setattr("numba.__version__", "1000")
+    found.append(cache.verdict(dense.convolve, tmp_path / "engines"))
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_name", lambda: "abacus")
+    found.append(cache.verdict(dense.convolve, tmp_path / "engines"))
+    monkeypatch.setenv("RDQUANT_ISA", "portable")
+    found.append(cache.verdict(dense.convolve, tmp_path / "engines"))
+    assert None not in found and len(set(found)) == len(found)
+    assert cache.verdict(lambda: None, tmp_path) is None
 
 
 def test_the_engine_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

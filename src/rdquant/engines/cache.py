@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
+
+import llvmlite.binding
+import numba
+import numpy as np
 
 from ..graph import Graph
 
@@ -25,6 +31,21 @@ def drop_stale_kernels(folder: Path) -> None:
         with contextlib.suppress(OSError):  # another process was first, or may and we may not
             if kernel.stat().st_mtime < newest:
                 kernel.unlink()
+
+
+def verdict(kernel: Any, folder: Path) -> Path | None:
+    """A file that is there if what the sources of ``folder`` compile to has passed its test on this machine,
+    with these versions and settings: beside the compiled ``kernel``. None where nothing is compiled.
+    """
+    if not hasattr(kernel, "stats"):
+        return None
+    host = llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()
+    chosen = sorted(i for i in os.environ.items() if i[0] == "RDQUANT_ISA" or i[0].startswith("NUMBA_CPU"))
+    versions = numba.__version__, llvmlite.__version__, np.__version__
+    digest = hashlib.sha256(repr((host, chosen, versions)).encode())
+    for source in sorted((*folder.glob("*.py"), *(folder.parent / "graph").rglob("*.py"))):
+        digest.update(source.read_bytes())
+    return Path(kernel.stats.cache_path) / f"self-test-{digest.hexdigest()[:16]}"
 
 
 def per_graph(make: Callable[[Graph], T]) -> Callable[[Graph], T]:

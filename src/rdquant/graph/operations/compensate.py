@@ -86,7 +86,9 @@ class Compensate(Operation):
         check_array(f"{name}.feedback", self.feedback, np.int16, (channels, channels))
         if np.tril(self.feedback).any():
             raise BadModel(f"{name}.feedback must be zero on the diagonal and below")
-        reached = int(np.abs(self.feedback.astype(np.int64)).sum(0).max()) * ERROR_LIMIT
+        ways = (self.feedback.clip(min=0), self.feedback.clip(max=0))
+        up, down = (way.sum(0, dtype=np.int64) for way in ways)
+        reached = int((up - down).max()) * ERROR_LIMIT
         if reached + V_LIMIT * 2**FEEDBACK_BITS >= FEEDBACK_SUM_LIMIT:
             raise BadModel(f"{name}.feedback can pass on {reached}, over the contract's 2^40")
         return Port(channels, self.lo + least, self.hi + most)
