@@ -2,9 +2,9 @@
 
     python benchmarks/large.py --images FOLDER [--side 4096] [--rounds 3]
 
-Pictures of FOLDER are tiled to one of SIDE by SIDE; the small one is the folder's first. Both are read, decoded
-and written as PNG in turns, in one process that has done so before. Peak memory is that of ``rdquant encode``
-and ``rdquant decode`` in processes of their own. Writes benchmarks/results/large.json.
+Pictures of FOLDER are tiled to one of SIDE by SIDE; the small one is the folder's first. Both are read,
+decoded and written as PNG in turns, in one process that has done so before. Peak memory is that of ``rdquant
+encode`` and ``rdquant decode`` in processes of their own. Writes benchmarks/results/large.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numba
 import numpy as np
@@ -60,7 +61,8 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT)
     args = parser.parse_args()
     pictures = [read_image(p) for p in list_images(args.images)]
-    coder, rows = open_coder(args.model), {}
+    coder = open_coder(args.model)
+    rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = {"small": pictures[0], "large": tiled(pictures, args.side)}
