@@ -24,10 +24,10 @@ import numpy as np
 from cold_start import measure
 
 from rdquant.coder import ImageCoder
-from rdquant.evaluate import machine
 from rdquant.files.atomic import read_file
 from rdquant.files.images import list_images, read_image, write_image
 from rdquant.load import open_coder
+from rdquant.measure import machine
 from rdquant.zoo import DEFAULT
 
 RESULTS = Path(__file__).parent / "results" / "large.json"

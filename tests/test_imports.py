@@ -69,7 +69,7 @@ data = rdquant.encode(rgb)
 Image.fromarray(rgb).save(sys.argv[1])
 assert np.array_equal(np.asarray(Image.open(sys.argv[1])), rdquant.decode(data))
 for model in {models}:
-    coder = rdquant.open_coder(model)
+    coder = rdquant.open(model)
     for engine in ("fast", "reference"):
         coder.codec.__dict__["engine"] = engine
         coder.decode(coder.encode(rgb))

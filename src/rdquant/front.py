@@ -14,6 +14,7 @@ from .coder import ImageCoder
 from .files.atomic import read_file
 from .files.container import read, with_sections
 from .files.images import Colour, Picture, Reading, picture_of, read_picture
+from .lazy import extras
 from .load import coder_for, coder_of, open_coder
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def open_model(
     return coder if quality is None else coder.at(quality)
 
 
+@extras()
 def quantize(
     codec: TrainedCodec | str | Path,
     pictures: str | Path | Sequence[AnyPicture],
@@ -238,6 +240,7 @@ def _float_codec(name: str) -> tuple[TrainedCodec, dict[str, Any]]:
     }
 
 
+@extras()
 def evaluate(
     models: str | Path | Codec | Sequence[str | Path | Codec],
     pictures: str | Path | Sequence[AnyPicture],

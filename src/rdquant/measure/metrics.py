@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from ..errors import UsageError
+from ..lazy import torch
 
 #: what PSNR says of two equal pictures, so that means and JSON stay finite
 PSNR_OF_EQUALS = 100.0

@@ -8,11 +8,11 @@ import json
 import os
 import platform
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-import torch
 
 from .. import __version__
 from ..errors import CurveError
@@ -154,12 +154,14 @@ def machine() -> dict[str, Any]:
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
+    from ..compiled import get_num_threads  # which reading results does without
+
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": get_num_threads(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **{package: version(package) for package in ("numpy", "numba", "torch") if find_spec(package)},
         "rdquant": __version__,
         "date": datetime.date.today().isoformat(),
     }
