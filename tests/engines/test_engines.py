@@ -178,7 +178,7 @@ def test_without_padding_is_the_centre_of_what_is_padded() -> None:
 def test_self_test_passes_here_and_sees_a_wrong_sum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What it says is kept, if it is good."""
     kept = tmp_path / "cache" / "verdict"
-    monkeypatch.setattr("rdquant.engines.self_test.cache.verdict", lambda *_: kept)
+    monkeypatch.setattr(cache, "verdict", lambda *_: kept)
     monkeypatch.delenv("RDQUANT_ENGINE", raising=False)
     exact = Layer.__call__
 
