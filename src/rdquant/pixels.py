@@ -12,8 +12,11 @@ def pad_to(pixels: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def to_batch(pixels: np.ndarray) -> np.ndarray:
-    """``(H, W, 3)`` uint8 -> ``(1, 3, H, W)`` uint8, channels last in memory: a view."""
-    return pixels.transpose(2, 0, 1)[None]
+    """``(H, W, 3)`` uint8 -> ``(1, 3, H, W)`` uint8, channels last in memory: a view.
+
+    Its first stride is that of a batch, by which PyTorch sees the layout.
+    """
+    return pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2)
 
 
 def to_pixels(batch: np.ndarray) -> np.ndarray:

@@ -163,7 +163,7 @@ def observe(
     seen = Calibration()
     generator = torch.Generator().manual_seed(0)
     for i, pixels in enumerate(pictures):
-        x = torch.from_numpy(to_batch(pad_to(pixels, codec.downsampling))).float() / 255
+        x = torch.from_numpy(to_batch(pad_to(pixels, codec.downsampling))).float().contiguous() / 255
         flows: list[tuple[Node, Tensor, Tensor]] = []
 
         def note(

@@ -103,7 +103,7 @@ def _collect(
         if progress:
             progress(i, len(pictures), "sensitivities")
         shown, costs = at_spread(codec, i), gains * torch.from_numpy(power_at_spread(codec, i))
-        x = torch.from_numpy(to_batch(pad_to(pixels, codec.downsampling))).float() / 255
+        x = torch.from_numpy(to_batch(pad_to(pixels, codec.downsampling))).float().contiguous() / 255
         with torch.no_grad():
             passed = through(shown, x)
             weight = picture_weight(passed.x_hat, x)
