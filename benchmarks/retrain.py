@@ -32,7 +32,7 @@ from rdquant.latents.refine import EFFORTS
 from rdquant.load import LATENTS, QuantizerMismatch, open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
-from rdquant.passes.rdo import calibrate
+from rdquant.passes.methods import Job, quantize_by
 from rdquant.passes.rdo_config import RdoConfig
 from rdquant.train.retrain import judge_coder
 
@@ -116,7 +116,7 @@ def shipped(runs: Path, calib: Path, sets: dict[str, list[Path]]) -> dict[str, C
             "lambda": about["lambda"], LATENTS: about[LATENTS], "parent": source.stem,
             "calibration_pictures": len(crops),
         }  # fmt: skip
-        integer, _ = calibrate(codec, crops, config, RdoConfig(lambda_=about["lambda"]), about)
+        integer, _ = quantize_by("ours", Job(codec, crops, config, RdoConfig(lambda_=about["lambda"])), about)
         file = folder / f"{PARENTS}-{lam}-tcq8-w8a8.rdqm"
         save_integer(integer, file)
         coder = open_coder(str(file), effort=0)

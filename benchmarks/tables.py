@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from rdquant.measure import BDRate, Curve
+from rdquant.study.compare import table as comparison
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -251,6 +252,42 @@ def searches() -> str:
     return "\n".join([*_table(("search", "bytes", "J", "model evaluations", "seconds"), rows), "", note])
 
 
+def scales() -> str:
+    """Why scales that J moved used to end worse."""
+    r = json.loads((RESULTS / "scales.json").read_text())
+    keys = ("j_calibration", "j_others", "relative_j_others")
+    rows = [
+        [
+            row["scales"],
+            *(f"{row[k]:.4f}" for k in keys),
+            f"{row['rate_percent']:+.2f} %",
+            f"{row['mean_factor']:.3f}",
+        ]
+        for row in r["rows"]
+    ]
+    head = ("scales", "J, calibration", "J, others", "relative J, others", "rate, others", "mean factor")
+    note = (
+        f"{r['model']}, W8A8, `--method mse`; {r['calibration_pictures']} calibration pictures and "
+        f"{r['measured_pictures']} others of the val split, 256x256. Rate: more than the float parents' "
+        "curve at equal PSNR, real files, one point. Gradients: 40 steps. (`scales.json`)"
+    )
+    return "\n".join([*_table(head, rows), "", note])
+
+
+def compare() -> str:
+    """All methods beside each other."""
+    r = json.loads((RESULTS / "compare.json").read_text())
+    lines = []
+    for model in dict.fromkeys(c["model"] for c in r["cells"]):
+        for sized in (False, True):
+            cells = [c for c in r["cells"] if c["model"] == model and c["at"].startswith("W") != sized]
+            head, rows = comparison(cells, model)
+            if rows:
+                lines += [f"`{model}`", "", *_table(tuple(head), [[f"{x}" for x in row] for row in rows]), ""]
+    marks = sorted({m for c in r["cells"] for m in c["reduced"]})
+    return "\n".join([*lines, f"{r['note']}: {'; '.join(marks)}. (`compare.json`)"])
+
+
 def latents() -> str:
     """Latent quantizers on codecs that were trained for plain rounding."""
     r = json.loads((RESULTS / "latents.json").read_text())
@@ -368,7 +405,7 @@ def updated(text: str) -> str:
     makers = {
         "zoo": zoo, "bdrate": bdrate, "rans": rans, "serial": serial, "widths": widths, "growth": growth,
         "determinism": determinism, "damage": damage, "decode": decode, "allocate": allocate,
-        "searches": searches, "latents": latents, "retrain": retrain,
+        "searches": searches, "scales": scales, "compare": compare, "latents": latents, "retrain": retrain,
         "retrain_studies": retrain_studies, "effort": effort,
     }  # fmt: skip
     for table in (

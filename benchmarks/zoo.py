@@ -23,7 +23,7 @@ from rdquant.latents.gains import latent_gains
 from rdquant.load import open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration
-from rdquant.passes.rdo import calibrate
+from rdquant.passes.methods import Job, quantize_by
 from rdquant.passes.rdo_config import RdoConfig
 
 FAMILY = "mean-scale-s"
@@ -91,7 +91,7 @@ def main() -> None:
             "parent": name,
             "calibration_pictures": len(crops),
         }
-        integer, trace = calibrate(codec, crops, config, RdoConfig(lambda_=float(lam)), about)
+        integer, trace = quantize_by("ours", Job(codec, crops, config, RdoConfig(lambda_=float(lam))), about)
         save_integer(integer, folder / f"{name}-w8a8.rdqm")
         ends = [e for e in trace.entries if "J" in e]
         print(name, [(e["unit"], round(e["J"], 4), e["seconds"]) for e in ends], flush=True)

@@ -9,9 +9,8 @@ import torch
 from rdquant.allocate import knapsack, predict
 from rdquant.allocate.judge import Judge
 from rdquant.allocate.predict import predict_table, weight_error
-from rdquant.allocate.run import allocate
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
-from rdquant.errors import CalibrationError, UsageError
+from rdquant.errors import CalibrationError
 from rdquant.files.float_models import load_float
 from rdquant.graph.capture import capture
 from rdquant.passes import QuantizeConfig, prepare
@@ -103,13 +102,9 @@ def test_the_twins_are_left_as_they_were(scene: Scene) -> None:
     assert not any(b.requires_grad for b in twins.twins[max(BITS)].buffers())
 
 
-def test_what_prediction_needs(scene: Scene, photo: np.ndarray) -> None:
+def test_what_prediction_needs(scene: Scene) -> None:
     twins, x, measured, _ = scene
     bare = copy.copy(twins)
     bare.gains = None
     with pytest.raises(CalibrationError, match="synthesis gain"):
         predict_table(bare, x, LAMBDA, measured.sizes)
-    path = find("mean-scale-s-0130")
-    assert path is not None
-    with pytest.raises(UsageError, match="measured, predicted, got 'guessed'"):
-        allocate(load_float(path), [photo], CONFIG, LAMBDA, ["8x"], sensitivity="guessed")

@@ -66,7 +66,7 @@ def test_fmpq_is_its_definition(table: SensitivityTable, share: float) -> None:
     """The least beta that fits: checked against a sweep over every value that zeta takes."""
     smallest, largest = uniform(table, BITS[0]).size, uniform(table, BITS[-1]).size
     target = int(smallest + share * (largest - smallest))
-    plan, smooth = fmpq(table, target), table.monotone()
+    plan, smooth = fmpq(table, target), table
     for beta in sorted({np.nextafter(z, np.inf) for row in smooth.zeta.values() for z in row.values()}):
         bits = {n: min((b for b, z in r.items() if z < beta), default=max(r)) for n, r in smooth.zeta.items()}
         if table.sizes.bytes(bits) <= target:

@@ -12,8 +12,11 @@ from rdquant.errors import CalibrationError, UsageError
 from rdquant.files.integer_models import integer_fingerprint
 from rdquant.passes import QuantizeConfig
 from rdquant.passes.bias import correct_biases
+from rdquant.passes.grid import activation_grid, weight_grid
+from rdquant.passes.held_out import HeldOut, split
+from rdquant.passes.methods import Job, quantize_by
 from rdquant.passes.mixed import is_mixing
-from rdquant.passes.rdo import RdoCalibration, calibrate, grid_search, units
+from rdquant.passes.rdo import RdoCalibration, units
 from rdquant.passes.rdo_config import STRATEGIES, RdoConfig
 
 QUICK = {"lambda_": 0.01, "batch": 1, "crop": 64, "bf16": False, "compile": False}
@@ -45,6 +48,8 @@ def test_reconstruction_comes_closer_to_the_float_codec(photo: np.ndarray) -> No
 
 def test_scales_move_first_and_weights_are_rounded_for_them(photo: np.ndarray) -> None:
     run = _run(photo, config=PLAIN, steps=20, learn=("scales", "rounding"), scale_share=0.5)
+    costs = iter(range(0, -100, -1))
+    run.held.cost = lambda _: next(costs)  # type: ignore[method-assign]  # all moves are welcome
     run.run()
     assert [e["unit"] for e in run.trace.entries] == ["float", "start", "scales", "scales", "weights", "end"]
     factors = run.stretch["g_s.1"]
@@ -54,23 +59,82 @@ def test_scales_move_first_and_weights_are_rounded_for_them(photo: np.ndarray) -
     assert only.done == 6 and "weights" not in [e["unit"] for e in only.trace.entries]
 
 
-def test_grid_lowers_j_of_the_stage_it_searches(photo: np.ndarray) -> None:
-    """With all stages quantized, the last activation's factor is no worse than none."""
-    # of codebooks the weights behind would be rounded again, coarsely
+def test_grids_lower_j_of_the_stages_they_search(photo: np.ndarray) -> None:
+    """With float stages behind and before it, each choice is no worse than none."""
     config = dataclasses.replace(PLAIN, number_format="uniform")
     run = _run(photo, config=config, steps=0, grid=False)
     twin, last = run.twin, run.twin.of_network("synthesis")[-2]
-    before = run.probe_cost()["J"]
-    factors = grid_search(twin, [last], run.probe, 0.01)
-    assert set(factors) == {"g_s.5"} and run.probe_cost()["J"] <= before * (1 + 1e-6)
+
+    def j() -> float:
+        twin.set_rounding(twin.names(), False, False)
+        twin.set_rounding([last], False, True)
+        with torch.no_grad():
+            return float(twin(run.probe).cost(0.01, run.probe[:, 0].numel()))
+
+    before = j()
+    assert set(activation_grid(twin, [last], run.probe, 0.01)) == {"g_s.5"}
+    assert j() <= before * (1 + 1e-6)
+    others = {f: run._convert({f"{last}.weight": f}) for f in (0.5, 0.8)}
+    twin = run._convert()
+    first = float(twin.layer(last).op.weight.float().abs().mean())
+    assert set(weight_grid(twin, others, [last], run.probe, 0.01)) == {f"{last}.weight"}
+    assert float(twin.ops[last].weight.float().abs().mean()) >= first  # finer steps or the same
 
 
 def test_grids_factors_reach_the_conversion(photo: np.ndarray) -> None:
     run = _run(photo, config=PLAIN, steps=0, grid=True)
-    scales = run.run()
-    assert run.stretch.keys() >= {"hyper_input", "g_a.1", "g_s.5"} and "g_a.6.out" not in run.stretch
+    run.j = float("inf")  # whatever they are
+    run._adopt({"g_a.1": 0.1, "g_a.2.weight": -0.1})
+    assert float(run.stretch["g_a.1"]) == pytest.approx(np.exp(0.1))
     plain = _run(photo, config=PLAIN, steps=0, grid=False).run()
-    assert run.stretch["g_a.1"] == 1.0 or integer_fingerprint(scales) != integer_fingerprint(plain)
+    assert integer_fingerprint(run.twin.export()) != integer_fingerprint(plain)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_moves_stay_where_held_out_pictures_like_them(share: float, photo: np.ndarray) -> None:
+    """A move that is good up to some share of it, and a move that is bad from the first step."""
+    twin = _run(photo, steps=0).twin
+    held = HeldOut(twin, [photo[:128, :128]], 0.01)
+    moved = [torch.ones(3)]
+    held.cost = lambda _: abs(float(moved[0][0]) - share)  # type: ignore[method-assign]
+    assert held.settle(lambda: twin, moved, [torch.zeros(3)], share) == (share, 0.0 if share else share)
+    assert moved[0].tolist() == [share] * 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 8, "lr": 5.0},  # far too fast
+        {"steps": 8, "learn": ("scales",), "lr": 5.0, "objective": "J"},
+        {"steps": 0, "grid": True},
+        {
+            "steps": 14,
+            "strategy": "layer",
+            "objective": "difference",
+            "learn": ("scales", "rounding", "bias"),
+        },
+        {"steps": 0, "bias_correction": "empirical"},
+    ],
+)
+def test_no_search_ends_worse_than_its_start(options: dict, photo: np.ndarray) -> None:
+    """By J of pictures that it did not learn from."""
+    pictures = [photo[i : i + 64, i : i + 64] for i in (0, 128, 256, 400)]
+    rdo = RdoConfig(**{**QUICK, **options})  # type: ignore[arg-type]
+    config = dataclasses.replace(PLAIN, weight_bits=4, number_format="uniform")
+    run = RdoCalibration(small_codec("mbt2018-mean"), pictures, config, rdo)
+    start = run.held.cost(run.twin)
+    run.run()
+    end = run.held.cost(run.twin)
+    assert end <= start * (1 + 1e-6) and end == pytest.approx(run.j, rel=1e-5)
+
+
+def test_pictures_that_judge_are_not_learned_from(photo: np.ndarray) -> None:
+    pictures = [photo[:64, i : i + 64] for i in range(0, 320, 10)]
+    learned, judging = split(pictures)
+    assert len(judging) == 8 and len(learned) == 24
+    assert not {p.tobytes() for p in learned} & {p.tobytes() for p in judging}
+    assert split(pictures[:1]) == (pictures[:1], pictures[:1])
+    assert [len(part) for part in split(pictures[:3])] == [2, 1]
 
 
 def test_resumes_to_the_same_integers(
@@ -149,7 +213,8 @@ def test_bias_correction_recentres_accumulators(how: str, photo: np.ndarray) -> 
 def test_description_says_how(photo: np.ndarray) -> None:
     codec = small_codec("bmshj2018-factorized")
     rdo = RdoConfig(**QUICK, steps=2)  # type: ignore[arg-type]
-    integer, trace = calibrate(codec, [photo[:64, :64]], QuantizeConfig(), rdo, {"parent": "p"})
+    job = Job(codec, [photo[:64, :64]], QuantizeConfig(), rdo)
+    integer, trace = quantize_by("ours", job, {"parent": "p"})
     assert integer.description["rdo"]["steps"] == 2 and integer.description["parent"] == "p"
     assert [e["unit"] for e in trace.entries] == ["float", "start", "weights", "end"]
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from conftest import small_codec
+from rdquant.allocate.methods import METHODS, Problem
 from rdquant.allocate.table import WidthTwins
 from rdquant.graph.capture import capture
 from rdquant.passes import QuantizeConfig, prepare
 from rdquant.passes.crops import probe
-from rdquant.study.searches import METHODS, compare
+from rdquant.study.searches import compare
 
 
 def test_every_search_meets_the_size_and_is_judged_alike(photo: np.ndarray) -> None:
@@ -19,17 +20,18 @@ def test_every_search_meets_the_size_and_is_judged_alike(photo: np.ndarray) -> N
     codec, seen = prepare(capture(trained), [photo[:128, :128]], config)
     twins = WidthTwins(codec, seen, config, trained.entropy_bottleneck, (2, 4, 8))
     x = probe([photo[128:256, :128]], 128)
-    found, table = compare(twins, x, 0.001, 20_000, "2.5bits", budget=20, rounds=1)
+    problem = Problem(twins, x, 0.001, 20_000, budget=20)
+    found, table = compare(problem, "2.5bits"), problem.measured
     assert set(found) == set(METHODS)
     for name, outcome in found.items():
         assert outcome.plan.size <= table.sizes.target("2.5bits"), name
         j = twins.cost(outcome.plan.bits, x, 0.001, outputs=False)
         assert outcome.increase == pytest.approx(j / table.j_float - 1), name
-    assert found["refined"].increase <= found["knapsack"].increase
+    assert found["ours"].increase <= found["knapsack"].increase
     assert found["knapsack"].evaluations == table.evaluations
-    assert found["refined"].evaluations > table.evaluations
+    assert found["ours"].evaluations > table.evaluations
     assert found["predicted"].evaluations == 1
-    for name in ("greedy", "evolutionary"):
+    for name in ("greedy", "evolutionary", "annealing"):
         for other, (asked, seconds) in found[name].reached.items():
             assert found[name].increase <= found[other].increase, other
             assert 0 < asked <= found[name].evaluations and 0 < seconds <= found[name].seconds

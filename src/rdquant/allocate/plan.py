@@ -21,11 +21,12 @@ class Plan:
     """``bits`` by layer (``g_a.0``). Round-trips through JSON; `rdquant quantize --plan` takes it."""
 
     bits: Mapping[str, int]
-    size: int  #: predicted bytes of the packed model file
+    size: int  #: bytes of the packed model file: measured on the calibration at hand, or predicted
     increase: float  #: relative increase of J: measured if refined, else the sum of the layers' zetas
     method: str
     beta: float | None = None  #: FMPQ's tolerance
     number_format: FormatName = "coded"  #: of the weights
+    target: int | None = None  #: bytes that the file may have: `rdquant quantize --plan` keeps to it
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def average_bits(self, counts: Mapping[str, int]) -> float:

@@ -23,20 +23,20 @@ def uniform(table: SensitivityTable, bits: int) -> Plan:
 def fmpq(table: SensitivityTable, target: int) -> Plan:
     """The lowest widths with ``zeta < beta``, for the least beta whose size is at most ``target`` bytes.
 
-    Algorithm 1 of FMPQ; where the paper searches beta by steps, this walks the values at which the plan
-    can change at all, so beta is exact (facts: the size is a falling step function of beta). Raises
-    `UsageError` when even the smallest widths are too large.
+    Algorithm 1 of FMPQ (Hossain, Duan and Zhu 2024, arXiv 2506.01221), on the zetas as they were measured:
+    each layer on its own takes the lowest b with ``zeta_n(b) = (RD_n(b) - RD) / RD < beta``, and the widest
+    if none has. The adaptive search for beta was not readable; sizes fall with beta in steps, and only at the
+    zetas themselves, so that the exact beta is found among them. Departures: sizes are those of files, not
+    weights times bits. Raises `UsageError` when even the smallest widths are too large.
     """
     check_target(table, target)
-    smooth = table.monotone()
 
     def at(beta: float) -> dict[str, int]:
         return {
-            n: min((b for b, z in row.items() if z < beta), default=max(row))
-            for n, row in smooth.zeta.items()
+            n: min((b for b, z in row.items() if z < beta), default=max(row)) for n, row in table.zeta.items()
         }
 
-    values = sorted({z for row in smooth.zeta.values() for z in row.values()})
+    values = sorted({z for row in table.zeta.values() for z in row.values()})
     candidates = [np.nextafter(v, np.inf) for v in values]
     low, high = 0, len(candidates) - 1
     while low < high:  # sizes fall with beta: bisection over the candidates is exact

@@ -23,6 +23,7 @@ from ..codec import Codec
 from ..codecs.protocol import Density
 from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
+from ..files.integer_models import file_bytes
 from ..passes.calibration import Calibration
 from ..passes.config import QuantizeConfig
 from ..passes.convert import to_integer
@@ -111,6 +112,7 @@ class WidthTwins:
         density: Density,
         bits: tuple[int, ...] = BITS,
     ) -> None:
+        self.codec, self.seen, self.config = codec, seen, config
         self.twins: dict[int, Twin] = {}
         self.codecs: dict[int, Codec] = {}
         self.gains = seen.gains
@@ -130,6 +132,11 @@ class WidthTwins:
         twin = base.with_stages_of(lambda name: base if is_mixing(name) else self.twins[plan[name]])
         twin.set_rounding(twin.names(), True, outputs)
         return twin
+
+    def file_bytes(self, plan: Mapping[str, int]) -> int:
+        """Size of the model file of a plan, made and measured."""
+        config = dataclasses.replace(self.config, layer_bits=dict(plan))
+        return file_bytes(to_integer(self.codec, self.seen, config)[0])
 
     @contextmanager
     def swapped(self, base: Twin, name: str, bits: int) -> Iterator[None]:

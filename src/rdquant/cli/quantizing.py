@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import console, zoo
 from ..errors import UsageError
 from .common import app, options_of, zoo_names
+
+if TYPE_CHECKING:
+    from ..codec import Codec
+    from ..passes import QuantizeConfig
+    from ..passes.rdo import Trace
 
 PANEL = "Quantize"
 
@@ -19,6 +26,13 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A float model file or zoo name.", autocompletion=zoo_names)],
     calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="ours, or one of the literature's: minmax, percentile, mse, adaround, brecq, gptq, rdo-ptq. "
+            "Other options go over what it stands for."
+        ),
+    ] = "ours",
     weights: Annotated[
         int, typer.Option(help="Bits of a weight, 2..16 (where decoders need it to read symbols: at most 7).")
     ] = 8,
@@ -44,12 +58,18 @@ def quantize(
     lambda_: Annotated[
         float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
     ] = None,
-    strategy: Annotated[str, typer.Option(help="layer, block or joint.")] = "joint",
+    strategy: Annotated[
+        str | None, typer.Option(help="layer, block or joint; default: the method's, joint for ours.")
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Gradient steps; default: 250 below 6 bits, none otherwise.")
+        int | None,
+        typer.Option(
+            help="Gradient steps (adaround, brecq: of a unit). Ours by default: 250 below 6 bits, else none."
+        ),
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="Weight bits by layer, from `rdquant allocate`; over --weights.")
+        Path | None,
+        typer.Option(help="Weight bits by layer, and a size, from `rdquant allocate`; over --weights."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -66,41 +86,54 @@ def quantize(
 
     Channels are mixed and weights rounded by what errors do to the decoded picture. With --rdo (the default)
     gradients of the codec's own rate-distortion cost refine the result where few bits leave room for it.
+    Pictures that nothing learns from judge every search: none ends worse than it began. With --plan the file
+    has at most the plan's bytes, and at most 1 % less.
     """
     from ..allocate import Plan
     from ..files.float_models import load_float
     from ..files.integer_models import save_integer
     from ..files.model_file import model_description
     from ..files.split import split_files
+    from ..graph.capture import capture
     from ..load import LATENTS
-    from ..passes import QuantizeConfig, load_calibration
-    from ..passes import quantize as convert
+    from ..passes import QuantizeConfig, load_calibration, prepare, to_integer
     from ..passes.config import profile_options
-    from ..passes.rdo import calibrate
+    from ..passes.methods import Job, options_for, pictures_for, quantize_by
+    from ..passes.rdo import Trace
     from ..passes.rdo_config import RdoConfig
+    from ..passes.sized import quantize_to_size
     from ..quality import LAMBDAS
     from ..zoo import model_path
 
     path = model_path(model)
     codec, parent = load_float(path), model_description(path)
     lam = lambda_ or parent.get("lambda")
+    if lam is None and rdo:
+        raise UsageError(f"{model} does not say its lambda; pass --lambda (or --no-rdo)")
     options = options_of(set_, (QuantizeConfig, RdoConfig))
     chosen = Plan.load(plan) if plan is not None else None
     if chosen is not None:
         options[QuantizeConfig]["layer_bits"] = dict(chosen.bits)
         if number_format == "auto":
             number_format = chosen.number_format
-    config = QuantizeConfig(
-        **{
+    given = {"strategy": strategy, "steps": steps}
+    config, search = options_for(
+        method,
+        {
             "weight_bits": weights,
             "activation_bits": activations,
             **profile_options(profile),
             **({"number_format": number_format} if number_format != "auto" else {}),
             "scope": tuple(n for n in scope.replace(" ", "").split(",") if n),
             **options[QuantizeConfig],
-        }
+        },
+        {
+            "lambda_": lam or 1.0,
+            **{k: v for k, v in given.items() if v is not None},
+            **options[RdoConfig],
+        },
     )
-    pictures = load_calibration(split_files(calib, split), images, side)
+    pictures = pictures_for(method, load_calibration(split_files(calib, split), images, side))
     description: dict[str, Any] = {
         "parent": model if zoo.find(model) else Path(model).name,
         "calibration_pictures": len(pictures),
@@ -108,30 +141,41 @@ def quantize(
         "lambda": lam,
         **{k: parent[k] for k in (LATENTS, LAMBDAS) if k in parent},
     }
-    trace: list[dict[str, Any]] = []
+    planned = chosen.target if chosen is not None and config.number_format == "coded" else None
+    about = {"method": method, "rdo": search.to_json(), **description}
     with console.progress("calibrate") as update:
-        if rdo:
-            if lam is None:
-                raise UsageError(f"{model} does not say its lambda; pass --lambda (or --no-rdo)")
-            search = RdoConfig(**{"lambda_": lam, "strategy": strategy, "steps": steps, **options[RdoConfig]})
-            integer, found = calibrate(codec, pictures, config, search, description, run, update)
-            trace = found.entries
+        store = run / "mixings.pt" if run is not None else None
+        if run is not None:
+            run.mkdir(parents=True, exist_ok=True)
+        prepared = prepare(capture(codec), pictures, config, update, store)
+
+        def make(config: QuantizeConfig) -> tuple[Codec, Trace]:
+            if not rdo:
+                return to_integer(*prepared, config, description)[0], Trace([])
+            folder = run
+            if run is not None and planned is not None:  # searches of their own
+                folder = run / hashlib.sha256(json.dumps(config.to_json()).encode()).hexdigest()[:8]
+            job = Job(codec, pictures, config, search, folder, prepared, update)
+            return quantize_by(method, job, description)
+
+        if planned is not None:
+            integer, found = quantize_to_size(make, prepared, config, planned, about, update)
         else:
-            integer = convert(codec, pictures, config, description, update)
+            integer, found = make(config)
+    trace = found.entries
     save_integer(integer, out)
     costs = {e["unit"]: e["J"] for e in trace if e["unit"] in ("float", "start", "grid", "bias", "end")}
     size = out.stat().st_size
-    planned = chosen.size if chosen is not None else None
     if console.settings.json:
-        console.show_json({"file": str(out), "bytes": size, "planned_bytes": planned, "trace": trace})
+        console.show_json({"file": str(out), "bytes": size, "target_bytes": planned, "trace": trace})
         return
     if costs:
         columns = ("J of the float model", *(f"after {unit}" for unit in list(costs)[1:]))
-        console.show_table("calibration pictures (estimate)", columns, [list(costs.values())])
+        console.show_table("held-out calibration pictures (estimate)", columns, [list(costs.values())])
     if planned is None:
         console.say(f"{out}: {console.Size(size)}, W{config.weight_bits}A{config.activation_bits}")
     else:
-        console.say(f"{out}: {size} bytes, the plan predicted {planned}; A{config.activation_bits}")
+        console.say(f"{out}: {size} bytes of {planned}; A{config.activation_bits}")
 
 
 @app.command(rich_help_panel=PANEL)
@@ -144,18 +188,17 @@ def allocate(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The plan; with several sizes, a folder.")],
     method: Annotated[
-        str, typer.Option(help="With --rounds 0: knapsack (exact) or fmpq (the paper's tolerance).")
-    ] = "knapsack",
-    rounds: Annotated[
-        int, typer.Option(help="Rounds that measure around the plan, half a minute each; 0: the table alone.")
-    ] = 3,
+        str,
+        typer.Option(
+            help="ours; ours-quick (no table is measured); fmpq, knapsack (integer program) of the measured "
+            "table; predicted, hessian: of others; greedy, evolutionary, annealing: plans measured; uniform."
+        ),
+    ] = "ours",
+    budget: Annotated[int, typer.Option(help="Plans that evolutionary and annealing measure.")] = 1000,
     lambda_: Annotated[
         float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
     ] = None,
     activations: Annotated[int, typer.Option(help="Bits of an activation.")] = 8,
-    sensitivity: Annotated[
-        str, typer.Option(help="measured, width by width; or predicted from one gradient, in seconds.")
-    ] = "measured",
     table: Annotated[
         Path | None, typer.Option(help="Sensitivity table: kept here, and read instead of measured.")
     ] = None,
@@ -165,10 +208,10 @@ def allocate(
 ) -> None:
     """Choose a bit-width for every layer so that the model file has a wanted size.
 
-    Measures once what each layer at each width does to J (minutes, resumable), or predicts it (seconds), then
-    solves for any size in milliseconds, and measures around that plan whether layers are better otherwise
-    together (--rounds).
-    `rdquant quantize --plan` takes the result.
+    Measures once what each layer at each width does to J (minutes, resumable), then solves for any size in
+    milliseconds, and measures around that plan whether layers are better otherwise together. A plan's file is
+    measured, and planned again if the prediction of its size was off. `rdquant quantize --plan` takes the
+    result.
     """
     from ..allocate.run import allocate as run
     from ..files.float_models import load_float
@@ -184,8 +227,8 @@ def allocate(
     pictures = load_calibration(split_files(calib, split), images, side)
     config = QuantizeConfig(activation_bits=activations, number_format="coded")
     with console.progress("sensitivity") as update:
-        plans, found_table = run(
-            load_float(path), pictures, config, lam, target_size, method, rounds, table, sensitivity, update
+        plans, sizes = run(
+            load_float(path), pictures, config, lam, target_size, method, table, budget, update
         )
     for text, found in plans.items():
         name = "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
@@ -195,7 +238,6 @@ def allocate(
     if console.settings.json:
         console.show_json({k: p.to_json() for k, p in plans.items()})
         return
-    sizes = found_table.sizes
     rows = [
         [k, p.size, sizes.float_bytes / p.size, p.average_bits(sizes.counts),
          sizes.coded_bits(p.size), 100 * p.increase,

@@ -28,11 +28,14 @@ def searches_command(
     method: Annotated[
         list[str] | None, typer.Option(help="Only these; default: all. Greedy takes long.")
     ] = None,
-    budget: Annotated[int, typer.Option(help="Model evaluations of the evolutionary search.")] = 1000,
+    budget: Annotated[
+        int, typer.Option(help="Model evaluations of the evolutionary search and of annealing.")
+    ] = 1000,
     images: Annotated[int, typer.Option(help="Pictures that judge; three times as many calibrate.")] = 8,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results here.")] = None,
 ) -> None:
     """Compare the searches of bit-widths: what each finds for one size, and what it costs."""
+    from ..allocate.methods import METHODS, Problem
     from ..allocate.run import JUDGES, judged_twins
     from ..files.atomic import atomic_write
     from ..files.float_models import load_float
@@ -46,22 +49,20 @@ def searches_command(
     lam = model_description(model_path(model)).get("lambda")
     if lam is None:
         raise UsageError(f"{model} does not say its lambda")
-    if unknown := set(method or ()) - set(searches.METHODS):
-        raise UsageError(f"no method {', '.join(sorted(unknown))}; there are {', '.join(searches.METHODS)}")
+    if unknown := set(method or ()) - set(METHODS):
+        raise UsageError(f"no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
     codec = load_float(model_path(model))
     config = QuantizeConfig(number_format="coded")
     crops = load_calibration(split_files(calib, "val"), JUDGES * images, 256)
     parameters = sum(p.numel() for p in codec.parameters())
     with console.progress("searches") as update:
         twins, x = judged_twins(codec, crops, config, update)
-        found, table = searches.compare(
-            twins, x, lam, parameters, target_size,
-            tuple(method or searches.METHODS), budget, progress=update,
-        )  # fmt: skip
+        problem = Problem(twins, x, lam, parameters, budget=budget, progress=update)
+        found = searches.compare(problem, target_size, tuple(method or METHODS))
     command = f"rdquant study searches {model} --calib TRAIN --target-size {target_size} --images {images}"
     result = {
         "command": command, "machine": machine(), "target": target_size, "judges": len(x),
-        "float_bytes": table.sizes.float_bytes, "searches": {k: o.to_json() for k, o in found.items()},
+        "float_bytes": problem.sizes.float_bytes, "searches": {k: o.to_json() for k, o in found.items()},
     }  # fmt: skip
     if out is not None:
         with atomic_write(out) as handle:
@@ -72,6 +73,88 @@ def searches_command(
     rows = [[k, o.plan.size, 100 * o.increase, o.evaluations, o.seconds] for k, o in found.items()]
     columns = ("search", "bytes", "J +%", "model evaluations", "seconds")
     console.show_table(f"searches for {model}, {target_size}, {len(x)} judging pictures", columns, rows)
+
+
+@study_app.command("compare")
+def compare_command(
+    calib: Annotated[Path, typer.Option(help="Folder whose val split calibrates.")],
+    images: Annotated[Path, typer.Option(help="Folder of pictures that are measured, e.g. Kodak.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results; cells found there are kept.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="Float models or zoo names; default: the zoo's mean-scale-s-0130."
+        ),
+    ] = None,
+    parent: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Float models of the same architectures that complete the curves, not quantized themselves; "
+            "default: the zoo's. Models whose names agree up to the last hyphen share a curve."
+        ),
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only these; default: all.")] = None,
+    at: Annotated[
+        list[str] | None, typer.Option(help="Widths like W8A8, sizes like 8x; default: four of each.")
+    ] = None,
+    calibration: Annotated[int, typer.Option(help="Calibration pictures.")] = 64,
+    every: Annotated[int, typer.Option(help="Measure one of so many pictures.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Fewer gradient steps.")] = None,
+    mixing_steps: Annotated[int | None, typer.Option(help="Fewer steps to learn mixings.")] = None,
+    budget: Annotated[int, typer.Option(help="Plans that evolutionary and annealing measure.")] = 1000,
+) -> None:
+    """All methods beside each other: more rate at equal PSNR, by method and width or size, from real files.
+
+    Resumes: every cell is stored in the folder. An asterisk marks those made with less than usual; what was
+    less is in the cell's file. What was published stands beside.
+    """
+    from ..files.atomic import atomic_write
+    from ..files.float_models import load_float
+    from ..files.images import list_images, read_image
+    from ..files.model_file import model_description
+    from ..files.split import split_files
+    from ..measure.results import machine
+    from ..passes import load_calibration
+    from ..study import compare
+    from ..zoo import model_path
+
+    chosen = model or ["mean-scale-s-0130"]
+    floats = [n for n, e in zoo.index().items() if e["kind"] == "float" and "tcq" not in n]
+    cells = compare.grid(
+        [Path(m).stem for m in chosen],
+        method or list(dict.fromkeys([*compare.METHODS, *compare.SEARCHES])),
+        at or [*compare.WIDTHS, *compare.SIZES],
+    )
+    models = {}
+    for name in dict.fromkeys([*chosen, *(parent if parent is not None else floats)]):
+        path = model_path(name)
+        if (lam := model_description(path).get("lambda")) is None:
+            raise UsageError(f"{name} does not say its lambda")
+        stem = Path(name).stem
+        models[stem] = compare.Model(load_float(path), lam, stem.rpartition("-")[0])
+    files = split_files(calib, "val")
+    study = compare.Comparison(
+        models, load_calibration(files, calibration, 256), [read_image(p) for p in list_images(images)], out,
+        compare.Reduced(calibration, steps, mixing_steps, budget, every), {"images": images.name},
+    )  # fmt: skip
+    with console.progress("compare") as update:
+        results = study.run(cells, update)
+    note = (
+        f"{images.name}, {len(study.shown)} pictures, whole files; % more rate at equal PSNR than the float "
+        "parents' curve, one point (of J where there is no curve); * reduced"
+    )
+    about = {
+        "command": "rdquant study compare --calib TRAIN --images KODAK",
+        "machine": machine(),
+        "note": note,
+    }
+    with atomic_write(out / "compare.json") as handle:
+        handle.write(json.dumps({**about, "cells": results}, indent=1).encode())
+    if console.settings.json:
+        console.show_json({**about, "cells": results})
+        return
+    for name in dict.fromkeys(c.model for c in cells):
+        console.show_table(f"{name}: {note}", *compare.table(results, name))
 
 
 @study_app.command("ablation")

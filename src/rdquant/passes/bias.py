@@ -9,7 +9,7 @@ rounding errors of the weights and the mean of each input channel, borders ignor
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..graph import Node
 from ..graph.operations import Convolution
 from .twin import Twin
+from .walk import walk
 
 BiasCorrection = Literal["none", "empirical", "analytic"]
 BIAS_CORRECTIONS: tuple[BiasCorrection, ...] = get_args(BiasCorrection)
@@ -50,22 +51,10 @@ def correct_biases(twin: Twin, names: list[str], x: Tensor, how: BiasCorrection)
             layer.bias.sub_(error / layer.bias_unit)
         return twin.operate(node, inputs)
 
-    twin.set_rounding(twin.names(), False, False)
-    _through(twin, x, record)
-    twin.set_rounding(twin.names(), True, True)
-    _through(twin, x, correct)
+    for rounded, apply in ((False, record), (True, correct)):
+        twin.set_rounding(twin.names(), rounded, rounded)
 
+        def run(name: str, *inputs: Tensor, valid: bool = False, apply: Any = apply) -> Tensor:
+            return twin.integer.networks[name].evaluate(inputs, apply)
 
-def _through(twin: Twin, x: Tensor, apply) -> None:  # type: ignore[no-untyped-def]
-    """Every network once on what the twin's present state makes flow into it."""
-    codec, prior = twin.integer, twin.integer.prior
-
-    def run(name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
-        return codec.networks[name].evaluate(inputs, apply)
-
-    y = run("analysis", x)
-    if prior.hyper:
-        z_hat = twin.hyper_symbols(run("hyper_analysis", y))[1]
-        y_hat = twin.latents(y)[0]
-        prior.all_parameters(run, prior.begin(run, z_hat), y_hat)
-    run("synthesis", twin.latents(y)[0])
+        walk(twin, x, run)

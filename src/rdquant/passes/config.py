@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from ..errors import UsageError
 from .formats import CODED_BITS, FORMATS, FormatName
 
-#: "minmax": the whole observed range. "percentile": all but the outermost 0.01 % of samples.
+#: "minmax": the whole observed range. "percentile": all but the outermost samples.
 #: "mse": the clipped range with the least mean squared error.
 RangeRule = Literal["minmax", "percentile", "mse"]
 RANGE_RULES: tuple[RangeRule, ...] = get_args(RangeRule)
@@ -72,8 +72,9 @@ class QuantizeConfig:
     """Of convolution weights, see `rdquant.passes.formats`. "auto": uniform from 8 bits on, which integer
     kernels like best; below, a codebook, whose error is half as large.
     """
-    layer_bits: Mapping[str, int] = field(default_factory=dict)
-    """Weight bits of single layers by name (``g_a.0``), over ``weight_bits``: mixed precision."""
+    layer_bits: Mapping[str, float] = field(default_factory=dict)
+    """Weight bits of single layers by name (``g_a.0``), over ``weight_bits``: mixed precision. Fractions of a
+    bit are for the coded format only, whose widths are steps (`rdquant.passes.sized`)."""
     layer_activation_bits: Mapping[str, int] = field(default_factory=dict)
     """Bits of what single nodes (``g_a.1``) put out, over ``activation_bits``."""
     scope: tuple[str, ...] = ()
@@ -86,6 +87,8 @@ class QuantizeConfig:
     """Of activations, by "mse": how often the error of a clipped value counts. Values of many channels are
     clipped together, and their errors add up in what reads them, where those of rounding cancel.
     """
+    percentile: float = 0.9999
+    """By "percentile": the share of samples below the upper end of the range, and above the lower."""
     mixing: Mix = "compensated"
     """Of the channels behind each GDN, before they are rounded: see `rdquant.passes.mixing`."""
     mixing_steps: int | None = None
@@ -95,6 +98,9 @@ class QuantizeConfig:
         for where, bits in (("weight bits", self.weight_bits), *self.layer_bits.items()):
             if not 2 <= bits <= 16:
                 raise UsageError(f"{where} must be 2..16, got {bits}")
+        broken = [b for b in self.layer_bits.values() if b != int(b)]
+        if broken and self.number_format != "coded":
+            raise UsageError(f"fractions of a bit are for the coded format only, got {broken[0]}")
         for where, bits in (("activation bits", self.activation_bits), *self.layer_activation_bits.items()):
             if not 4 <= bits <= 15:
                 raise UsageError(f"{where} must be 4..15, got {bits}")
@@ -115,6 +121,8 @@ class QuantizeConfig:
             raise UsageError(f"mixing must be one of {', '.join(MIXES)}, got {self.mixing!r}")
         if self.mixing_steps is not None and self.mixing_steps < 1:
             raise UsageError(f"mixing_steps must be 1 or more, got {self.mixing_steps}")
+        if not 0.5 < self.percentile <= 1:
+            raise UsageError(f"percentile must be above 0.5 and at most 1, got {self.percentile}")
         if not self.clip_cost > 0:
             raise UsageError(f"clip_cost must be positive, got {self.clip_cost}")
         if not 0 <= self.channel_exponent <= 1:
@@ -124,8 +132,8 @@ class QuantizeConfig:
         """Whether a network is to be quantized to the wanted widths."""
         return not self.scope or network in self.scope
 
-    def bits_of(self, layer: str, network: str) -> int:
-        """Weight bits of a layer."""
+    def bits_of(self, layer: str, network: str) -> float:
+        """Weight bits of a layer; whole, unless the format is coded."""
         return self.layer_bits.get(layer, self.weight_bits if self.in_scope(network) else WIDE_BITS)
 
     def format_of(self, layer: str, network: str) -> FormatName:

@@ -44,7 +44,8 @@ def to_integer(
     """The integer codec, checked against the contract, and weights and gammas before rounding, by node.
 
     ``codec`` and ``seen`` come from `rdquant.passes.prepare`. ``stretch``: by edge, a factor (or one per
-    channel) on the activation scales that the range rule gives, see `rdquant.passes.rdo`. Raises
+    channel) on the activation scales that the range rule gives, and by ``NAME.weight`` on those of a layer's
+    weights, see `rdquant.passes.grid`. Raises
     `BadModel` or `CalibrationError`, and `UsageError` for bits given to a layer that does not exist.
     """
     layers = {n for n in seen.grams if not is_mixing(n)}

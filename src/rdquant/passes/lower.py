@@ -173,10 +173,9 @@ class Lowering:
             if is_mixing(edge):
                 found = full_range_format(seen, bits, MIXED_HEADROOM)
             else:
-                c, granularity = self.config, self.config.granularity if tie else "tensor"
-                found = activation_format(
-                    seen, bits, c.activation_range, granularity, c.channel_exponent, c.clip_cost
-                )
+                c, kind = self.config, self.config.granularity if tie else "tensor"
+                rule, exponent, clips = c.activation_range, c.channel_exponent, c.clip_cost
+                found = activation_format(seen, bits, rule, kind, exponent, clips, c.percentile)
         except CalibrationError as error:
             raise CalibrationError(f"{edge}: {error}") from None
         return tied(dataclasses.replace(found, scale=found.scale * self.stretch.get(edge, 1.0)), tie)
@@ -278,6 +277,7 @@ class Lowering:
                     node.op, source.format, self.seen.grams[node.name], sensitivity, self.config,
                     self.config.bits_of(node.name, self.network),
                     self.config.format_of(node.name, self.network), self.network not in FREE,
+                    float(self.stretch.get(f"{node.name}.weight", 1.0)),
                 )  # fmt: skip
             self.add(node.name, op, source.name)
             self.unrounded[node.name], self.units[node.name] = kernel, unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,8 @@ class Weights(nn.Module):
     def __init__(self, op: Convolution, unrounded: Tensor, bias_unit: Tensor) -> None:
         super().__init__()
         self.op = op
+        #: the levels themselves, where they are learned as such (`rdquant.passes.reconstruct`)
+        self.soft: Callable[[], Tensor] | None = None
         self.levels = uniform(op.bits) if op.levels is None else Levels(torch.from_numpy(op.levels), op.bits)
         self.lowest, self.highest = float(self.levels.low), float(self.levels.high)
         self.spacing = (self.highest - self.lowest) / (len(self.levels.values) - 1)
@@ -60,6 +63,8 @@ class Weights(nn.Module):
 
     def levelled(self, in_log: Tensor | None) -> Tensor:
         """Weights as levels, with straight-through gradients inside their range."""
+        if self.soft is not None:
+            return self.soft()
         inside = self.moved(in_log).clamp(self.lowest, self.highest)
         if self.levels.plain:
             return round_ste(inside)

@@ -77,24 +77,28 @@ def integer_convolution(
     grams: list[Tensor],
     sensitivity: Tensor | None,
     config: QuantizeConfig,
-    bits: int,
+    bits: float,
     number_format: FormatName,
     entropy_path: bool,
+    stretch: float = 1.0,
 ) -> tuple[Convolution, Tensor, Tensor]:
-    """The convolution, the real value of one unit of its accumulators ``(O,)``, the unrounded kernel."""
+    """The convolution, the real value of one unit of its accumulators ``(O,)``, the unrounded kernel.
+
+    ``stretch``: a factor on the scales that the range rule gives.
+    """
     if entropy_path and bits <= 8 and number_format == "uniform":
         bits = min(bits, ENTROPY_PATH_BITS)
     # the input's scales go into the weights, so that integers of all channels can be added
     weight = op.by_output().detach().double() * _by_input(op, source.scale)
     flat = weight.flatten(1)
     importance = _importance(op, source, grams)
-    levels = fit_levels(flat, bits, number_format, importance)
+    levels = fit_levels(flat, round(bits), number_format, importance)
     if number_format == "coded":
         if entropy_path:
             levels = uniform(ENTROPY_PATH_BITS)
         scales = coded_scales(flat, levels, bits, sensitivity)
     else:
-        scales = weight_scales(flat, levels, config.weight_range)
+        scales = weight_scales(flat, levels, config.weight_range, config.percentile) * stretch
     # a row of next to nothing must not blow up its bias: accumulators stay below 2^36
     scales = torch.maximum(scales, op.bias.detach().double().abs() * BIAS_UNIT)
     if config.rounding != "nearest":
@@ -136,10 +140,10 @@ def integer_mixing(mixing: Mixing, source: ActivationFormat) -> tuple[Convolutio
 
 
 def integer_gdn(
-    gdn: DivisiveNormalization, unit: Tensor, seen_x: Observed, out: ActivationFormat, layer_bits: int
+    gdn: DivisiveNormalization, unit: Tensor, seen_x: Observed, out: ActivationFormat, layer_bits: float
 ) -> tuple[DivisiveNormalization, Tensor]:
     """The normalization, and gamma before rounding."""
-    bits = min(max(layer_bits, GAMMA_BITS), MOST_GAMMA_BITS)
+    bits = min(max(round(layer_bits), GAMMA_BITS), MOST_GAMMA_BITS)
     beta, gamma = gdn.beta.detach().double(), gdn.gamma.detach().double()
     # a scale for each channel: quiet ones keep their digits, and a row of gammas spans less
     x_scale = wide_format(seen_x).scale

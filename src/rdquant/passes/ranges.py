@@ -12,7 +12,6 @@ from .calibration import Observed
 from .config import Granularity, RangeRule
 from .formats import CODED_BITS, FormatName, Levels, affine, codebook, symmetric_levels, uniform
 
-PERCENTILE = 0.9999
 #: a channel's scale is at least this fraction of the tensor's
 CHANNEL_FLOOR = 1 / 64
 #: fractions of the whole range that the "mse" rule tries, for weights
@@ -21,7 +20,7 @@ WEIGHT_CLIP_GRID = torch.linspace(0.1, 1.0, 19, dtype=torch.float64)
 CLIP_GRID = torch.logspace(-1.6, 0, 41, dtype=torch.float64)
 
 
-def weight_scales(weight: Tensor, levels: Levels, rule: RangeRule) -> Tensor:
+def weight_scales(weight: Tensor, levels: Levels, rule: RangeRule, percentile: float = 1.0) -> Tensor:
     """Scale per row under which the levels cover the row. ``weight: (O, K)`` -> ``(O,)`` float64.
 
     A row of zeros gets scale 1.
@@ -35,7 +34,7 @@ def weight_scales(weight: Tensor, levels: Levels, rule: RangeRule) -> Tensor:
     full = needed(w.amin(1), w.amax(1))
     chosen = full
     if rule == "percentile":
-        chosen = needed(*(torch.quantile(w, q, dim=1) for q in (1 - PERCENTILE, PERCENTILE)))
+        chosen = needed(*(torch.quantile(w, q, dim=1) for q in (1 - percentile, percentile)))
         chosen = torch.where(chosen > 0, chosen, full)
     if rule == "mse":
         best, w32 = torch.full_like(full, torch.inf), w.float()
@@ -47,7 +46,7 @@ def weight_scales(weight: Tensor, levels: Levels, rule: RangeRule) -> Tensor:
     return torch.where(chosen > 0, chosen, 1.0)
 
 
-def coded_scales(weight: Tensor, levels: Levels, bits: int, sensitivity: Tensor | None) -> Tensor:
+def coded_scales(weight: Tensor, levels: Levels, bits: float, sensitivity: Tensor | None) -> Tensor:
     """Steps of the rows of a layer in the coded format. ``weight: (O, K)`` -> ``(O,)`` float64.
 
     Bits are best spent where an error of any row's step costs the same: steps in inverse proportion to the
@@ -140,6 +139,7 @@ def activation_format(
     granularity: Granularity,
     exponent: float = 1.0,
     clip_cost: float = 1.0,
+    percentile: float = 1.0,
 ) -> ActivationFormat:
     """The format of an observed activation: ``hi - lo = 2^bits - 1``, ``lo <= 0 <= hi``.
 
@@ -153,12 +153,12 @@ def activation_format(
     low, high = min(float(seen.low.min()), 0.0), max(float(seen.high.max()), 0.0)
     if not 0 < high - low < float("inf"):
         raise CalibrationError(f"an activation was always in [{low}, {high}]; use other calibration pictures")
-    scale, lo, hi = _tensor_range(low, high, seen, bits, rule, clip_cost)
+    scale, lo, hi = _tensor_range(low, high, seen, bits, rule, clip_cost, percentile)
 
     def with_split(lo: int, hi: int, scale: float) -> ActivationFormat:
         scales = torch.full((len(seen.counts),), scale, dtype=torch.float64)  # type: ignore[arg-type]
         if granularity == "channel":
-            tops = _channel_tops(seen, lo, hi, rule, clip_cost)
+            tops = _channel_tops(seen, lo, hi, rule, clip_cost, percentile)
             ratio = (tops / scale).clamp(CHANNEL_FLOOR, 1.0 / CHANNEL_FLOOR)
             scales = scales * ratio**exponent
         return ActivationFormat(scales, lo, hi)
@@ -186,7 +186,9 @@ def full_range_format(seen: Observed, bits: int, headroom: float) -> ActivationF
     return ActivationFormat(scale, lo, lo + steps, (start - lo).to(torch.int32))
 
 
-def _channel_tops(seen: Observed, lo: int, hi: int, rule: RangeRule, clip_cost: float) -> Tensor:
+def _channel_tops(
+    seen: Observed, lo: int, hi: int, rule: RangeRule, clip_cost: float, percentile: float
+) -> Tensor:
     """Per channel, the scale that its own range asks for within the common [lo, hi]. ``(C,)`` float64."""
     assert seen.low is not None and seen.high is not None
 
@@ -196,7 +198,7 @@ def _channel_tops(seen: Observed, lo: int, hi: int, rule: RangeRule, clip_cost: 
         return torch.maximum(up if hi > 0 else torch.zeros_like(up), down if lo < 0 else torch.zeros_like(up))
 
     if rule == "percentile":
-        return needed(*seen.quantiles(1 - PERCENTILE)).clamp(min=1e-12)
+        return needed(*seen.quantiles(1 - percentile)).clamp(min=1e-12)
     full = needed(seen.low, seen.high).clamp(min=1e-12)
     if rule == "minmax":
         return full
@@ -209,10 +211,10 @@ def _channel_tops(seen: Observed, lo: int, hi: int, rule: RangeRule, clip_cost: 
 
 
 def _tensor_range(
-    low: float, high: float, seen: Observed, bits: int, rule: RangeRule, clip_cost: float
+    low: float, high: float, seen: Observed, bits: int, rule: RangeRule, clip_cost: float, percentile: float
 ) -> tuple[float, int, int]:
     if rule == "percentile":
-        ends = _pooled_quantiles(seen, 1 - PERCENTILE)
+        ends = _pooled_quantiles(seen, 1 - percentile)
         return _grid(min(ends[0], 0.0), max(ends[1], 1e-12), bits)
     if rule == "minmax":
         return _grid(low, high, bits)

@@ -13,6 +13,8 @@ from .config import QuantizeConfig
 #: Which parameters move at a time: a stage's (later stages float), a network's, or all.
 Strategy = Literal["layer", "block", "joint"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+Objective = Literal["reconstruction", "J", "difference"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 #: what gradients may move -> the twin's parameters, and their learning rate relative to the run's
 GROUPS: dict[str, dict[str, float]] = {
     "scales": {"out_log": 0.4},
@@ -31,13 +33,16 @@ class RdoConfig:
     """Of the float parent: weight of ``255^2 * MSE`` against bpp."""
     strategy: Strategy = "joint"
     grid: bool = False
-    """Search each activation's scale on a grid before any gradient."""
+    """First search the scales of activations, and of weights rounded to nearest, on a grid."""
     steps: int | None = None
     """Gradient steps in all, shared by the stages or networks where they go one by one. None: `STEPS` where
     a layer has fewer than `FEW_BITS`. Otherwise the conversion leaves little that gradients would find.
     """
-    objective: Literal["reconstruction", "J"] = "reconstruction"
-    """What gradients lower: J itself, or its expansion around the float codec (`Mismatch`)."""
+    objective: Objective = "reconstruction"
+    """What gradients lower: J itself, the square of what it has over the float codec's, or its expansion
+    around the float codec; see `rdquant.passes.judges.Judge`."""
+    relative: bool = True
+    """Whether a picture's squared error counts by the inverse of what the float codec leaves of it."""
     learn: tuple[str, ...] = ("rounding", "bias")
     """What gradients move; nothing of it: grid and bias correction only."""
     bias_correction: BiasCorrection = "none"
@@ -63,8 +68,8 @@ class RdoConfig:
             raise UsageError(
                 f"bias_correction must be one of {', '.join(BIAS_CORRECTIONS)}, got {self.bias_correction!r}"
             )
-        if self.objective not in ("reconstruction", "J"):
-            raise UsageError(f"objective must be reconstruction or J, got {self.objective!r}")
+        if self.objective not in OBJECTIVES:
+            raise UsageError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
         if self.rate not in ("noise", "rounded"):
             raise UsageError(f"rate must be noise or rounded, got {self.rate!r}")
         if unknown := set(self.learn) - set(GROUPS):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .flow import segment_of
+from .judges import distortion
 from .twin import Twin
 
 
@@ -17,10 +18,12 @@ class SuffixCost:
 
     ``x: (B, 3, H, W)`` of 0..255. What lies before the stage keeps the rounding that it had when it was
     advanced over. The networks between z_hat and the parameters are run whole: contexts depend on their ends.
+    ``reference: (B,)``: squared errors by picture, for a J whose distortion is relative to them
+    (`rdquant.passes.judges.distortion`).
     """
 
-    def __init__(self, twin: Twin, x: Tensor, lambda_: float) -> None:
-        self.twin, self.x, self.lambda_ = twin, x, lambda_
+    def __init__(self, twin: Twin, x: Tensor, lambda_: float, reference: Tensor | None = None) -> None:
+        self.twin, self.x, self.lambda_, self.reference = twin, x, lambda_, reference
         self._order = twin.names()
         self._at = 0
         self._live: dict[str, Tensor] = {}  # what the current network's operations still need
@@ -100,4 +103,4 @@ class SuffixCost:
                 y_hat, bits_y, bits_z = twin.latents_around(self._y, z)
             out, bits = twin.run("synthesis", y_hat), bits_y + bits_z
         pixels = self.x.shape[0] * self.x.shape[2] * self.x.shape[3]
-        return float(self.lambda_ * torch.mean((out - self.x) ** 2) + bits / pixels)
+        return float(self.lambda_ * distortion(out, self.x, self.reference) + bits / pixels)

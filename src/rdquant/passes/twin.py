@@ -227,18 +227,20 @@ class Twin(nn.Module):
             value = (y - self.medians) / self.unit
             symbols = round_ste(value)
             rate = _for_rate(symbols, value, noise) + self.medians / self.unit
-            p = self._density[0].likelihood(rate)
-            return symbols * self.unit + self.medians, -torch.log2(p).sum(), torch.zeros(())
+            return symbols * self.unit + self.medians, self.factorized_bits(rate), torch.zeros(())
         return self.latents_around(y, self.run("hyper_analysis", y), noise)
 
     def latents_around(self, y: Tensor, z: Tensor, noise: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """`latents` where z, in fixed point, is known."""
         symbols_z, z_hat = self.hyper_symbols(z)
         z_rate = _for_rate(symbols_z, (z - self.medians) * 2.0**-Z_FRACTION_BITS, noise)
-        p = self._density[0].likelihood(z_rate + self.medians * 2.0**-Z_FRACTION_BITS)
-        bits_z = -torch.log2(p).sum()
+        bits_z = self.factorized_bits(z_rate + self.medians * 2.0**-Z_FRACTION_BITS)
         scales, means = self.parameters_for(y, z_hat)
         return *self.coded(y, scales, means, noise), bits_z
+
+    def factorized_bits(self, values: Tensor) -> Tensor:
+        """Of the factorized latent, not in fixed point."""
+        return -torch.log2(self._density[0].likelihood(values)).sum()
 
     def coded(self, y: Tensor, scales: Tensor, means: Tensor, noise: bool = False) -> tuple[Tensor, Tensor]:
         """y_hat and its bits."""
@@ -248,9 +250,12 @@ class Twin(nn.Module):
         p = gaussian_likelihood(rate, lower_bound(scales / self.unit, 0.11))
         return symbols * self.unit + means, -torch.log2(p).sum()
 
-    def forward(self, pixels: Tensor, noise: bool = False) -> Costs:
+    def forward(self, pixels: Tensor, noise: bool = False, share: Tensor | None = None) -> Costs:
+        """``share: (B,)``: what a squared error of each picture counts, 1 by default."""
         y_hat, bits_y, bits_z = self.latents(self.run("analysis", pixels), noise=noise)
-        return Costs(bits_y, bits_z, torch.mean((self.run("synthesis", y_hat) - pixels) ** 2))
+        errors = (self.run("synthesis", y_hat) - pixels) ** 2
+        mse = torch.mean(errors) if share is None else torch.mean(errors.mean((1, 2, 3)) * share)
+        return Costs(bits_y, bits_z, mse)
 
     # switches
 
