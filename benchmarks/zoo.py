@@ -119,7 +119,7 @@ def compare(folder: Path, dataset: str) -> None:
     """BD-rates of both families against each other and classical codecs, from their result files."""
     curves = {k: Curve.load(folder / f"{dataset}-{FAMILY}{k}.json") for k in ("", "-w8a8")}
     anchors = {"float parent": curves[""]}
-    for codec_name in ("jpeg", "webp", "jpeg2000"):
+    for codec_name in ("jpeg", "webp", "jpeg2000", "hevc"):
         path = folder / f"{dataset}-{codec_name}.json"
         if path.exists():
             anchors[codec_name] = Curve.load(path)
