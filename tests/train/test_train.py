@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rdquant.train import TrainConfig, Trainer
 from rdquant.train.data import CropSource
 from rdquant.train.loop import schedule, start_from
 from rdquant.train.muon import orthogonalize
+from rdquant.train.rates import lambda_at, level_of, random_levels
 
 SMALL = {"N": 4, "M": 6, "steps": 6, "batch": 2, "crop": 64, "compile": False, "bf16": False, "warmup": 2}
 
@@ -125,7 +127,8 @@ def test_schedule_warms_up_and_decays() -> None:
 
 def test_orthogonalize_flattens_singular_values() -> None:
     torch.manual_seed(0)
-    s = torch.linalg.svdvals(orthogonalize(torch.randn(8, 40) @ torch.diag(torch.logspace(-2, 1, 40))))
+    kernels = torch.randn(3, 8, 40) @ torch.diag(torch.logspace(-2, 1, 40))
+    s = torch.linalg.svdvals(orthogonalize(kernels).float())
     assert float(s.min()) > 0.3 and float(s.max()) < 1.4
 
 
@@ -157,3 +160,96 @@ def test_what_fits_of_another_architecture_is_taken() -> None:
     assert torch.equal(codec.context_prediction.weight, context)
     with pytest.raises(TrainingError, match="cannot start mbt2018-mean"):
         start_from(build("mbt2018-mean", N=4, M=6), source, Path("m.safetensors"))
+
+
+#: of a run
+QUICK: dict[str, Any] = {"steps": 4, "batch": 2, "crop": 64, "compile": False, "bf16": False}
+
+
+def many_rates(folder: Path, run: Path, **options: Any) -> Trainer:
+    fields = {**QUICK, "architecture": "unshuffle8", "N": 8, "M": 48, "lr": 1e-3, "optimizer": "muon"}
+    fields["options"] = {"hyper": 16, "width": 32, "encoder": 1, "decoder": 1}
+    return Trainer(TrainConfig(**{**fields, **options}), run, folder)
+
+
+def test_components_are_a_codec_by_themselves(training_folder: Path, tmp_path: Path) -> None:
+    """Kernels that are set, not trained: as close to a picture as that many components can come."""
+    trainer = many_rates(training_folder, tmp_path / "run", start="components", edge_lr=0.0, steps=1)
+    x = trainer.source.batch(0, 4, 64)
+    codec = trainer.codec.eval()
+    with torch.no_grad():
+        found = codec.g_s(codec.g_a(x))
+        blocks = torch.nn.functional.pixel_unshuffle(x, 16).permute(0, 2, 3, 1).reshape(-1, 768)
+        s = torch.linalg.svdvals(blocks - blocks.mean(0))
+    best = float((s[48:] ** 2).sum() / x.numel())
+    assert best < float(((found - x) ** 2).mean()) < 10 * best + 1e-3
+    edges = [codec.g_a[0][1].weight.clone(), codec.g_s[-1][0].weight.clone()]
+    trainer.run()
+    assert torch.equal(edges[0], codec.g_a[0][1].weight) and torch.equal(edges[1], codec.g_s[-1][0].weight)
+    with pytest.raises(UsageError, match="components is for unshuffle8, not for mbt2018-mean"):
+        Trainer(TrainConfig(start="components"), tmp_path / "other", training_folder)
+
+
+def test_each_picture_has_its_own_rate(training_folder: Path, tmp_path: Path) -> None:
+    """Levels are stratified over the range; the pass of a level is that of the captured codec there."""
+    trainer = many_rates(training_folder, tmp_path / "run")
+    codec, levels = trainer.codec.eval(), random_levels(8, 8)
+    assert sorted((levels / (7 / 8)).long().tolist()) == list(range(8))
+    x = trainer.source.batch(0, 2, 64)
+    with torch.no_grad():
+        codec.at(torch.tensor([0.0, 7.0]))
+        both = codec(x, "round")
+        codec.at(torch.tensor([7.0]))
+        last = codec(x[1:], "round")
+        codec.at(None)
+        middle = codec(x[1:], "round")
+    assert torch.allclose(both.x_hat[1:], last.x_hat, atol=1e-4)
+    assert (
+        both.bits()[1] == pytest.approx(float(last.bits()), rel=1e-3) != pytest.approx(float(middle.bits()))
+    )
+    low, high = (lambda_at(codec, torch.tensor(v)) for v in (0.0, 7.0))
+    assert (float(low), float(high)) == pytest.approx(codec.lambdas)
+    assert level_of(codec, float(lambda_at(codec, torch.tensor(2.5)))) == pytest.approx(2.5)
+
+
+def test_contexts_of_rounded_latents(training_folder: Path, tmp_path: Path) -> None:
+    """In training every pass sees what a decoder would: parameters are those of the true rounding."""
+    codec = small_codec("unshuffle8")
+    y, z_hat = 3 * torch.randn(1, 12, 8, 8), torch.zeros(1, 8, 2, 2)
+    with torch.no_grad():
+        features = codec.prior.begin(codec.run, z_hat)
+        scales, means, _ = codec.coded(y, features)
+        found = codec.prior.parameters_of_rounded(codec.run, features, y)
+    assert torch.allclose(found[0], scales, rtol=1e-4) and torch.allclose(found[1], means, atol=1e-4)
+
+
+def test_quantized_latents_of_many_rates(training_folder: Path, tmp_path: Path) -> None:
+    trainer = many_rates(
+        training_folder, tmp_path / "run", latent_mode="quantized", quantizer="tcq8", scope="decoder", steps=2
+    )
+    bits = []
+    x = trainer.source.batch(0, 2, 64)
+    for level in (0.2, 6.9):
+        bits.append(float(trainer.objective(x, torch.tensor([level, 3.0]))[1].detach()))
+    assert 0 < bits[0] < bits[1]
+    trainer.run()
+
+
+def test_an_exploded_run_goes_back(training_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    trainer = many_rates(training_folder, tmp_path / "run", steps=6, validate_every=3, val_pictures=1, final_crop=64)
+    real, lost = Trainer._one_step, []
+
+    def one_step(self: Trainer) -> dict:
+        record = real(self)
+        if self.step == 5 and not lost:
+            lost.append(self.step)
+            record["loss"] = torch.tensor(float("nan"))
+        return record
+
+    monkeypatch.setattr(Trainer, "_one_step", one_step)
+    trainer.run(every=1, save_every=1)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "rolled_back" in line] == [5]
+    assert trainer.step == 6 and trainer.rollbacks == 1
+    assert [line["step"] for line in lines if "val" in line] == [3, 6]
+    assert all(set(v) == {"lambda", "J", "bpp", "mse", "psnr"} for line in lines for v in line.get("val", ()))

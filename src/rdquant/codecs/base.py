@@ -28,8 +28,9 @@ class Forward:
     likelihoods: dict[str, Tensor]  #: per latent ("y", "z"), probabilities of the coded symbols
 
     def bits(self) -> Tensor:
-        """Estimated bits of the whole batch, float32 scalar."""
-        return sum((-torch.log2(p).sum() for p in self.likelihoods.values()), torch.zeros(()))
+        """Estimated bits of each picture, float32 ``(B,)``."""
+        parts = [-torch.log2(p).sum((1, 2, 3)) for p in self.likelihoods.values()]
+        return torch.stack(parts).sum(0)
 
 
 def ste_round(x: Tensor) -> Tensor:
@@ -64,6 +65,9 @@ class FloatCodec(nn.Module):
     OPTIONS: ClassVar[tuple[str, ...]] = ("N", "M")
     #: picture pixels per element of the smallest latent, per side
     downsampling = 64
+    #: of gains, and lambda of the lowest and the highest; None: a codec of one rate
+    levels: ClassVar[int | None] = None
+    lambdas: ClassVar[tuple[float, float] | None] = None
     prior: Prior
     N: int
     M: int  #: channels of y
@@ -89,6 +93,11 @@ class FloatCodec(nn.Module):
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as files store them."""
         return {name: getattr(self, name) for name in self.OPTIONS}
+
+    def at(self, level: Tensor | None) -> None:
+        """In training: code each picture of a batch at its own level of the gains, ``(B,)`` real numbers in
+        0..levels - 1; None: all in the middle, which is what is captured.
+        """
 
     def analysis(self, x: Tensor) -> Tensor:
         return self.g_a(x)
@@ -160,16 +169,19 @@ class FloatCodec(nn.Module):
             return Forward(self.synthesis(rounded).float(), {"y": likelihood})
         features = self.prior.begin(self.run, rounded.to(y.dtype))
         y = y.float()
-        context = self.seen(y, features, mode, step)
-        scales, means = self.prior.all_parameters(self.run, features, context)
+        found = self.prior.parameters_of_rounded(self.run, features, y) if mode == "mixed" else None
+        if found is None:
+            context = self.seen(y, features, mode, step)
+            found = self.prior.all_parameters(self.run, features, context)
+        scales, means = found
         means = torch.zeros_like(y) if means is None else means.float()
         settled = mode == "round" and self.prior.has_contexts
         y_hat = context if settled else _reconstructed(y, means, mode, step)
         spacing = 2 * step if mode == "switching" else 1.0  # each quantizer's levels are two steps apart
         offset = (y - means) / spacing
         offset = y_hat - means if mode == "round" else noisy(offset)
-        found = {"y": gaussian_likelihood(offset, scales.float() / spacing), "z": likelihood}
-        return Forward(self.synthesis(y_hat).float(), found)
+        likelihoods = {"y": gaussian_likelihood(offset, scales.float() / spacing), "z": likelihood}
+        return Forward(self.synthesis(y_hat).float(), likelihoods)
 
 
 def _reconstructed(y: Tensor, means: Tensor | float, mode: LatentMode, step: float) -> Tensor:

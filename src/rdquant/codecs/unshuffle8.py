@@ -1,14 +1,15 @@
 """The zoo's rd-s: blocks of 1x1 and depthwise convolutions on shuffled pixels, one model for every rate.
 
-In the manner of DCVC-RT's intra codec (Jia et al. 2025, arXiv 2502.20762), whose blocks these are with a
-narrower, gated second half: nearly all work is at an eighth of the resolution. Four-part context (DCVC-DC, Li
-et al. 2023); gain units around the latent (Cui et al. 2021).
+In the manner of DCVC-RT's intra codec (Jia et al. 2025, arXiv 2502.20762), whose blocks these are with
+LeakyReLU for its activations, which costs integers nothing: nearly all work is at an eighth of each side.
+Four-part context (DCVC-DC, Li et al. 2023); gain units around the latent (Cui et al. 2021).
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from ..graph.operations.gain import POSITIONS
 from ..priors import FourPart, Prior
 from .base import FloatCodec
 from .bottleneck import EntropyBottleneck
-from .layers import conv, conv1
+from .layers import conv, conv1, lower_bound
 
 SLOPE = 0.01
 #: levels of the gains
@@ -29,17 +30,32 @@ SCALES = (0.11, 256.0)
 
 
 class GainUnit(nn.Module):
-    """A gain per channel and level, as natural logarithms; see `rdquant.graph.operations.Gain`."""
+    """A gain per channel and level, as natural logarithms; see `rdquant.graph.operations.Gain`.
 
-    def __init__(self, channels: int) -> None:
+    Starts with high-rate theory's step for a transform that keeps lengths, ``255 step = sqrt(12 * 3 / (2 ln 2
+    * lambda))`` with three components a pixel, or its inverse.
+    """
+
+    #: in training: of each picture of the batch, ``(B,)`` in levels; None is the middle
+    level: Tensor | None = None
+
+    def __init__(self, channels: int, inverse: bool = False) -> None:
         super().__init__()
-        self.log_gain = nn.Parameter(torch.zeros(LEVELS, channels))
+        lambdas = np.geomspace(*LAMBDAS, LEVELS)
+        start = 0.5 * np.log(255**2 * 2 * math.log(2) / (12 * 3) * lambdas) * (-1 if inverse else 1)
+        self.log_gain = nn.Parameter(torch.from_numpy(start).float()[:, None].repeat(1, channels))
 
     def operation(self) -> Gain:
         return Gain(self.log_gain / math.log(2), (LEVELS - 1) * POSITIONS // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.operation().real(x)
+        if self.level is None:
+            return self.operation().real(x)
+        levels = torch.arange(LEVELS, device=x.device, dtype=torch.float32)
+        weights = torch.relu(1 - (self.level.float()[:, None] - levels).abs())
+        # sums of products, not a matmul: gains stay float32 under autocast
+        logs = (weights[:, :, None] * self.log_gain).sum(1)
+        return x.float() * torch.exp(logs)[:, :, None, None]
 
 
 class Scales(nn.Module):
@@ -49,22 +65,22 @@ class Scales(nn.Module):
         return Pointwise("exp", (math.log(SCALES[0]), math.log(SCALES[1])))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.operation().real(x)
+        low, high = self.operation().arguments
+        return torch.exp(lower_bound(x.float(), low).clamp(max=high))  # the same, and leads back from below
 
 
 class DepthBlock(nn.Module):
-    """Spatial mixing, then a gated pair of 1x1 convolutions, each beside the identity."""
+    """Spatial mixing, then two 1x1 convolutions, each pair beside the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.mix_in, self.mix_out = conv1(channels, channels), conv1(channels, channels)
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.expand, self.project = conv1(channels, 2 * channels), conv1(channels, channels)
+        self.expand, self.project = conv1(channels, 2 * channels), conv1(2 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.mix_out(self.depthwise(F.leaky_relu(self.mix_in(x), SLOPE)))
-        value, gate = self.expand(x).chunk(2, 1)
-        return x + self.project(value * torch.sigmoid(gate))
+        return x + self.project(F.leaky_relu(self.expand(x), SLOPE))
 
 
 def blocks(channels: int, count: int) -> list[nn.Module]:
@@ -105,11 +121,18 @@ class Unshuffle8(FloatCodec):
     """
 
     architecture = "unshuffle8"
+    levels, lambdas = LEVELS, LAMBDAS
     OPTIONS = ("N", "M", "hyper", "width", "encoder", "decoder")
     prior: Prior = FourPart()
 
     def __init__(
-        self, N: int, M: int, hyper: int = 128, width: int = 128, encoder: int = 6, decoder: int = 6
+        self,
+        N: int = 64,
+        M: int = 320,
+        hyper: int = 112,
+        width: int = 128,
+        encoder: int = 5,
+        decoder: int = 5,
     ) -> None:
         super().__init__()
         self.N, self.M, self.hyper, self.width = N, M, hyper, width
@@ -121,8 +144,11 @@ class Unshuffle8(FloatCodec):
         )
         self.h_s = nn.Sequential(up(N, hyper), *blocks(hyper, 1), up(hyper, hyper), *blocks(hyper, 1))
         self.context = ContextParameters(M, hyper)
-        self.gain, self.inverse_gain = GainUnit(M), GainUnit(M)
+        self.gain, self.inverse_gain = GainUnit(M), GainUnit(M, inverse=True)
         self.entropy_bottleneck = EntropyBottleneck(N)
+
+    def at(self, level: Tensor | None) -> None:
+        self.gain.level = self.inverse_gain.level = level
 
     def analysis(self, x: Tensor) -> Tensor:
         return self.gain(self.g_a(x))

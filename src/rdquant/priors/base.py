@@ -149,6 +149,14 @@ class Prior:
         """
         raise NotImplementedError
 
+    def parameters_of_rounded(
+        self, run: Run[Tensor], features: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """`all_parameters` where contexts see each part rounded around its own means, as in a file; gradients
+        pass straight through the rounding. None for priors of too many parts to train like that.
+        """
+        return None
+
     def split(self, out: V) -> tuple[V, V | None]:
         """A parameter network's output into scales and means."""
         if not self.means:  # type: ignore[attr-defined]

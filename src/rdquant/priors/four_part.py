@@ -7,7 +7,7 @@ second on, neighbours of every position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,18 +65,29 @@ class FourPart(Prior):
         for k, part in enumerate(self.parts(*y_hat.shape[1:])):
             yield self.of(part, self._run(run, features, y_hat, k))
 
-    def all_parameters(
-        self, run: Run[Tensor], features: Tensor, y_hat: Tensor
+    def _joined(
+        self, run: Run[Tensor], features: Tensor, y: Tensor, decoded: Callable[[Tensor, Tensor | None], Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        channels, height, width = y_hat.shape[1:]
-        seen = torch.zeros(channels, height, width, dtype=torch.bool, device=y_hat.device)
+        """Parameters of all passes; each sees ``decoded(y, its means)`` of those before it."""
+        channels, height, width = y.shape[1:]
+        known = torch.zeros_like(y)
         total: Tensor | None = None
         for k in range(4):
-            groups = torch.from_numpy(self._groups(height, width, k)).to(y_hat.device)
+            groups = torch.from_numpy(self._groups(height, width, k)).to(y.device)
             own = groups.repeat_interleave(channels // 4, 0)
-            out = self._run(run, features, y_hat * seen, k)
+            out = self._run(run, features, known.to(features.dtype), k)
             both = torch.cat([own, own]) if self.means else own
             total = out if total is None else torch.where(both, out, total)
-            seen = seen | own
+            known = torch.where(own, decoded(y, self.split(out)[1]), known)
         assert total is not None
         return self.split(total)
+
+    def all_parameters(self, run: Run[Tensor], features: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._joined(run, features, y_hat, lambda y_hat, means: y_hat)
+
+    def parameters_of_rounded(self, run: Run[Tensor], features: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        def decoded(y: Tensor, means: Tensor | None) -> Tensor:
+            offset = y if means is None else y - means
+            return y + (torch.round(offset) - offset).detach()
+
+        return self._joined(run, features, y, decoded)

@@ -38,7 +38,13 @@ class TrainConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Of the architecture, beyond N and M."""
     lambda_: float = 0.013
-    """Weight of distortion in ``lambda * 255^2 * MSE + bpp`` (CompressAI's convention)."""
+    """Weight of distortion in ``lambda * 255^2 * MSE + bpp`` (CompressAI's convention). A codec of many rates
+    does not ask: each picture of a batch has its own, of the codec's range."""
+    rate_weight: float = 0.55
+    """Of codecs of many rates: a picture's loss counts ``(lambda / 0.013) ** -rate_weight``; about what J
+    itself is proportional to, so that each rate pulls with the same force."""
+    start: Literal["random", "components"] = "random"
+    """"components": transforms that compute principal components, see `rdquant.train.components`."""
     steps: int = 20_000
     batch: int = 8
     """Pictures per step and per process."""
@@ -51,6 +57,10 @@ class TrainConfig:
     """"muon" orthogonalizes the update of each convolution (Jordan et al. 2024); the rest stays Adam."""
     lr: float = 2e-3
     lr_final: float = 1e-5
+    edge_lr: float = 1.0
+    """Rate of the kernels that were set by "components", in lr."""
+    weight_decay: float = 0.0
+    """Of Muon's kernels, a step by lr times this: its updates have one size, so that norms grow."""
     decay: Literal["cosine", "step"] = "cosine"
     """"cosine": from lr to lr_final over the run. "step": lr, then a tenth of it after 80 % of the steps."""
     warmup: int = 100
@@ -77,6 +87,11 @@ class TrainConfig:
     """Which parameters move: everything; all but the analysis; or only the synthesis."""
     weight_bits: int | None = None
     """Round every convolution's weights on the way through (`rdquant.train.rounded`)."""
+    validate_every: int = 0
+    """Steps from one measurement on the val split to the next; 0: none."""
+    val_pictures: int = 32
+    validation_lambdas: tuple[float, ...] = (0.0035, 0.013, 0.05)
+    """Of codecs of many rates."""
     bf16: bool = True
     compile: bool = True
     seed: int = 1
@@ -120,6 +135,8 @@ class TrainConfig:
         unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise UsageError(f"unknown training option(s): {', '.join(sorted(unknown))}")
+        if "validation_lambdas" in fields:
+            fields["validation_lambdas"] = tuple(fields["validation_lambdas"])
         return cls(**fields)
 
     @classmethod

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..files.images import read_image
 
 
@@ -41,3 +42,17 @@ class CropSource:
                 crop = crop.transpose(1, 0, 2)
             out[i] = crop
         return torch.from_numpy(out).permute(0, 3, 1, 2).float().div_(255)
+
+
+def centre_crops(files: list[Path], count: int, side: int) -> Tensor:
+    """``(count, 3, side, side)`` uint8, of pictures spread evenly over ``files``, at least ``side`` large."""
+    chosen = files[:: max(1, len(files) // count)][:count]
+    crops = []
+    for path in chosen:
+        picture = read_image(path)
+        top, left = ((n - side) // 2 for n in picture.shape[:2])
+        if min(top, left) >= 0:
+            crops.append(picture[top : top + side, left : left + side])
+    if not crops:
+        raise UsageError(f"none of {len(chosen)} pictures of the val split is {side} pixels large")
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)

@@ -1,48 +1,56 @@
-"""Muon: momentum whose matrix is orthogonalized before it is applied (Jordan et al. 2024).
+"""Muon (Jordan et al. 2024) for kernels, matrices of one shape orthogonalized together in bfloat16.
 
-Used for convolution kernels only. With updates scaled to the root-mean-square of Adam's (Liu et al.
-2025, arXiv 2502.16982) the same learning rate serves both. The zoo is trained with it.
+Updates have the root-mean-square of Adam's (Liu et al. 2025, arXiv 2502.16982): one rate serves both.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
 
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix of ``g: (R, C)``, roughly: a quintic Newton-Schulz iteration."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = g / (g.norm() + 1e-7)
-    transposed = x.shape[0] > x.shape[1]
-    if transposed:
-        x = x.T
+    """``g: (K, R, C)`` -> about the nearest semi-orthogonal matrix of each, bfloat16: Newton-Schulz."""
+    a, b, c = QUINTIC
+    x = (g / (g.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    tall = x.shape[1] > x.shape[2]
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if transposed else x
+        gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, x, gram, beta=a) if tall else torch.baddbmm(x, gram, x, beta=a)
+    return x
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalized per kernel seen as a matrix ``(first axis, the rest)``."""
+    """Nesterov momentum, orthogonalized per kernel seen as a matrix ``(first axis, the rest)``.
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    The momenta of all kernels of one shape are one tensor, kept as the state of the first of them.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
+                shapes[p.shape].append(p)  # all kernels have gradients in every step
+            for shape, params in shapes.items():
+                g = torch.stack([p.grad.reshape(shape[0], -1) for p in params if p.grad is not None])
+                state = self.state[params[0]]
                 if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                buffer = state["momentum"]
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"]).reshape(p.shape[0], -1)
-                update = orthogonalize(update)
-                scale = 0.2 * max(update.shape) ** 0.5
-                p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
+                    state["momentum"] = torch.zeros_like(g)
+                g.lerp_(state["momentum"].lerp_(g, 1 - group["momentum"]), group["momentum"])
+                scale = 0.2 * max(g.shape[1:]) ** 0.5
+                updates = orthogonalize(g).float().mul_(-group["lr"] * scale)
+                torch._foreach_add_(params, [u.reshape(shape) for u in updates])

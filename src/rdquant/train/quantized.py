@@ -28,11 +28,13 @@ from ..codecs.base import ste_round
 from ..codecs.layers import lower_bound
 from ..entropy import scale_table
 from ..graph.capture import capture
-from ..latents.coding import coded_with, encoder_coding
+from ..graph.operations.gain import POSITIONS
+from ..latents.coding import LatentCoding, coded_with, encoder_coding
 from ..latents.parts import quantized_latent, walk
 from ..latents.rates import SymbolRates
 from ..priors import Part
 from .config import TrainConfig
+from .rates import lambda_at, weighted
 
 
 class _WithSlopes(torch.autograd.Function):
@@ -63,6 +65,7 @@ class _Moving(Codec):
 class QuantizedRateDistortion(nn.Module):
     """``x: (B, 3, H, W)`` in [0, 1] -> (loss, bpp, MSE in 8-bit units squared), latents truly quantized.
 
+    Of codecs of many rates, all pictures of a batch have the whole level that is nearest to ``level[0]``.
     Hyperpriors only. ``gains: (M,)``, of `rdquant.latents.gains`; ``start``: the weights that "stored" levels
     are chosen with.
     """
@@ -71,7 +74,7 @@ class QuantizedRateDistortion(nn.Module):
         self, codec: FloatCodec, config: TrainConfig, gains: np.ndarray, start: dict[str, Tensor]
     ) -> None:
         super().__init__()
-        self.codec, self.lambda_ = codec, config.lambda_
+        self.codec, self.config = codec, config
         self.analysis_moves = config.scope == "all"
         # the search between them is not for torch.compile, and the rest is small
         self._analysis, self._synthesis = (
@@ -80,9 +83,8 @@ class QuantizedRateDistortion(nn.Module):
         captured = capture(codec)
         fields = {f.name: getattr(captured, f.name) for f in dataclasses.fields(captured)}
         self._moving = _Moving(**fields, modules=codec)
-        self.coding = encoder_coding(
-            config.quantizer, gains, config.lambda_, config.quantizer_step, config.coherence
-        )
+        self._captured, self._gains = captured, gains
+        self.coding = self._coding(None)
         self._first = None
         if config.levels == "stored":
             first = build(codec.architecture, **codec.options())
@@ -93,6 +95,15 @@ class QuantizedRateDistortion(nn.Module):
         self._lowest, self._pitch = float(scales[0]), math.log(scales[1] / scales[0])
         self._last = len(scales) - 1
         self._spacing = (self.coding.spacing or captured.quantizer.unit) / captured.quantizer.unit
+
+    def _coding(self, level: int | None) -> LatentCoding:
+        """What the encoder would choose levels with."""
+        config, gains, lambda_ = self.config, self._gains, self.config.lambda_
+        if level is not None:
+            own = self._captured.gains["synthesis"][1]
+            gains = gains * ((own.at(level * POSITIONS).factors() / own.factors()) ** 2).numpy()
+            lambda_ = float(lambda_at(self.codec, torch.tensor(float(level))))
+        return encoder_coding(config.quantizer, gains, lambda_, config.quantizer_step, config.coherence)
 
     def _levels(self, y: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Part]]:
         """``(levels, y_hat, parts)``; "stored" levels as the first hyper-coder asked for them."""
@@ -132,8 +143,12 @@ class QuantizedRateDistortion(nn.Module):
         )
         return here + (position - low) * (next_table - here), next_table - here, right - left
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         codec = self.codec
+        if level is not None:
+            level = level[:1].round()
+            self.coding = self._coding(int(level))
+        codec.at(None if level is None else level.expand(len(x)))
         with torch.set_grad_enabled(self.analysis_moves):
             y = self._analysis(x).float()
         with torch.autocast(x.device.type, enabled=False):
@@ -154,4 +169,4 @@ class QuantizedRateDistortion(nn.Module):
             z_bits = -torch.log2(codec.entropy_bottleneck.likelihood(z_noisy)).sum()
             bpp = (bits.sum() + z_bits) / (x.shape[0] * x.shape[2] * x.shape[3])
         mse = torch.mean((self._synthesis(y_hat).float() - x) ** 2) * 255**2
-        return self.lambda_ * mse + bpp, bpp, mse
+        return weighted(codec, self.config, level, bpp, mse), bpp, mse

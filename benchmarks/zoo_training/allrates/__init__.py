@@ -1,1 +1,0 @@
-"""One model for every rate: codecs with gain units, and their training."""

@@ -1,1 +1,0 @@
-"""Training of one model for every rate."""
