@@ -236,7 +236,9 @@ def test_quantized_latents_of_many_rates(training_folder: Path, tmp_path: Path) 
 
 
 def test_an_exploded_run_goes_back(training_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    trainer = many_rates(training_folder, tmp_path / "run", steps=6, validate_every=3, val_pictures=1, final_crop=64)
+    trainer = many_rates(
+        training_folder, tmp_path / "run", steps=6, validate_every=3, val_pictures=1, final_crop=64
+    )
     real, lost = Trainer._one_step, []
 
     def one_step(self: Trainer) -> dict:

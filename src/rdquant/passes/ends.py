@@ -1,0 +1,53 @@
+"""More bits for the first and the last convolution of the transforms.
+
+What is rounded there goes straight into pixels or latents, with nothing behind it that has learned to live
+with it: of all that eight bits cost a codec of many rates, nine tenths came from one edge, the input of its
+last layer. A mixing behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such transforms
+are left as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..codec import Codec
+from ..graph import Graph, Node
+from ..graph.operations import Convolution, Shuffle, Unshuffle
+from .config import WIDE_BITS, QuantizeConfig
+from .mixed import is_mixing
+
+#: more than the wanted bits, up to `WIDE_BITS`
+MORE = 4
+
+
+def _ends(graph: Graph) -> list[Node]:
+    """The first and the last convolution; none, if the last one reads a mixing."""
+    found = [n for n in graph.nodes if isinstance(n.op, Convolution) and not is_mixing(n.name)]
+    if not found or any(is_mixing(edge) for edge in found[-1].inputs):
+        return []
+    return [found[0], found[-1]]
+
+
+def _origin(graph: Graph, edge: str) -> str:
+    """What pixels were unshuffled of, whose format is that of ``edge``."""
+    while edge not in graph.inputs and isinstance(graph[edge].op, Shuffle | Unshuffle):
+        (edge,) = graph[edge].inputs
+    return edge
+
+
+def with_wide_ends(config: QuantizeConfig, codec: Codec) -> QuantizeConfig:
+    """``config`` with these bits among those of single layers; what it says of a layer itself stays."""
+    if not config.wide_ends:
+        return config
+    weights, activations = dict(config.layer_bits), dict(config.layer_activation_bits)
+    for name in ("analysis", "synthesis"):
+        graph = codec.networks[name]
+        ends = _ends(graph)
+        for node in ends:
+            bits = config.bits_of(node.name, name)
+            weights.setdefault(node.name, max(bits, min(bits + MORE, WIDE_BITS)))
+        for edge in (_origin(graph, node.inputs[0]) for node in ends[1:]):
+            bits = config.activation_bits_of(edge, name)
+            if edge not in graph.inputs:
+                activations.setdefault(edge, max(bits, min(bits + MORE, WIDE_BITS)))
+    return dataclasses.replace(config, layer_bits=weights, layer_activation_bits=activations)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from conftest import small_codec
+from rdquant.graph.capture import capture
+from rdquant.graph.operations import Convolution
+from rdquant.passes import QuantizeConfig, quantize
+from rdquant.passes.config import PROFILES
+from rdquant.passes.ends import with_wide_ends
+from rdquant.passes.mixed import is_mixing
+
+
+def test_first_and_last_layers_get_more_bits() -> None:
+    codec = capture(small_codec("unshuffle8"))
+    found = with_wide_ends(QuantizeConfig(), codec)
+    assert found.layer_bits == {"g_a.0.1": 12, "g_a.2.1": 12, "g_s.0.0": 12, "g_s.2.0": 12}
+    assert found.layer_activation_bits == {"g_a.1.add_2": 12, "g_s.1.add_2": 12}
+    assert with_wide_ends(found, codec) == found
+    few = with_wide_ends(QuantizeConfig(weight_bits=4, layer_bits={"g_s.0.0": 5}), codec)
+    assert few.layer_bits == {"g_a.0.1": 8, "g_a.2.1": 8, "g_s.0.0": 5, "g_s.2.0": 8}
+    for config in (QuantizeConfig(wide_ends=False), QuantizeConfig(**PROFILES["portable"])):
+        assert not with_wide_ends(config, codec).layer_bits
+
+
+@pytest.mark.parametrize("architecture", ["mbt2018-mean", "unshuffle8"])
+def test_integers_have_them(architecture: str, photo: np.ndarray) -> None:
+    """And a transform whose last convolution reads a mixing is left alone."""
+    codec = quantize(small_codec(architecture), [photo[:128, :128]])
+    nodes = [n for n in codec.networks["synthesis"].nodes if not is_mixing(n.name)]
+    layers = [n.op for n in nodes if isinstance(n.op, Convolution)]
+    peaks = [int(layer.weight.abs().max()) for layer in (layers[0], layers[-1])]
+    assert all((127 < p < 2048) == (architecture == "unshuffle8") for p in peaks)
