@@ -39,7 +39,7 @@ CONFIG_VERSION = 2
 #: channel, one scale for each activation (those of channels go into weights), no mixing behind a GDN
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
-    "portable": {"mixing": "none", "number_format": "uniform", "clip_cost": 4.0, "wide_ends": False},
+    "portable": {"mixing": "none", "number_format": "uniform", "clip_cost": 4.0},
 }
 
 
@@ -79,7 +79,7 @@ class QuantizeConfig:
     """Bits of what single nodes (``g_a.1``) put out, over ``activation_bits``."""
     wide_ends: bool = True
     """Four bits more, up to 12, for the weights of the transforms' first and last convolutions and for the
-    last one's input, where no mixing serves it: see `rdquant.passes.ends`."""
+    last one's input, where ``mixing`` is wanted and there is none: see `rdquant.passes.ends`."""
     scope: tuple[str, ...] = ()
     """Networks that get these widths, e.g. synthesis; none named: all. The others keep `WIDE_BITS`, which is
     as good as float."""

@@ -2,8 +2,8 @@
 
 What is rounded there goes straight into pixels or latents, with nothing behind it that has learned to live
 with it: of all that eight bits cost a codec of many rates, nine tenths came from one edge, the input of its
-last layer. A mixing behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such transforms
-are left as they are.
+last layer. A mixing behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such
+transforms are left as they are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _origin(graph: Graph, edge: str) -> str:
 
 def with_wide_ends(config: QuantizeConfig, codec: Codec) -> QuantizeConfig:
     """``config`` with these bits among those of single layers; what it says of a layer itself stays."""
-    if not config.wide_ends:
+    if not config.wide_ends or config.mixing == "none":
         return config
     weights, activations = dict(config.layer_bits), dict(config.layer_activation_bits)
     for name in ("analysis", "synthesis"):

@@ -66,7 +66,11 @@ class FourPart(Prior):
             yield self.of(part, self._run(run, features, y_hat, k))
 
     def _joined(
-        self, run: Run[Tensor], features: Tensor, y: Tensor, decoded: Callable[[Tensor, Tensor | None], Tensor]
+        self,
+        run: Run[Tensor],
+        features: Tensor,
+        y: Tensor,
+        decoded: Callable[[Tensor, Tensor | None], Tensor],
     ) -> tuple[Tensor, Tensor | None]:
         """Parameters of all passes; each sees ``decoded(y, its means)`` of those before it."""
         channels, height, width = y.shape[1:]
@@ -82,10 +86,14 @@ class FourPart(Prior):
         assert total is not None
         return self.split(total)
 
-    def all_parameters(self, run: Run[Tensor], features: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor | None]:
+    def all_parameters(
+        self, run: Run[Tensor], features: Tensor, y_hat: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         return self._joined(run, features, y_hat, lambda y_hat, means: y_hat)
 
-    def parameters_of_rounded(self, run: Run[Tensor], features: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    def parameters_of_rounded(
+        self, run: Run[Tensor], features: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         def decoded(y: Tensor, means: Tensor | None) -> Tensor:
             offset = y if means is None else y - means
             return y + (torch.round(offset) - offset).detach()

@@ -1,0 +1,196 @@
+"""rd-s, one model for every rate: into the zoo, measured, compared with published and classical curves.
+
+    python benchmarks/rd_s.py store --run RUN --calib TRAIN       # float16 parent and W8A8 integers
+    python benchmarks/rd_s.py measure --images KODAK --dataset kodak [--only float w8a8]
+    python benchmarks/rd_s.py monotone --images KODAK --dataset kodak   # size by quality, size for a target
+    python benchmarks/rd_s.py compare --dataset kodak
+
+Calibrates on the val split of the training folder; test sets are only measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from rdquant import zoo
+from rdquant.files.float_models import load_float, save_float
+from rdquant.files.images import list_images, read_image
+from rdquant.files.integer_models import save_integer
+from rdquant.files.model_file import model_description
+from rdquant.files.split import split_files
+from rdquant.graph.capture import capture
+from rdquant.latents.gains import latent_gains
+from rdquant.load import open_coder
+from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
+from rdquant.passes import QuantizeConfig, load_calibration, quantize
+from rdquant.quality import LAMBDAS
+
+NAME = "rd-s"
+RESULTS = Path("benchmarks/results")
+QUALITIES = (1, 15, 30, 45, 60, 75, 90, 100)
+CALIBRATION_PICTURES = 96
+#: of a curve: model, quantizer, effort
+CURVES = {
+    "float": (NAME, "uniform", 0),
+    "w8a8": (f"{NAME}-w8a8", "uniform", 0),
+    "w8a8-rdoq": (f"{NAME}-w8a8", "rdoq", 1),
+    "w8a8-tcq8": (f"{NAME}-w8a8", "tcq8", 1),
+}
+#: CompressAI's published mbt2018-mean on Kodak: bpp, PSNR
+PUBLISHED = ((0.124, 27.70), (0.198, 29.36), (0.307, 31.13), (0.461, 32.95), (0.662, 34.97), (0.914, 36.91))
+MEASURED = ("bpp", "psnr", "ms_ssim", "encode_s", "decode_s")
+ANCHORS = ("jpeg", "webp", "jpeg2000", "jpegxl", "avif")
+PUBLISHED_RANGE = (28.5, 35.0)
+
+
+def store(run: Path, calib: Path) -> None:
+    folder = Path(zoo.__file__).parent
+    crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)
+    codec, about = load_float(run / "model.safetensors"), model_description(run / "model.safetensors")
+    gains = [float(f"{g:.4g}") for g in latent_gains(capture(codec), crops[:8])]
+    path = folder / f"{NAME}.safetensors"
+    save_float(codec, path, {LAMBDAS: about[LAMBDAS], "latent_gains": gains})
+    codec = load_float(path)
+    meta = {LAMBDAS: about[LAMBDAS], "parent": NAME, "calibration_pictures": len(crops)}
+    integer = quantize(codec, crops, QuantizeConfig(), meta)
+    save_integer(integer, folder / f"{NAME}-w8a8.rdqm")
+
+
+def entry(name: str, curve: Curve) -> dict[str, Any]:
+    """What the index says of a model: Kodak in the middle of its qualities."""
+    path = Path(zoo.__file__).parent / (f"{name}.rdqm" if name.endswith("w8a8") else f"{name}.safetensors")
+    codec = load_float(path.parent / f"{NAME}.safetensors")
+    point = curve.points[len(QUALITIES) // 2]
+    return {
+        "file": path.name, "kind": "integer" if path.suffix == ".rdqm" else "float",
+        "architecture": codec.architecture, **codec.options(), LAMBDAS: model_description(path)[LAMBDAS],
+        "fingerprint": point.model["fingerprint"], "bytes": path.stat().st_size,
+        "kodak": {
+            "quality": QUALITIES[len(QUALITIES) // 2],
+            **{k: float(f"{getattr(point, k):.5g}") for k in MEASURED},
+        },
+    }  # fmt: skip
+
+
+def measure(images: Path, dataset: str, only: list[str]) -> None:
+    files = list_images(images)
+    for label in only or CURVES:
+        model, quantizer, effort = CURVES[label]
+        path = str(
+            Path(zoo.__file__).parent / (f"{model}.rdqm" if "w8a8" in model else f"{model}.safetensors")
+        )
+        points = []
+        for quality in QUALITIES:
+            coder = open_coder(f"{path}@{quality}", quantizer, effort=effort)
+            points.append(Point(f"{model}@{quality}", coder.describe(), evaluate(coder, files)))
+            print(f"{label} {quality} {points[-1].bpp:.4f} bpp {points[-1].psnr:.3f} dB", flush=True)
+        config: dict[str, Any] = {"latents": quantizer, "effort": effort}
+        if label != "float":
+            config |= {
+                "weight_bits": "8 (hyper-coder and context: 7; first and last layers of both transforms: 12)",
+                "activation_bits": "8 (inputs of the transforms' last layers: 12)",
+                "granularity": "per channel, static", "quantized": "every network and table",
+            }  # fmt: skip
+        command = f"python benchmarks/rd_s.py measure --images {dataset.upper()} --dataset {dataset}"
+        curve = Curve(
+            f"{NAME}-{label}", dataset, points, {"command": command, "machine": machine(), **config}
+        )
+        curve.save(RESULTS / f"{dataset}-{NAME}-{label}.json")
+
+
+def index() -> None:
+    """Entries of the zoo's index, from the results on Kodak."""
+    path = Path(zoo.__file__).parent / "index.json"
+    entries = {n: e for n, e in json.loads(path.read_text()).items() if not n.startswith(NAME)}
+    for label in ("float", "w8a8"):
+        name = CURVES[label][0]
+        entries[name] = entry(name, Curve.load(RESULTS / f"kodak-{NAME}-{label}.json"))
+    path.write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def monotone(images: Path, dataset: str, step: int = 3) -> None:
+    """Sizes of every picture over the qualities, and files for targets between them."""
+    coder = open_coder(str(Path(zoo.__file__).parent / f"{NAME}-w8a8.rdqm"))
+    qualities = [*range(1, 101, step)]
+    falls, misses, worst = [], [], 0.0
+    for file in list_images(images):
+        rgb = read_image(file)
+        sizes = [len(coder.at(q).encode(rgb)) for q in qualities]
+        falls += [
+            (file.stem, q, b - a) for q, a, b in zip(qualities, sizes, sizes[1:], strict=False) if b <= a
+        ]
+        for share in (0.3, 0.7):
+            wanted = int(sizes[0] + share * (sizes[-1] - sizes[0]))
+            below = 1 - len(coder.encode_to_size(rgb, wanted)) / wanted
+            worst = max(worst, below)
+            if not 0 <= below <= 0.01:
+                misses.append((file.stem, wanted, round(below, 5)))
+    found = {
+        "dataset": dataset, "qualities": qualities, "not_rising": falls, "target_misses": misses,
+        "furthest_below_target": round(worst, 5),
+        "command": f"python benchmarks/rd_s.py monotone --images {dataset.upper()} --dataset {dataset}",
+    }  # fmt: skip
+    (RESULTS / f"{dataset}-{NAME}-monotone.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(found)
+
+
+def against_published(curve: Curve) -> dict[str, float]:
+    """Mean and ends of how much more rate a curve takes than the published one, in percent."""
+    bpp, psnr = np.array(PUBLISHED).T
+    rate = PchipInterpolator(psnr, np.log(bpp))
+    points = sorted((p.psnr, np.log(p.bpp)) for p in curve.points)
+    own = PchipInterpolator(*zip(*points, strict=True))
+    low, high = max(PUBLISHED_RANGE[0], points[0][0]), min(PUBLISHED_RANGE[1], points[-1][0])
+    at = np.linspace(low, high, 500)
+    more = own(at) - rate(at)
+    percent = {"bd_rate": np.expm1(more.mean()), "at_low": np.expm1(more[0]), "at_high": np.expm1(more[-1])}
+    return {"from_db": low, "to_db": high, **{k: round(100 * float(v), 2) for k, v in percent.items()}}
+
+
+def compare(dataset: str) -> None:
+    paths = {label: RESULTS / f"{dataset}-{NAME}-{label}.json" for label in CURVES}
+    curves = {label: Curve.load(p) for label, p in paths.items() if p.exists()}
+    found: dict[str, Any] = {"dataset": dataset, "interpolation": "PCHIP, log rate over PSNR, mean curves"}
+    if dataset == "kodak":
+        found["against published mbt2018-mean"] = {k: against_published(c) for k, c in curves.items()}
+    anchors = {"float": curves["float"]}
+    classical = {name: RESULTS / f"{dataset}-{name}.json" for name in ANCHORS}
+    anchors |= {name: Curve.load(path) for name, path in classical.items() if path.exists()}
+    for name, anchor in anchors.items():
+        found[f"against {name}"] = {k: vars(bd_rate(anchor, c)) for k, c in curves.items() if c is not anchor}
+    found["command"] = f"python benchmarks/rd_s.py compare --dataset {dataset}"
+    (RESULTS / f"{dataset}-{NAME}-bdrate.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("store", "measure", "index", "monotone", "compare"))
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--calib", type=Path)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--dataset", default="kodak")
+    parser.add_argument("--only", nargs="*", choices=CURVES, default=[])
+    args = parser.parse_args()
+    if args.what == "store":
+        store(args.run, args.calib)
+    elif args.what == "measure":
+        measure(args.images, args.dataset, args.only)
+    elif args.what == "index":
+        index()
+    elif args.what == "monotone":
+        monotone(args.images, args.dataset)
+    else:
+        compare(args.dataset)
+
+
+if __name__ == "__main__":
+    main()
