@@ -20,21 +20,21 @@ def test_cells_are_measured_marked_stored_and_resumed(photo: np.ndarray, tmp_pat
         models = {"low": Model(low, 0.01, "f"), "high": Model(high, 0.02, "f")}
         return Comparison(models, crops, [photo[:64, 64:128]] * 3, tmp_path, reduced)
 
-    cells = grid(["low"], ["ours", "mse", "annealing"], ["W4A8", "8x"])
+    cells = grid(["low"], ["ours", "mse", "annealing"], ["W4A8", "3bits"])
     assert {(c.method, c.at) for c in cells} == {
-        ("ours", "W4A8"), ("mse", "W4A8"), ("ours", "8x"), ("annealing", "8x"),
+        ("ours", "W4A8"), ("mse", "W4A8"), ("ours", "3bits"), ("annealing", "3bits"),
     }  # fmt: skip
     first = study().run(cells)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.json")}
     assert study().run(cells) == first
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.json")}
     by = {(r["method"], r["at"]): r for r in first}
-    assert "4 steps" in by["ours", "W4A8"]["reduced"] and "5 plans" in by["annealing", "8x"]["reduced"]
+    assert "4 steps" in by["ours", "W4A8"]["reduced"] and "5 plans" in by["annealing", "3bits"]["reduced"]
     assert all(r["pictures"] == 2 and "every 2th picture" in r["reduced"] for r in first)
-    for sized in (by["ours", "8x"], by["annealing", "8x"]):
+    for sized in (by["ours", "3bits"], by["annealing", "3bits"]):
         assert sized["bytes"] <= sized["target"]
     columns, rows = table(first, "low")
-    assert columns[:3] == ["method", "W4A8", "8x"]
+    assert columns[:3] == ["method", "W4A8", "3bits"]
     assert [r[0] for r in rows] == ["ours", "mse", "annealing"] and rows[1][2] == "" and rows[0][1][-1] == "*"
 
 
