@@ -26,7 +26,7 @@ from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.graph.capture import capture
 from rdquant.latents.gains import latent_gains
-from rdquant.load import open_coder
+from rdquant.load import LATENTS, open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
 from rdquant.quality import LAMBDAS
@@ -40,7 +40,7 @@ CURVES = {
     "float": (NAME, "uniform", 0),
     "w8a8": (f"{NAME}-w8a8", "uniform", 0),
     "w8a8-rdoq": (f"{NAME}-w8a8", "rdoq", 1),
-    "w8a8-tcq8": (f"{NAME}-w8a8", "tcq8", 1),
+    "tcq8-w8a8": (f"{NAME}-tcq8-w8a8", "tcq8", 1),
 }
 #: CompressAI's published mbt2018-mean on Kodak: bpp, PSNR
 PUBLISHED = ((0.124, 27.70), (0.198, 29.36), (0.307, 31.13), (0.461, 32.95), (0.662, 34.97), (0.914, 36.91))
@@ -49,17 +49,20 @@ ANCHORS = ("jpeg", "webp", "jpeg2000", "jpegxl", "avif")
 PUBLISHED_RANGE = (28.5, 35.0)
 
 
-def store(run: Path, calib: Path) -> None:
+def store(run: Path, calib: Path, quantizer: str | None) -> None:
+    """``quantizer``: what the run was trained for, if not plain rounding; its float parent is not kept."""
+    name = NAME if quantizer is None else f"{NAME}-{quantizer}"
     folder = Path(zoo.__file__).parent
     crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)
     codec, about = load_float(run / "model.safetensors"), model_description(run / "model.safetensors")
     gains = [float(f"{g:.4g}") for g in latent_gains(capture(codec), crops[:8])]
-    path = folder / f"{NAME}.safetensors"
-    save_float(codec, path, {LAMBDAS: about[LAMBDAS], "latent_gains": gains})
-    codec = load_float(path)
-    meta = {LAMBDAS: about[LAMBDAS], "parent": NAME, "calibration_pictures": len(crops)}
-    integer = quantize(codec, crops, QuantizeConfig(), meta)
-    save_integer(integer, folder / f"{NAME}-w8a8.rdqm")
+    if quantizer is None:
+        save_float(codec, folder / f"{name}.safetensors", {LAMBDAS: about[LAMBDAS], "latent_gains": gains})
+        codec = load_float(folder / f"{name}.safetensors")
+    meta = {LAMBDAS: about[LAMBDAS], "parent": name, "calibration_pictures": len(crops)}
+    if quantizer is not None:
+        meta[LATENTS] = {"quantizer": quantizer}
+    save_integer(quantize(codec, crops, QuantizeConfig(), meta), folder / f"{name}-w8a8.rdqm")
 
 
 def entry(name: str, curve: Curve) -> dict[str, Any]:
@@ -108,8 +111,10 @@ def index() -> None:
     """Entries of the zoo's index, from the results on Kodak."""
     path = Path(zoo.__file__).parent / "index.json"
     entries = {n: e for n, e in json.loads(path.read_text()).items() if not n.startswith(NAME)}
-    for label in ("float", "w8a8"):
+    for label in ("float", "w8a8", "tcq8-w8a8"):
         name = CURVES[label][0]
+        if not (RESULTS / f"kodak-{NAME}-{label}.json").exists():
+            continue
         entries[name] = entry(name, Curve.load(RESULTS / f"kodak-{NAME}-{label}.json"))
     path.write_text(json.dumps(entries, indent=1) + "\n")
 
@@ -176,12 +181,13 @@ def main() -> None:
     parser.add_argument("what", choices=("store", "measure", "index", "monotone", "compare"))
     parser.add_argument("--run", type=Path)
     parser.add_argument("--calib", type=Path)
+    parser.add_argument("--quantizer", choices=("rdoq", "tcq8"), help="that the run was trained for")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--dataset", default="kodak")
     parser.add_argument("--only", nargs="*", choices=CURVES, default=[])
     args = parser.parse_args()
     if args.what == "store":
-        store(args.run, args.calib)
+        store(args.run, args.calib, args.quantizer)
     elif args.what == "measure":
         measure(args.images, args.dataset, args.only)
     elif args.what == "index":

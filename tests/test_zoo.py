@@ -46,3 +46,15 @@ def test_more_rate_is_more_quality(photo: np.ndarray) -> None:
         names = [f"mean-scale-s-{rate}{suffix}" for rate in ("0035", "0067", "0130", "0250")]
         results = [evaluate_image(open_coder(n), n, photo[:256, :256]) for n in names]
         assert all(a.bytes < b.bytes and a.psnr < b.psnr for a, b in itertools.pairwise(results))
+
+
+def test_one_model_for_every_rate(photo: np.ndarray) -> None:
+    """Size and PSNR rise with quality, and a target is met from below."""
+    from rdquant.measure import evaluate_image
+
+    coder = open_coder("rd-s-w8a8")
+    rgb = photo[:256, :256]
+    results = [evaluate_image(coder.at(q), str(q), rgb) for q in (1, 25, 50, 75, 100)]
+    assert all(a.bytes < b.bytes and a.psnr < b.psnr for a, b in itertools.pairwise(results))
+    wanted = (results[1].bytes + results[2].bytes) // 2
+    assert 0.99 * wanted <= len(coder.encode_to_size(rgb, wanted)) <= wanted

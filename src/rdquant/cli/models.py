@@ -24,14 +24,14 @@ def zoo_command() -> None:
         console.show_json(index)
         return
     columns = ("name", "kind", "lambda", "bpp", "PSNR dB", "MS-SSIM", "size", "fingerprint")
-    rows = [
-        (
-            name, e["kind"], e["lambda"], *map(e["kodak"].get, MEASURED),
-            console.Size(e["bytes"]), e["fingerprint"],
-        )
-        for name, e in index.items()
-    ]  # fmt: skip
-    console.show_table("zoo (Kodak means, real files, effort 0)", columns, rows)
+    rows = []
+    for name, e in index.items():
+        lambda_ = e["lambda"] if "lambda" in e else "{:g}..{:g}".format(*e["lambdas"])
+        measured = map(e["kodak"].get, MEASURED)
+        rows.append((name, e["kind"], lambda_, *measured, console.Size(e["bytes"]), e["fingerprint"]))
+    console.show_table(
+        "zoo (Kodak means, real files, effort 0; models for many rates in the middle)", columns, rows
+    )
 
 
 @app.command("import", rich_help_panel=PANEL)

@@ -10,20 +10,20 @@ import numpy as np
 from PIL import Image
 
 from .. import zoo
-from ..coder import ImageCoder
 from ..console import Size
 from ..errors import UsageError
-from ..files.container import Profile
 from ..files.float_models import load_float
 from ..files.images import write_image
-from ..files.integer_models import integer_fingerprint, load_integer, save_integer
+from ..files.integer_models import save_integer
+from ..files.model_file import model_description
 from ..load import open_coder
 from ..measure import Curve, Point, evaluate_image, machine, run_anchor
 from ..passes import QuantizeConfig, quantize
+from ..quality import LAMBDAS
 from ..report import Inputs, Matched, matched, write_report
 from ..report.tables import Table, cell
 
-PARENT = "mean-scale-s-0130"
+PARENT = "rd-s"
 COLUMNS = (
     "photograph", "size", "float bytes", "W8A8 bytes", "W8A8 bpp",
     "float PSNR", "W8A8 PSNR", "MS-SSIM", "encode s", "decode s",
@@ -32,13 +32,12 @@ COLUMNS = (
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
 CALIBRATION = ("rocket", "motorcycle_left", "hubble_deep_field", "ihc")
 CROP = 256
-#: suffix of models retrained for trellis-coded latents
-TRELLIS = "-tcq8"
-#: label, suffix of the zoo's models, effort
+QUALITIES = (5, 25, 50, 75, 95)
+#: label, model, quantizer of latents, effort
 CURVES = (
-    ("float parents", "", 0),
-    ("W8A8, integers only", "-w8a8", 0),
-    ("W8A8, retrained for TCQ, effort 1", f"{TRELLIS}-w8a8", 1),
+    ("float parent", PARENT, "uniform", 0),
+    ("W8A8, integers only", f"{PARENT}-w8a8", "uniform", 0),
+    ("W8A8, RDOQ, effort 1", f"{PARENT}-w8a8", "rdoq", 1),
 )
 
 
@@ -74,9 +73,7 @@ def calibration_crops() -> list[np.ndarray]:
 def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list[list[Any]], Path]:
     """Everything; returns the table's rows and the report's path. Files go to ``out``."""
     out.mkdir(parents=True, exist_ok=True)
-    floats = [n for n, about in zoo.index().items() if about["kind"] == "float"]
-    points = [n for n in floats if f"{n}{TRELLIS}" in floats]  # those that others were retrained from
-    steps, done = 4 + len(CURVES) * len(points), 0
+    steps, done = 4 + len(CURVES) * len(QUALITIES), 0
 
     def step(note: str) -> None:
         nonlocal done
@@ -88,9 +85,9 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
     parent_path = zoo.find(PARENT)
     if parent_path is None:
         raise UsageError(f"the zoo has no {PARENT}")
-    save_integer(quantize(load_float(parent_path), calibration_crops(), QuantizeConfig()), model)
-    integer = load_integer(model)
-    coder = ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER)
+    about = {LAMBDAS: model_description(parent_path)[LAMBDAS]}
+    save_integer(quantize(load_float(parent_path), calibration_crops(), QuantizeConfig(), about), model)
+    coder = open_coder(str(model))
     pictures = photographs(PHOTOGRAPHS)
     coder.encode(next(iter(pictures.values())))  # compiles the kernels, so that times are of coding
     parent = open_coder(PARENT)
@@ -108,12 +105,13 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
         rows.append([name, size, f.bytes, r.bytes, r.bpp, f.psnr, r.psnr, r.ms_ssim, r.encode_s, r.decode_s])
 
     curves = []
-    for curve, suffix, effort in CURVES:
-        measured = []
-        for name in points:
-            step(f"measure {name}{suffix}")
-            c = open_coder(name + suffix, effort=effort)
-            measured.append(Point(name, {}, [evaluate_image(c, k, v) for k, v in pictures.items()]))
+    for curve, name, quantizer, effort in CURVES:
+        measured, whole = [], open_coder(name, quantizer, effort=effort)
+        for quality in QUALITIES:
+            step(f"measure {name} at quality {quality}")
+            c = whole.at(quality)
+            results = [evaluate_image(c, k, v) for k, v in pictures.items()]
+            measured.append(Point(f"{name}@{quality}", {}, results))
         curves.append(Curve(curve, "demo", measured, {}))
     step("JPEG and WebP")
     files = [out / f"{name}.png" for name in PHOTOGRAPHS]

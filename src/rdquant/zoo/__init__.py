@@ -1,7 +1,7 @@
 """The models shipped with the package: float codecs and their quantized forms.
 
-``index.json`` holds one entry per model: file, kind, architecture, lambda, fingerprint and the
-rate-distortion that `benchmarks/zoo.py` measured on Kodak.
+``index.json`` holds one entry per model: file, kind, architecture, lambda (lambdas, of models for many
+rates), fingerprint and the rate-distortion on Kodak, of `benchmarks/zoo.py` or `benchmarks/rd_s.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import Any
 
 from ..errors import UnknownModel
 
-DEFAULT = "mean-scale-s-0130-w8a8"
+DEFAULT = "rd-s-w8a8"
 _FOLDER = Path(__file__).parent
 
 
 @functools.cache
 def index() -> dict[str, dict[str, Any]]:
-    """Name -> entry, in order of rate, float models first."""
+    """Name -> entry, of the models that are here: wheels leave out some float parents."""
     path = _FOLDER / "index.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    entries = json.loads(path.read_text()) if path.exists() else {}
+    return {name: e for name, e in entries.items() if (_FOLDER / e["file"]).exists()}
 
 
 def find(name: str) -> Path | None:
