@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint docs docs-test
+.PHONY: help demo test lint docs docs-test bench
 
 help:
 	@echo "make demo   quantize the bundled codec, code photographs to files, leave demo/report/index.html"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint   ruff and mypy only"
 	@echo "make docs   the site, in site/"
 	@echo "make docs-test  every tutorial, command by command (minutes), and the site"
+	@echo "make bench IMAGES=FOLDER   decoders beside each other, memory, cold starts: benchmarks/results, and the tables"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -37,3 +38,10 @@ docs: $(STAMP)
 
 docs-test: $(STAMP)
 	$(BIN)/python -m pytest -m docs tests/docs
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench.py --images $(IMAGES) --threads 1
+	$(BIN)/python benchmarks/bench.py --images $(IMAGES) --threads 2
+	$(BIN)/python benchmarks/large.py --images $(IMAGES)
+	$(BIN)/python benchmarks/cold_start.py --image $(firstword $(wildcard $(IMAGES)/*.png))
+	$(BIN)/python benchmarks/tables.py

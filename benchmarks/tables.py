@@ -228,18 +228,24 @@ def headline() -> str:
 
 
 def decode() -> str:
-    """What exactness costs."""
-    r = json.loads((RESULTS / "decode-time.json").read_text())
-    columns = ["codec", "decoding, s", "ratio", "before the synthesis, s", "encoding, s"]
+    """Decoding and encoding beside other codecs."""
+    runs = json.loads((RESULTS / "bench.json").read_text())["runs"]
+    counts, most, middle = sorted(runs, key=int), max(runs, key=int), "768x512"
+    last = runs[most]
+    others = [size for size in last["rows"] if size != middle]
+    columns = ["codec, ms", *(f"decoding, {n} thread{'s' * (n != '1')}" for n in counts)]
+    columns += ["before the synthesis", "encoding", *(f"decoding {size}" for size in others), "bytes"]
     rows = []
-    for way, seconds in r["median_seconds"].items():
-        others = (r[f"median_seconds_{k}"].get(way) for k in ("without_synthesis", "to_encode"))
-        shown = ("" if v is None else f"{v:.3f}" for v in others)
-        rows.append([way, f"{seconds:.3f}", f"{r['ratio_to_float'][way]:.2f}", *shown])
+    for way, row in last["rows"][middle].items():
+        found = [runs[n]["rows"][middle][way]["decode"] for n in counts]
+        found += [row.get("before synthesis"), row.get("encode")]
+        found += [last["rows"][size][way]["decode"] for size in others]
+        shown = ["" if v is None else f"{1e3 * v:.1f}" for v in found]
+        rows.append([way, *shown, f"{row['bytes']:.0f}" if "bytes" in row else ""])
     note = (
-        f"Medians over {r['pictures']} Kodak pictures, decoders taking turns, {r['model']}, "
-        f"{r['threads']} threads, {r['machine']['cpu']}; CompressAI 1.2.8 with the same widths, untrained. "
-        "(`decode-time.json`)"
+        f"Medians, ways taking turns; pictures of Kodak, {middle} unless said otherwise, {last['model']}, "
+        f"{most} threads but for the column of 1; {last['machine']['cpu']}, {last['machine']['date']}; "
+        "CompressAI 1.2.8 with the same widths, untrained. (`bench.json`)"
     )
     return "\n".join([*_table(columns, rows), "", note])
 
