@@ -5,7 +5,7 @@
 
 In every round each way codes each picture once: crops of 256x256, the pictures as they are, and one of
 2048x2048 that they are tiled to. Ways are the float parent; the integer model exactly, unrounded in PyTorch,
-and in the engines that are installed; CompressAI's mean-scale codec of the same widths, untrained, where it
+and in the engines that are installed; rd-s at quality 50; CompressAI's mean-scale codec of the same widths, untrained, where it
 can be imported; and JPEG, WebP and AVIF by Pillow and JPEG XL by imagecodecs, of about the integer model's
 bytes. Encoding is that of effort 0, and of the defaults of each library. Medians over pictures and rounds. It
 adds its threads to benchmarks/results/bench.json; cold_start.py and large.py have memory and starts.
@@ -69,7 +69,7 @@ class _Timed:
 def rdquant(name: str, engine: str, encodes: bool = True) -> Way:
     plain = open_coder(name)
     timed = _Timed(plain.codec)
-    coder = ImageCoder(timed, plain.fingerprint, plain.profile)  # type: ignore[arg-type]
+    coder = ImageCoder(timed, plain.fingerprint, plain.profile, quality=plain.quality)  # type: ignore[arg-type]
     started = 0.0
 
     def decode(data: bytes) -> np.ndarray:
@@ -143,6 +143,7 @@ def ways_for(pictures: list[np.ndarray], model: str, parent: str, threads: int) 
     engines = ["torch", *(engine for engine in PACKAGES if available(engine))]
     found = {"float": rdquant(parent, "exact"), "exact": exact}
     found |= {engine: rdquant(model, engine, encodes=False) for engine in engines}
+    found |= {"rd-s, float": rdquant("rd-s", "exact"), "rd-s, exact": rdquant("rd-s-w8a8", "exact")}
     if (other := compressai(open_coder(model))) is not None:
         found["CompressAI"] = other
     size = sum(len(exact.encode(p)) for p in pictures)
