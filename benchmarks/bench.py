@@ -8,7 +8,7 @@ In every round each way codes each picture once: crops of 256x256, the pictures 
 and in the engines that are installed; rd-s at quality 50; CompressAI's mean-scale codec of the same widths,
 untrained, where it can be imported; and JPEG, WebP and AVIF by Pillow and JPEG XL by imagecodecs, of about as
 many bytes as the integer model's. Encoding is that of effort 0, and of the defaults of each library. Medians
-over pictures and rounds. It adds its threads to benchmarks/results/bench.json; cold_start.py and large.py have
+over pictures and rounds. It adds its threads to benchmarks/results/bench.json; cold_start.py, large.py have
 memory and starts.
 """
 
