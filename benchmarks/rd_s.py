@@ -111,10 +111,8 @@ def index() -> None:
     """Entries of the zoo's index, from the results on Kodak."""
     path = Path(zoo.__file__).parent / "index.json"
     entries = {n: e for n, e in json.loads(path.read_text()).items() if not n.startswith(NAME)}
-    for label in ("float", "w8a8", "tcq8-w8a8"):
+    for label in ("float", "w8a8"):
         name = CURVES[label][0]
-        if not (RESULTS / f"kodak-{NAME}-{label}.json").exists():
-            continue
         entries[name] = entry(name, Curve.load(RESULTS / f"kodak-{NAME}-{label}.json"))
     path.write_text(json.dumps(entries, indent=1) + "\n")
 
