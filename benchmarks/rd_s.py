@@ -4,6 +4,7 @@
     python benchmarks/rd_s.py measure --images KODAK --dataset kodak [--only float w8a8]
     python benchmarks/rd_s.py monotone --images KODAK --dataset kodak   # size by quality, size for a target
     python benchmarks/rd_s.py compare --dataset kodak
+    python benchmarks/rd_s.py about --calib TRAIN   # multiplications; what its start keeps of pictures
 
 Calibrates on the val split of the training folder; test sets are only measured on.
 """
@@ -12,13 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.interpolate import PchipInterpolator
+from torch import Tensor, nn
 
 from rdquant import zoo
+from rdquant.codecs import FloatCodec
 from rdquant.files.float_models import load_float, save_float
 from rdquant.files.images import list_images, read_image
 from rdquant.files.integer_models import save_integer
@@ -30,6 +36,9 @@ from rdquant.load import LATENTS, open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
 from rdquant.quality import LAMBDAS
+from rdquant.train.components import start_from_components
+from rdquant.train.data import CropSource, centre_crops
+from rdquant.train.loop import initialise
 
 NAME = "rd-s"
 RESULTS = Path("benchmarks/results")
@@ -54,12 +63,12 @@ def store(run: Path, calib: Path, quantizer: str | None) -> None:
     name = NAME if quantizer is None else f"{NAME}-{quantizer}"
     folder = Path(zoo.__file__).parent
     crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)
-    codec, about = load_float(run / "model.safetensors"), model_description(run / "model.safetensors")
+    codec, told = load_float(run / "model.safetensors"), model_description(run / "model.safetensors")
     gains = [float(f"{g:.4g}") for g in latent_gains(capture(codec), crops[:8])]
     if quantizer is None:
-        save_float(codec, folder / f"{name}.safetensors", {LAMBDAS: about[LAMBDAS], "latent_gains": gains})
+        save_float(codec, folder / f"{name}.safetensors", {LAMBDAS: told[LAMBDAS], "latent_gains": gains})
         codec = load_float(folder / f"{name}.safetensors")
-    meta = {LAMBDAS: about[LAMBDAS], "parent": name, "calibration_pictures": len(crops)}
+    meta = {LAMBDAS: told[LAMBDAS], "parent": name, "calibration_pictures": len(crops)}
     if quantizer is not None:
         meta[LATENTS] = {"quantizer": quantizer}
     save_integer(quantize(codec, crops, QuantizeConfig(), meta), folder / f"{name}-w8a8.rdqm")
@@ -172,11 +181,44 @@ def compare(dataset: str) -> None:
     print(json.dumps(found, indent=1))
 
 
+def multiplications(codec: FloatCodec, side: int = 256) -> dict[str, float]:
+    """kMAC of convolutions a pixel: ``decoder`` is all but g_a and h_a, ``encoder`` those two."""
+    total: Counter[str] = Counter()
+
+    def add(name: str, module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        total[name] += output.numel() * module.weight[0].numel()
+
+    for name, module in codec.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(partial(add, name.partition(".")[0]))
+    with torch.no_grad():
+        codec(torch.rand(1, 3, side, side), "mixed")  # each pass of the context once
+    parts = {name: count / side**2 / 1000 for name, count in total.items()}
+    encoder = parts["g_a"] + parts["h_a"]
+    parts |= {"encoder": encoder, "decoder": sum(parts.values()) - encoder}
+    return {name: round(value, 2) for name, value in parts.items()}
+
+
+@torch.no_grad()
+def about(calib: Path, pictures: int = 32) -> None:
+    """Multiplications, and PSNR of the start with nothing rounded, on centre crops of the val split."""
+    start = load_float(Path(zoo.__file__).parent / f"{NAME}.safetensors")
+    found: dict[str, Any] = {"kmac_a_pixel": multiplications(start)}
+    initialise(start)
+    start_from_components(start, CropSource(split_files(calib, "train"), 1))
+    x = centre_crops(split_files(calib, "val"), pictures, 256).float() / 255
+    error = ((start.g_s(start.g_a(x)).clamp(0, 1) - x) ** 2).mean((1, 2, 3))
+    found["psnr_of_the_start_unrounded"] = round(float((-10 * torch.log10(error)).mean()), 2)
+    found |= {"val_pictures": len(x), "command": "python benchmarks/rd_s.py about --calib TRAIN"}
+    (RESULTS / f"{NAME}-about.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("store", "measure", "index", "monotone", "compare"))
+    parser.add_argument("what", choices=("store", "measure", "index", "monotone", "compare", "about"))
     parser.add_argument("--run", type=Path)
     parser.add_argument("--calib", type=Path)
     parser.add_argument("--quantizer", choices=("rdoq", "tcq8"), help="that the run was trained for")
@@ -190,6 +232,8 @@ def main() -> None:
         measure(args.images, args.dataset, args.only)
     elif args.what == "index":
         index()
+    elif args.what == "about":
+        about(args.calib)
     elif args.what == "monotone":
         monotone(args.images, args.dataset)
     else:

@@ -1,8 +1,8 @@
 """More bits for the first and the last convolution of the transforms.
 
 What is rounded there goes straight into pixels or latents, with nothing behind it that has learned to live
-with it: of all that eight bits cost a codec of many rates, nine tenths came from one edge, the input of its
-last layer. A mixing behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such
+with it: most of what eight bits cost a codec of many rates came from one edge, the input of its last layer. A
+mixing behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such
 transforms are left as they are.
 """
 
