@@ -93,6 +93,7 @@ class TrainConfig:
     validation_lambdas: tuple[float, ...] = (0.0035, 0.013, 0.05)
     """Of codecs of many rates."""
     bf16: bool = True
+    """Multiply in bfloat16, on devices that have instructions for it."""
     compile: bool = True
     seed: int = 1
 

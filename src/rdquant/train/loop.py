@@ -36,6 +36,7 @@ from ..quality import LAMBDAS
 from .components import start_from_components
 from .config import TrainConfig
 from .data import CropSource, centre_crops
+from .hardware import layout, multiplies_bf16
 from .muon import Muon
 from .quantized import QuantizedRateDistortion
 from .rates import random_levels, validate_at, weighted
@@ -155,6 +156,7 @@ class Trainer:
         self.config, self.run_dir = config, run
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device = torch.device("cuda", self.rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.bf16 = config.bf16 and multiplies_bf16(self.device)
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         run.mkdir(parents=True, exist_ok=True)
@@ -170,7 +172,7 @@ class Trainer:
             start_from(codec, load_float(init), init)
         if config.weight_bits is not None:
             round_weights(codec, config.weight_bits)
-        self.codec = codec.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.codec = codec.to(self.device).to(memory_format=layout(self.device))  # type: ignore[call-overload]
         self.optimizers = make_optimizers(self.codec, config, edges)
         self.ema = {n: p.detach().clone() for n, p in self.codec.named_parameters()}
         self.step: int = 0
@@ -253,7 +255,7 @@ class Trainer:
         torch.manual_seed(((seed * 1_000_003 + self.step) * 8191 + self.rank) % 2**31)
         self.source.seed = seed
         x = self.source.batch(self.step, count, side)
-        x = x.to(self.device, memory_format=torch.channels_last)
+        x = x.to(self.device, memory_format=layout(self.device))
         factor = schedule(self.step, config)
         for optimizer in self.optimizers[:-1]:
             for group in optimizer.param_groups:
@@ -261,7 +263,7 @@ class Trainer:
         levels = (
             () if self.codec.levels is None else (random_levels(count, self.codec.levels).to(self.device),)
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss, bpp, mse = self.objective(x, *levels)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)

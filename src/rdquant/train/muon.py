@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) for kernels, matrices of one shape orthogonalized together in bfloat16.
+"""Muon (Jordan et al. 2024) for kernels, matrices of one shape orthogonalized together.
 
 Updates have the root-mean-square of Adam's (Liu et al. 2025, arXiv 2502.16982): one rate serves both.
 """
@@ -12,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .hardware import multiplies_bf16
+
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """``g: (K, R, C)`` -> about the nearest semi-orthogonal matrix of each, bfloat16: Newton-Schulz."""
+    """``g: (K, R, C)`` -> about the nearest semi-orthogonal matrix of each: Newton-Schulz, in bfloat16 where
+    that is fast.
+    """
     a, b, c = QUINTIC
-    x = (g / (g.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = g / (g.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if multiplies_bf16(g.device):
+        x = x.bfloat16()
     tall = x.shape[1] > x.shape[2]
     for _ in range(steps):
         gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)

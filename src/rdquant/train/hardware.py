@@ -1,0 +1,18 @@
+"""What a device multiplies well, and what PyTorch does badly on it."""
+
+from __future__ import annotations
+
+import torch
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 products are instructions; where they are emulated they take eighty times as long."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """Of networks and pictures: channels last, but not where PyTorch's own convolutions stand in for
+    oneDNN's. On a CPU without AVX-512, PyTorch 2.13's backward pass of a 1x1 convolution of stride 2 that
+    reads three channels writes beyond its buffers in that layout, and the process dies.
+    """
+    return torch.channels_last if multiplies_bf16(device) else torch.contiguous_format
