@@ -6,7 +6,7 @@ import torch
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products are instructions; where they are emulated they take eighty times as long."""
+    """Whether bfloat16 products are instructions; emulated ones are far slower than float32."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
