@@ -20,6 +20,15 @@ study_app = Verbs(
 app.add_typer(study_app, name="study", rich_help_panel=PANEL)
 
 
+def curve_models() -> list[str]:
+    """The zoo's float models of one lambda each, trained for plain rounding: points of float curves."""
+    return [
+        name
+        for name, entry in zoo.index().items()
+        if entry["kind"] == "float" and "lambda" in entry and "tcq" not in name
+    ]
+
+
 @study_app.command("searches")
 def searches_command(
     model: Annotated[str, typer.Argument(help="A float model file or zoo name.")],
@@ -119,14 +128,13 @@ def compare_command(
     from ..zoo import model_path
 
     chosen = model or ["mean-scale-s-0130"]
-    floats = [n for n, e in zoo.index().items() if e["kind"] == "float" and "tcq" not in n]
     cells = compare.grid(
         [Path(m).stem for m in chosen],
         method or list(dict.fromkeys([*compare.METHODS, *compare.SEARCHES])),
         at or [*compare.WIDTHS, *compare.SIZES],
     )
     models = {}
-    for name in dict.fromkeys([*chosen, *(parent if parent is not None else floats)]):
+    for name in dict.fromkeys([*chosen, *(parent if parent is not None else curve_models())]):
         path = model_path(name)
         if (lam := model_description(path).get("lambda")) is None:
             raise UsageError(f"{name} does not say its lambda")
@@ -144,7 +152,14 @@ def compare_command(
         "parents' curve, one point (of J where there is no curve); * reduced"
     )
     about = {
-        "command": "rdquant study compare --calib TRAIN --images KODAK",
+        "command": " ".join(
+            [
+                "rdquant study compare --calib TRAIN --images",
+                images.name.upper(),
+                "-o RUN",
+                *study.reduced.options(),
+            ]
+        ),
         "machine": machine(),
         "note": note,
     }
@@ -185,7 +200,7 @@ def ablation_command(
     from ..study.plots import ablation_figure, to_png
     from ..zoo import model_path
 
-    parents = model or [n for n, e in zoo.index().items() if e["kind"] == "float"]
+    parents = model or curve_models()
     if subject not in parents:
         raise UsageError(f"--subject {subject} is not among the models: {', '.join(parents)}")
     lam = model_description(model_path(subject)).get("lambda")

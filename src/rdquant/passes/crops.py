@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..hardware import layout
 from ..pixels import pad_to, to_batch
 
 
@@ -26,7 +27,7 @@ class Crops:
             crop = p[top : top + self.side, left : left + self.side]
             crops.append(np.ascontiguousarray(crop[:, ::-1] if random.random() < 0.5 else crop))
         x = torch.from_numpy(np.concatenate([to_batch(c) for c in crops])).float()
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=layout(x.device))
 
 
 def probe(pictures: list[np.ndarray], side: int = 256, most: int = 10) -> Tensor:
@@ -37,4 +38,5 @@ def probe(pictures: list[np.ndarray], side: int = 256, most: int = 10) -> Tensor
         p = pad_to(p, side) if min(p.shape[:2]) < side else p
         top, left = (p.shape[0] - side) // 2, (p.shape[1] - side) // 2
         crops.append(to_batch(p[top : top + side, left : left + side]))
-    return torch.from_numpy(np.concatenate(crops)).float().contiguous(memory_format=torch.channels_last)
+    x = torch.from_numpy(np.concatenate(crops)).float()
+    return x.contiguous(memory_format=layout(x.device))

@@ -27,6 +27,7 @@ from ..codecs.protocol import TrainedCodec
 from ..errors import CalibrationError
 from ..files.atomic import atomic_write
 from ..graph.capture import capture
+from ..hardware import layout
 from .bias import BiasCorrection, correct_biases
 from .calibration import Calibration
 from .config import QuantizeConfig
@@ -302,7 +303,7 @@ class RdoCalibration:
             twin.soft_end = rdo.objective == "reconstruction"
 
         twin.requires_grad_(True)
-        twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        twin.to(memory_format=layout(next(twin.parameters()).device))  # type: ignore[call-overload]
         groups = _parameters(twin, unit, rdo, what)
         moved = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))

@@ -99,6 +99,14 @@ class Reduced:
     budget: int = 1000
     every: int = 1  #: of the pictures that are measured, one of so many
 
+    def options(self) -> list[str]:
+        """As words of the command line, where they are not the defaults."""
+        words = []
+        for f in dataclasses.fields(self):
+            if (value := getattr(self, f.name)) != f.default:
+                words += [f"--{f.name.replace('_', '-')}", str(value)]
+        return words
+
     def marks(self, cell: Cell) -> list[str]:
         """What of it is less than usual, of one cell."""
         found = []

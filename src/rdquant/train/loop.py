@@ -31,12 +31,12 @@ from ..files.atomic import atomic_write
 from ..files.float_models import load_float, save_float
 from ..files.split import split_files
 from ..graph.capture import capture
+from ..hardware import layout, multiplies_bf16
 from ..latents.gains import latent_gains
 from ..quality import LAMBDAS
 from .components import start_from_components
 from .config import TrainConfig
 from .data import CropSource, centre_crops
-from .hardware import layout, multiplies_bf16
 from .muon import Muon
 from .quantized import QuantizedRateDistortion
 from .rates import random_levels, validate_at, weighted

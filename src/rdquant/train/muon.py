@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hardware import multiplies_bf16
+from ..hardware import multiplies_bf16
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
