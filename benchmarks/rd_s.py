@@ -49,7 +49,6 @@ CURVES = {
     "float": (NAME, "uniform", 0),
     "w8a8": (f"{NAME}-w8a8", "uniform", 0),
     "w8a8-rdoq": (f"{NAME}-w8a8", "rdoq", 1),
-    "tcq8-w8a8": (f"{NAME}-tcq8-w8a8", "tcq8", 1),
 }
 #: CompressAI's published mbt2018-mean on Kodak: bpp, PSNR
 PUBLISHED = ((0.124, 27.70), (0.198, 29.36), (0.307, 31.13), (0.461, 32.95), (0.662, 34.97), (0.914, 36.91))
@@ -79,13 +78,14 @@ def entry(name: str, curve: Curve) -> dict[str, Any]:
     path = Path(zoo.__file__).parent / (f"{name}.rdqm" if name.endswith("w8a8") else f"{name}.safetensors")
     codec = load_float(path.parent / f"{NAME}.safetensors")
     point = curve.points[len(QUALITIES) // 2]
+    keys = MEASURED[:3] if "timings" in curve.meta else MEASURED
     return {
         "file": path.name, "kind": "integer" if path.suffix == ".rdqm" else "float",
         "architecture": codec.architecture, **codec.options(), LAMBDAS: model_description(path)[LAMBDAS],
         "fingerprint": point.model["fingerprint"], "bytes": path.stat().st_size,
         "kodak": {
             "quality": QUALITIES[len(QUALITIES) // 2],
-            **{k: float(f"{getattr(point, k):.5g}") for k in MEASURED},
+            **{k: float(f"{getattr(point, k):.5g}") for k in keys},
         },
     }  # fmt: skip
 

@@ -62,10 +62,7 @@ def bdrate() -> str:
 
 
 #: curves of rd-s: file, what it is
-RD_S = {
-    "float": "float", "w8a8": "W8A8", "w8a8-rdoq": "W8A8, RDOQ, effort 1",
-    "tcq8-w8a8": "W8A8, trained for TCQ8 (not in the zoo), effort 1",
-}  # fmt: skip
+RD_S = {"float": "float", "w8a8": "W8A8", "w8a8-rdoq": "W8A8, RDOQ, effort 1"}
 
 
 def _rd_s(dataset: str = "kodak") -> dict[str, Curve]:
