@@ -52,8 +52,10 @@ class Job:
 
 #: the integer codec, and what J of held-out pictures did on the way
 Handler = Callable[[Job], tuple[Codec, Trace]]
-#: shares of samples that the percentile method tries
-PERCENTILES = (0.999, 0.9999, 0.99999, 0.999999)
+#: what is tried where ranges are percentiles: shares of samples
+PERCENTILES = tuple({"percentile": share} for share in (1.0, 0.999, 0.9999, 0.99999, 0.999999))
+#: and where they are of least squared error: how often that of a clipped value counts
+CLIP_COSTS = tuple({"clip_cost": cost} for cost in (1.0, 4.0, 16.0))
 
 
 @dataclass(frozen=True)
@@ -78,47 +80,52 @@ def by_gradients(job: Job) -> tuple[Codec, Trace]:
 
 
 class _Start:
-    """A codec converted and judged, nothing searched yet."""
+    """A codec converted and judged, nothing searched yet: with the ranges, of ``trials``, that held-out
+    pictures like best.
+    """
 
-    def __init__(self, job: Job, quantize: QuantizeConfig) -> None:
-        self.prepared = job.prepared or prepare(capture(job.codec), job.pictures, quantize, job.progress)
-        self.density = job.codec.entropy_bottleneck
-        self.twin = self.converted(quantize)
+    def __init__(self, job: Job, trials: tuple[dict[str, float], ...]) -> None:
+        self.prepared = job.prepared or prepare(capture(job.codec), job.pictures, job.quantize, job.progress)
         self.learned, judging = split(job.pictures)
+
+        def converted(options: dict[str, float]) -> Twin:
+            config = dataclasses.replace(job.quantize, **options)  # type: ignore[arg-type]
+            return Twin(*to_integer(*self.prepared, config), job.codec.entropy_bottleneck)
+
+        self.twin = converted(trials[0])
         self.held, self.trace = HeldOut(self.twin, judging, job.rdo.lambda_), Trace([])
         self.trace.add(step=0, unit="float", **self.held.float_j)
         self.trace.add(step=0, unit="start", **self.held.report(self.twin))
+        least = self.held.cost(self.twin)
+        for i, options in enumerate(trials[1:], 1):
+            if (j := self.held.cost(twin := converted(options))) < least:
+                self.twin, least = twin, j
+            if job.progress:
+                job.progress(i + 1, len(trials), ", ".join(f"{k} {v}" for k, v in options.items()))
 
-    def converted(self, quantize: QuantizeConfig) -> Twin:
-        return Twin(*to_integer(*self.prepared, quantize), self.density)
-
-    def end(self, twin: Twin, steps: int = 0) -> tuple[Codec, Trace]:
-        self.trace.add(step=steps, unit="end", **self.held.report(twin))
-        return twin.export(), self.trace
+    def end(self, steps: int = 0) -> tuple[Codec, Trace]:
+        self.trace.add(step=steps, unit="end", **self.held.report(self.twin))
+        return self.twin.export(), self.trace
 
 
-def by_percentile(job: Job) -> tuple[Codec, Trace]:
-    """The whole range, or one of `PERCENTILES`, whichever held-out pictures like best."""
-    start = _Start(job, dataclasses.replace(job.quantize, percentile=1.0))
-    best, least = start.twin, start.held.cost(start.twin)
-    for i, share in enumerate(PERCENTILES):
-        twin = start.converted(dataclasses.replace(job.quantize, percentile=share))
-        if (j := start.held.cost(twin)) < least:
-            best, least = twin, j
-        if job.progress:
-            job.progress(i + 1, len(PERCENTILES), f"percentile {share}")
-    return start.end(best)
+def by_trials(trials: tuple[dict[str, float], ...]) -> Handler:
+    """Conversion with the best of some options for ranges."""
+
+    def handler(job: Job) -> tuple[Codec, Trace]:
+        return _Start(job, trials).end()
+
+    return handler
 
 
 def by_reconstruction(least: int, fisher: bool, scales: bool) -> Handler:
     """AdaRound or BRECQ, see `Reconstruction`."""
 
     def handler(job: Job) -> tuple[Codec, Trace]:
-        start = _Start(job, job.quantize)
+        start = _Start(job, CLIP_COSTS)
         x = probe(start.learned, job.rdo.crop, len(start.learned)).contiguous()
         run = Reconstruction(start.twin, x, job.rdo, start.held, least, fisher, scales)
         run.run(_energies(start.prepared[0], x), job.progress)
-        return start.end(start.twin, job.rdo.steps or STEPS)
+        return start.end(job.rdo.steps or STEPS)
 
     return handler
 
@@ -155,19 +162,19 @@ METHODS: dict[str, Method] = {
     "percentile": Method(
         "ranges without the outermost samples, how many held-out pictures decide; rounding to nearest",
         "Wu et al. 2020, arXiv 2004.09602",
-        by_percentile,
+        by_trials(PERCENTILES),
         {**_PLAIN, "weight_range": "percentile", "activation_range": "percentile"},
         _NO_SEARCH,
     ),
     "mse": Method(
-        "ranges of least squared error; rounding to nearest",
+        "ranges of least squared error, held-out pictures say what clipping costs; rounding to nearest",
         "Banner et al. 2019, arXiv 1810.05723 (by histogram instead of a distribution's formula)",
-        by_gradients,
+        by_trials(CLIP_COSTS),
         _PLAIN,
         _NO_SEARCH,
     ),
     "adaround": Method(
-        "ranges of least squared error; rounding learned layer by layer from outputs",
+        "ranges as with mse; rounding learned layer by layer from outputs",
         "Nagel et al. 2020, arXiv 2004.10568",
         by_reconstruction(1, False, False),
         _PLAIN,
@@ -181,12 +188,12 @@ METHODS: dict[str, Method] = {
         departures=f"{_REDUCED}; a block is two layers or more up to where a single tensor leads on",
     ),
     "gptq": Method(
-        "ranges of least squared error; rounding errors of weights spread over those to come",
+        "ranges as with mse; rounding errors of weights spread over those to come",
         "Frantar et al. 2023, arXiv 2210.17323",
-        by_gradients,
+        by_trials(CLIP_COSTS),
         {**_PLAIN, "rounding": "compensated"},
         _NO_SEARCH,
-        departures="activations are quantized too, by least squared error; single moves refine the rounding",
+        departures="activations are quantized too; single moves refine the rounding",
     ),
     "rdo-ptq": Method(
         "ranges, rounding, biases by the codec's J, layer by layer, on 10 pictures; activations per tensor",
