@@ -8,6 +8,7 @@
     ├── CalibrationError            calibration pictures or observed ranges are unusable
     ├── CurveError                  rate-distortion curves that cannot be compared (BD-rate)
     ├── TrainingError               a training run cannot start, resume or go on
+    ├── StudyError                  cells of a study that could not be made; the others are stored
     ├── ModelError                  a model or checkpoint file
     │   ├── BadModel                damaged, incomplete, or values outside the contract
     │   │   └── CaptureError        a network that no graph of our operations can be made of
@@ -48,6 +49,10 @@ class CurveError(RdquantError, ValueError):
 
 class TrainingError(RdquantError):
     """A training run cannot start, resume or go on."""
+
+
+class StudyError(RdquantError):
+    """Cells of a study could not be made; the others are stored."""
 
 
 class ModelError(RdquantError):

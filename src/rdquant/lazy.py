@@ -23,6 +23,8 @@ EXTRAS = {
     "imagecodecs": "anchors",
     "matplotlib": "report",
     "skimage": "report",
+    "duckdb": "results",
+    "ray": "scale",
 }
 
 

@@ -11,6 +11,14 @@ import threading
 PARALLEL = threading.RLock()
 
 
+def allowed() -> int:
+    """As many threads as `limit` or ``OMP_NUM_THREADS`` allow, else one for each core of this process."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told) > 0:
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def limit(count: int) -> None:
     """At most so many for networks and kernels, whether their libraries are imported or not yet."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):

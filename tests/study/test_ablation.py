@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from conftest import small_codec
 from rdquant.errors import UsageError
+from rdquant.study import executor
 from rdquant.study.ablation import Cell, Measured, Study, grid, rate_increase, tables
 
 QUICK = {"steps": 4, "batch": 1, "crop": 64, "bf16": False, "compile": False}
@@ -37,19 +39,17 @@ def test_cells_are_stored_shared_and_resumed(photo: np.ndarray, tmp_path: Path) 
     high.g_a[-1].weight.data.mul_(1.3)
     crops = [photo[i : i + 64, i : i + 64] for i in (0, 100, 200, 300)]
 
-    def study() -> Study:
-        return Study([low, high], 0, 0.01, crops[:3], crops[3:], tmp_path, QUICK)
-
+    recipe = functools.partial(Study, [low, high], 0, 0.01, crops[:3], crops[3:], tmp_path, QUICK)
     cells = [
         Cell("a", "one", "W8A8", {"weight_bits": 8}, images=2),
         Cell("b", "other name", "W8A8", {"weight_bits": 8}, images=2),
         Cell("b", "entropy", "W8A8", {"weight_bits": 8}, images=2, choice="entropy"),
     ]
-    first = study().run(cells)
-    assert len(list(tmp_path.glob("*.json"))) == 2 and first[0][1] == first[1][1]
-    assert all(math.isfinite(r["rate_increase_percent"]) and r["peak_memory_mb"] > 0 for _, r in first)
+    first = executor.run(recipe(), recipe, cells, jobs=1)
+    assert len(list(tmp_path.glob("*.json"))) == 2 and first[0] == first[1]
+    assert all(math.isfinite(r["rate_increase_percent"]) and r["peak_memory_mb"] > 0 for r in first)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.json")}
-    assert study().run(cells) == first
+    assert executor.run(recipe(), recipe, cells, jobs=1) == first
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.json")}
-    columns, rows = tables(first)["b"]
+    columns, rows = tables(list(zip(cells, first, strict=True)))["b"]
     assert columns == ["", "W8A8"] and [r[0] for r in rows] == ["other name", "entropy"]

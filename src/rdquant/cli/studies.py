@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,22 @@ study_app = Verbs(
     help="Declared grids of measurements that store every cell and resume.", no_args_is_help=True
 )
 app.add_typer(study_app, name="study", rich_help_panel=PANEL)
+
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes, each making one cell at a time with its share of the threads and memory of its own; "
+        "default: as many as cores, or as --threads says.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Make cells on a Ray cluster: its address, auto for the one running here, local for one of this "
+        "machine alone. Pictures and models are at the same paths on all its machines. Needs rdquant[scale]."
+    ),
+]
 
 
 def curve_models() -> list[str]:
@@ -111,21 +128,18 @@ def compare_command(
     steps: Annotated[int | None, typer.Option(help="Fewer gradient steps.")] = None,
     mixing_steps: Annotated[int | None, typer.Option(help="Fewer steps to learn mixings.")] = None,
     budget: Annotated[int, typer.Option(help="Plans that evolutionary and annealing measure.")] = 1000,
+    jobs: Jobs = None,
+    ray: Ray = None,
 ) -> None:
     """All methods beside each other: more rate at equal PSNR, by method and width or size, from real files.
 
-    Resumes: every cell is stored in the folder. An asterisk marks those made with less than usual; what was
-    less is in the cell's file. What was published stands beside.
+    Resumes: every cell is stored in the folder as soon as it is made. A process that dies loses one cell,
+    which is tried once more; Ctrl-C keeps what is stored. An asterisk marks cells made with less than usual;
+    what was less is in the cell's file. What was published stands beside.
     """
     from ..files.atomic import atomic_write
-    from ..files.float_models import load_float
-    from ..files.images import list_images, read_image
-    from ..files.model_file import model_description
-    from ..files.split import split_files
     from ..measure.results import machine
-    from ..passes import load_calibration
-    from ..study import compare
-    from ..zoo import model_path
+    from ..study import compare, executor
 
     chosen = model or ["mean-scale-s-0130"]
     cells = compare.grid(
@@ -133,20 +147,13 @@ def compare_command(
         method or list(dict.fromkeys([*compare.METHODS, *compare.SEARCHES])),
         at or [*compare.WIDTHS, *compare.SIZES],
     )
-    models = {}
-    for name in dict.fromkeys([*chosen, *(parent if parent is not None else curve_models())]):
-        path = model_path(name)
-        if (lam := model_description(path).get("lambda")) is None:
-            raise UsageError(f"{name} does not say its lambda")
-        stem = Path(name).stem
-        models[stem] = compare.Model(load_float(path), lam, stem.rpartition("-")[0])
-    files = split_files(calib, "val")
-    study = compare.Comparison(
-        models, load_calibration(files, calibration, 256), [read_image(p) for p in list_images(images)], out,
-        compare.Reduced(calibration, steps, mixing_steps, budget, every), {"images": images.name},
+    recipe = functools.partial(
+        compare.open_comparison, [*chosen, *(parent if parent is not None else curve_models())], calib,
+        images, out, compare.Reduced(calibration, steps, mixing_steps, budget, every),
     )  # fmt: skip
+    study = recipe()
     with console.progress("compare") as update:
-        results = study.run(cells, update)
+        results = executor.run(study, recipe, cells, jobs, ray, update)
     note = (
         f"{images.name}, {len(study.shown)} pictures, whole files; % more rate at equal PSNR than the float "
         "parents' curve, one point (of J where there is no curve); * reduced"
@@ -184,52 +191,41 @@ def ablation_command(
     only: Annotated[list[str] | None, typer.Option(help="Only these tables, e.g. range.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="RdoConfig option for all cells.")] = None,
     figures: Annotated[bool, typer.Option(help="Also draw one figure per table.")] = True,
+    jobs: Jobs = None,
+    ray: Ray = None,
 ) -> None:
     """What each part of RDO-PTQ gives: strategy, formats, ranges, biases, pictures, scopes.
 
-    Of the val split, every third picture is held out for measuring; the others calibrate.
+    Of the val split, every third picture is held out for measuring; the others calibrate. Resumes: every cell
+    is stored in the folder as soon as it is made. A process that dies loses one cell, which is tried once
+    more; Ctrl-C keeps what is stored.
     """
     from ..files.atomic import atomic_write
-    from ..files.float_models import load_float
-    from ..files.model_file import model_description
-    from ..files.split import split_files
     from ..measure.results import machine
-    from ..passes import load_calibration
     from ..passes.rdo_config import RdoConfig
-    from ..study import ablation
+    from ..study import ablation, executor
     from ..study.plots import ablation_figure, to_png
-    from ..zoo import model_path
 
-    parents = model or curve_models()
-    if subject not in parents:
-        raise UsageError(f"--subject {subject} is not among the models: {', '.join(parents)}")
-    lam = model_description(model_path(subject)).get("lambda")
-    if lam is None:
-        raise UsageError(f"{subject} does not say its lambda")
-    files = split_files(calib, "val")
-    crops = load_calibration(files, len(files), 256)
-    held_out = crops[::3]
-    pool = [c for i, c in enumerate(crops) if i % 3]
-    study = ablation.Study(
-        [load_float(model_path(m)) for m in parents], parents.index(subject), lam, pool, held_out, out,
-        options_of(set_, (RdoConfig,))[RdoConfig],
-    )  # fmt: skip
     cells = [c for c in ablation.grid() if not only or c.table in only]
     if not cells:
         known = ", ".join(dict.fromkeys(c.table for c in ablation.grid()))
         raise UsageError(f"no table {', '.join(only or [])}; there are {known}")
+    options = options_of(set_, (RdoConfig,))[RdoConfig]
+    recipe = functools.partial(ablation.open_study, model or curve_models(), subject, calib, out, options)
+    study = recipe()
     with console.progress("ablation") as update:
-        results = study.run(cells, update)
-    tables = ablation.tables(results)
+        results = executor.run(study, recipe, cells, jobs, ray, update)
+    tables = ablation.tables(list(zip(cells, results, strict=True)))
     note = (
-        f"% more rate at equal PSNR, one point ({subject}, lambda {lam}), {len(held_out)} held-out pictures "
-        f"of 256x256, real files; {ablation.IMAGES} calibration pictures unless the table is about them; "
+        f"% more rate at equal PSNR, one point ({subject}, lambda {study.lambda_}), "
+        f"{len(study.held_out)} held-out pictures of 256x256, real files; "
+        f"{ablation.IMAGES} calibration pictures unless the table is about them; "
         f"gradients reduced to {ablation.GRADIENTS['steps']} steps, "
         f"mixings to rounds of {ablation.MIXING_STEPS}"
     )
     with atomic_write(out / "tables.json") as handle:
         stored = {k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}
-        seconds = sum(r["calibration_seconds"] for _, r in results)
+        seconds = sum(r["calibration_seconds"] for r in results)
         about = {"command": "rdquant study ablation --calib TRAIN", "machine": machine(), "note": note}
         handle.write(json.dumps({**about, "seconds": seconds, "tables": stored}, indent=1).encode())
     if figures:

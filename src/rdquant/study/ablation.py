@@ -1,4 +1,4 @@
-"""The ablation of RDO-PTQ: a declared grid of calibrations, each stored as JSON, resumed where it stopped.
+"""The ablation of RDO-PTQ: a declared grid of calibrations, which `rdquant.study.executor` makes and stores.
 
 Every cell calibrates one float codec, writes real files for held-out pictures, and reports the rate that
 it needs more than the float parent at equal PSNR: the parent's four-point curve on the same pictures is
@@ -13,7 +13,6 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -26,18 +25,20 @@ from ..codec import Codec
 from ..codecs import FloatCodec
 from ..coder import ImageCoder
 from ..errors import UsageError
-from ..files.atomic import atomic_write
 from ..files.container import Profile
-from ..files.float_models import float_fingerprint
+from ..files.float_models import float_fingerprint, load_float
 from ..files.integer_models import integer_fingerprint
+from ..files.model_file import model_description
+from ..files.split import split_files
 from ..graph.capture import capture
 from ..measure.metrics import psnr
-from ..passes import QuantizeConfig, prepare
+from ..passes import QuantizeConfig, load_calibration, prepare
 from ..passes.calibration import Calibration
 from ..passes.config import MIXES, ROUNDINGS, WIDE_BITS
 from ..passes.formats import FORMATS
 from ..passes.rdo import RdoCalibration
 from ..passes.rdo_config import FEW_BITS, STRATEGIES, RdoConfig
+from ..zoo import model_path
 
 WIDTHS = ((8, 8), (6, 8), (4, 8))
 IMAGE_COUNTS = (1, 2, 5, 10, 20, 50)
@@ -135,14 +136,6 @@ def grid() -> list[Cell]:
     return cells
 
 
-def _preparation(cell: Cell) -> tuple[Any, ...]:
-    """What `prepare` of a cell depends on."""
-    quantize = QuantizeConfig(**cell.quantize)
-    mixing = quantize.mixing
-    weights = None if mixing == "none" else (quantize.weight_bits, tuple(quantize.layer_bits.items()))
-    return cell.images, cell.choice, mixing, weights, quantize.activation_bits, quantize.scope
-
-
 @dataclass(frozen=True)
 class Measured:
     """Means over the held-out pictures, from real files."""
@@ -230,24 +223,30 @@ class Study:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()
         return self.folder / f"{digest[:12]}.json"
 
-    def run_cell(self, cell: Cell) -> dict[str, Any]:
-        """The cell's result: stored, or made now and stored."""
-        path = self.path(cell)
-        if path.exists():
-            stored: dict[str, Any] = json.loads(path.read_text())
-            return stored
+    def label(self, cell: Cell) -> str:
+        return f"{cell.table}: {cell.row} {cell.column}"
+
+    def preparation(self, cell: Cell) -> tuple[Any, ...]:
+        """What `prepare` of a cell depends on."""
+        quantize = QuantizeConfig(**cell.quantize)
+        mixing = quantize.mixing
+        weights = None if mixing == "none" else (quantize.weight_bits, tuple(quantize.layer_bits.items()))
+        return cell.images, cell.choice, mixing, weights, quantize.activation_bits, quantize.scope
+
+    def make(self, cell: Cell) -> dict[str, Any]:
+        """The cell's result, made now."""
         pictures = self.chosen(cell.images, cell.choice)
         quantize = QuantizeConfig(**{"mixing_steps": MIXING_STEPS, **cell.quantize})
         rdo = RdoConfig(**{"lambda_": self.lambda_, **self.rdo, **cell.rdo})
         start = time.perf_counter()
-        key = _preparation(cell)
+        key = self.preparation(cell)
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = key, prepare(capture(self.codec), pictures, quantize)
         run = RdoCalibration(self.codec, pictures, quantize, rdo, prepared=self._prepared[1])
         integer = run.run()
         seconds = time.perf_counter() - start
         found = measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), self.held_out)
-        result = {
+        return {
             "cell": cell.key(), "rdo": rdo.to_json(), "quantize": quantize.to_json(),
             "bpp": found.bpp, "psnr": found.psnr, "mse": found.mse,
             "rate_increase_percent": rate_increase(self.curve, found),
@@ -256,21 +255,22 @@ class Study:
             "trace": [e for e in run.trace.entries if e["unit"] in ("float", "start", "grid", "bias", "end")],
             "held_out_pictures": len(self.held_out),
         }  # fmt: skip
-        with atomic_write(path) as handle:
-            handle.write(json.dumps(result, indent=1).encode())
-        return result
 
-    def run(
-        self, cells: list[Cell], progress: Callable[[int, int, str], None] | None = None
-    ) -> list[tuple[Cell, dict[str, Any]]]:
-        """All cells, stored ones first read and not run again."""
-        results = {}
-        # cells that start from the same preparation after each other
-        for i, cell in enumerate(sorted(cells, key=lambda c: str(_preparation(c)))):
-            if progress:
-                progress(i, len(cells), f"{cell.table}: {cell.row} {cell.column}")
-            results[id(cell)] = self.run_cell(cell)
-        return [(cell, results[id(cell)]) for cell in cells]
+
+def open_study(models: list[str], subject: str, calib: Path, folder: Path, rdo: dict[str, Any]) -> Study:
+    """The study of zoo names or files, on the val split of a folder; of its pictures every third is held out.
+
+    Raises `UsageError` for a subject that is not among the models or does not say its lambda.
+    """
+    if subject not in models:
+        raise UsageError(f"--subject {subject} is not among the models: {', '.join(models)}")
+    if (lambda_ := model_description(model_path(subject)).get("lambda")) is None:
+        raise UsageError(f"{subject} does not say its lambda")
+    files = split_files(calib, "val")
+    crops = load_calibration(files, len(files), 256)
+    pool = [c for i, c in enumerate(crops) if i % 3]
+    parents = [load_float(model_path(m)) for m in models]
+    return Study(parents, models.index(subject), lambda_, pool, crops[::3], folder, rdo)
 
 
 def tables(

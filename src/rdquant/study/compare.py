@@ -1,5 +1,5 @@
-"""All methods beside each other: on every codec, at every width, from real files; each cell stored, and
-resumed.
+"""All methods beside each other: on every codec, at every width, from real files; made and
+stored by `rdquant.study.executor`.
 
 A cell quantizes one float model by one method at one width, or to one file size, codes pictures to files with
 it, and says how much more rate it needs than the float parents' curve at equal PSNR (`rate_increase`: one
@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,18 @@ from ..coder import ImageCoder
 from ..errors import UsageError
 from ..files.atomic import atomic_write
 from ..files.container import Profile
-from ..files.float_models import float_fingerprint
+from ..files.float_models import float_fingerprint, load_float
+from ..files.images import list_images, read_image
 from ..files.integer_models import file_bytes, integer_fingerprint
+from ..files.model_file import model_description
+from ..files.split import split_files
 from ..graph.capture import capture
-from ..passes import QuantizeConfig, prepare
+from ..passes import QuantizeConfig, load_calibration, prepare
 from ..passes.methods import METHODS, Job, options_for, pictures_for, quantize_by
 from ..passes.rdo import Trace
+from ..passes.rdo_config import RdoConfig
 from ..passes.sized import quantize_to_size
+from ..zoo import model_path
 from .ablation import Measured, measure, rate_increase
 
 WIDTHS = ("W10A10", "W8A8", "W6A8", "W4A8")
@@ -178,7 +183,8 @@ class Comparison:
                 codec = self.models[name].codec
                 coder = ImageCoder(capture(codec), float_fingerprint(codec), Profile.FLOAT)
                 self._floats[name] = measure(coder, self.shown)
-                _store(store, vars(self._floats[name]))
+                with atomic_write(store) as handle:
+                    handle.write(json.dumps(vars(self._floats[name]), indent=1).encode())
         return self._floats[name]
 
     def _integer(self, cell: Cell) -> tuple[Codec, Trace, dict[str, Any]]:
@@ -199,39 +205,48 @@ class Comparison:
                 {**own, "number_format": "coded", "layer_bits": plan.bits},
                 {"lambda_": model.lambda_, "steps": 0},
             )
-            prepared = self._preparation(model, quantize, self.pool)
+            prepared = self._prepare(model, quantize, self.pool)
             integer, trace = quantize_to_size(
                 lambda c: quantize_by("ours", Job(model.codec, self.pool, c, rdo, prepared=prepared)),
                 prepared, quantize, target,
             )  # fmt: skip
             found = {"target": target, "planned": plan.size, "increase": plan.increase, "bits": plan.bits}
             return integer, trace, found
+        quantize, rdo = self._options(cell)
+        pictures = pictures_for(cell.method, self.pool)
+        job = Job(model.codec, pictures, quantize, rdo, prepared=self._prepare(model, quantize, pictures))
+        return *quantize_by(cell.method, job), {}
+
+    def _options(self, cell: Cell) -> tuple[QuantizeConfig, RdoConfig]:
+        reduced = self.reduced
         weights, activations = cell.bits()
         steps = {"steps": reduced.steps} if reduced.steps is not None and cell.method in REDUCIBLE else {}
         if cell.method == "ours" and weights >= 6:
             steps = {}
-        quantize, rdo = options_for(
+        return options_for(
             cell.method,
-            {**own, "weight_bits": weights, "activation_bits": activations},
-            {"lambda_": model.lambda_, "compile": False, **steps},
+            {"mixing_steps": reduced.mixing_steps, "weight_bits": weights, "activation_bits": activations},
+            {"lambda_": self.models[cell.model].lambda_, "compile": False, **steps},
         )
-        pictures = pictures_for(cell.method, self.pool)
-        job = Job(model.codec, pictures, quantize, rdo, prepared=self._preparation(model, quantize, pictures))
-        return *quantize_by(cell.method, job), {}
 
-    def _preparation(self, model: Model, quantize: QuantizeConfig, pictures: list[np.ndarray]) -> Any:
-        widths = (quantize.weight_bits, quantize.activation_bits, tuple(quantize.layer_bits.values()))
-        key = quantize.mixing, len(pictures), None if quantize.mixing == "none" else widths
+    def _prepare(self, model: Model, quantize: QuantizeConfig, pictures: list[np.ndarray]) -> Any:
+        key = _prepared_for(quantize, len(pictures))
         if model._prepared is None or model._prepared[0] != key:
             model._prepared = key, prepare(capture(model.codec), pictures, quantize)
         return model._prepared[1]
 
-    def run_cell(self, cell: Cell) -> dict[str, Any]:
-        """The cell's result: stored, or made now and stored."""
-        path = self.path(cell)
-        if path.exists():
-            stored: dict[str, Any] = json.loads(path.read_text())
-            return stored
+    def label(self, cell: Cell) -> str:
+        return f"{cell.model} {cell.method} {cell.at}"
+
+    def preparation(self, cell: Cell) -> tuple[Any, ...]:
+        """The model, and what of its preparation the cell shares: sized cells the sensitivities."""
+        if cell.sized:
+            return cell.model, "sized"
+        pictures = len(pictures_for(cell.method, self.pool))
+        return cell.model, *_prepared_for(self._options(cell)[0], pictures)
+
+    def make(self, cell: Cell) -> dict[str, Any]:
+        """The cell's result, made now."""
         model, start = self.models[cell.model], time.perf_counter()
         integer, trace, more = self._integer(cell)
         seconds = time.perf_counter() - start
@@ -242,31 +257,36 @@ class Comparison:
         size = file_bytes(integer)
         parameters = 4 * parameter_count(model.codec)
         costs = {e["unit"]: e["J"] for e in trace.entries if "J" in e}
-        result = {
+        return {
             **dataclasses.asdict(cell), "bpp": found.bpp, "psnr": found.psnr, "mse": found.mse,
             "rate_percent": rate_increase(curve, found) if len(curve) > 1 else None,
             "j_percent": 100 * (j / j_float - 1), "held_out_j": costs, "bytes": size,
             "times_smaller": parameters / size, "seconds": seconds, "pictures": len(self.shown),
             "reduced": self.reduced.marks(cell), **more,
         }  # fmt: skip
-        _store(path, result)
-        return result
-
-    def run(
-        self, cells: list[Cell], progress: Callable[[int, int, str], None] | None = None
-    ) -> list[dict[str, Any]]:
-        """All cells, in the order given."""
-        results = []
-        for i, cell in enumerate(cells):
-            if progress:
-                progress(i, len(cells), f"{cell.model} {cell.method} {cell.at}")
-            results.append(self.run_cell(cell))
-        return results
 
 
-def _store(path: Path, fields: Mapping[str, Any]) -> None:
-    with atomic_write(path) as handle:
-        handle.write(json.dumps(fields, indent=1).encode())
+def _prepared_for(quantize: QuantizeConfig, pictures: int) -> tuple[Any, ...]:
+    widths = (quantize.weight_bits, quantize.activation_bits, tuple(quantize.layer_bits.values()))
+    return quantize.mixing, pictures, None if quantize.mixing == "none" else widths
+
+
+def open_comparison(
+    models: list[str], calib: Path, images: Path, folder: Path, reduced: Reduced
+) -> Comparison:
+    """The study of zoo names or files; the val split of ``calib`` calibrates, ``images`` are measured.
+
+    Raises `UsageError` for a model that does not say its lambda.
+    """
+    found = {}
+    for name in dict.fromkeys(models):
+        if (lambda_ := model_description(model_path(name)).get("lambda")) is None:
+            raise UsageError(f"{name} does not say its lambda")
+        stem = Path(name).stem
+        found[stem] = Model(load_float(model_path(name)), lambda_, stem.rpartition("-")[0])
+    pool = load_calibration(split_files(calib, "val"), reduced.calibration, 256)
+    shown = [read_image(p) for p in list_images(images)]
+    return Comparison(found, pool, shown, folder, reduced, {"images": images.name})
 
 
 def table(results: list[dict[str, Any]], model: str) -> tuple[list[str], list[list[Any]]]:
