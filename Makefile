@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "rdquant needs Python 3.11 or newer; set PYTHON=python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about a minute)"
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[train,dev,report,anchors,docs]"
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[train,dev,report,anchors,results,docs]"
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -81,6 +81,13 @@ assert not found, found
     assert found.returncode == 0, found.stderr
 
 
+def test_asking_results_needs_no_torch() -> None:
+    pytest.importorskip("duckdb")
+    folder = GOLDEN.parent.parent / "benchmarks" / "results"
+    found = run(["results", folder, "--sql", "SELECT count(*) AS n FROM points", "--json"], ABSENT)
+    assert found.returncode == 0 and '"n": 1' in found.stdout, found.stderr
+
+
 @pytest.mark.parametrize(
     "argv",
     [

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 #: a pipe has no width of its own; tables must not be cut there
-_OUT = Console(width=None if sys.stdout.isatty() else 160)
+_OUT = Console(width=None if sys.stdout.isatty() else 1000)
 _ERR = Console(stderr=True)
 
 

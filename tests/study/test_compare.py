@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from conftest import small_codec
+from rdquant import cli
 from rdquant.errors import UsageError
+from rdquant.files.float_models import save_float
+from rdquant.files.images import write_image
 from rdquant.study import executor
 from rdquant.study.compare import Cell, Comparison, Model, Reduced, grid, table
 
@@ -42,3 +47,26 @@ def test_bad_cells_are_quoted() -> None:
         grid(["m"], ["magic"], ["W8A8"])
     with pytest.raises(UsageError, match="W8"):
         Cell("m", "ours", "W8").bits()
+
+
+def test_the_command_makes_cells_by_processes_and_resumes(
+    photo: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("calib", "shown"):
+        (tmp_path / name).mkdir()
+        write_image(tmp_path / name / "0.png", photo[:64, :64])
+        write_image(tmp_path / name / "1.png", photo[64:128, :64])
+    save_float(small_codec("mbt2018-mean"), tmp_path / "small-1.safetensors", {"lambda": 0.01})
+
+    model = str(tmp_path / "small-1.safetensors")
+    words = ["study", "compare", "--calib", str(tmp_path / "calib"), "--images", str(tmp_path / "shown"),
+             "-o", str(tmp_path / "out"), "-m", model, "--parent", model, "--method", "minmax",
+             "--calibration", "1", "--jobs", "2", "--json", "--at", "W10A10"]  # fmt: skip
+
+    def compare(*more: str) -> list[dict[str, Any]]:
+        cli.app([*words, *more], standalone_mode=False)
+        return json.loads(capsys.readouterr().out)["cells"]
+
+    first = compare()
+    again = compare("--at", "W8A8")
+    assert again[:1] == first and [c["at"] for c in again] == ["W10A10", "W8A8"]

@@ -1,4 +1,4 @@
-"""Verbs that measure: evaluate, bdrate, report, demo."""
+"""Verbs that measure: evaluate, bdrate, anchor, results, report, demo."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ def anchor(
         Path | None, typer.Option(help="Folder that keeps what was measured; the same command then resumes.")
     ] = None,
 ) -> None:
-    """Measure classical codecs on a folder of pictures, for `bdrate` and `report` to compare with.
+    r"""Measure classical codecs on a folder of pictures, for `bdrate` and `report` to compare with.
 
     Settings are in the result. JPEG 2000 and JPEG XL need imagecodecs, HEVC and VVC (intra) imageio-ffmpeg:
-    both are in rdquant[anchors].
+    both are in rdquant\[anchors].
     """
     from ..files.images import list_images
     from ..measure import run_anchor
@@ -154,6 +154,38 @@ def anchor(
             console.say(f"{target}: {len(rates)} points of {min(rates):.3f} to {max(rates):.3f} bpp")
     if console.settings.json:
         console.show_json({name: str(target) for name, target in found.items()})
+
+
+@app.command(rich_help_panel=PANEL)
+def results(
+    folder: Annotated[list[Path], typer.Argument(help="Folders, with all JSON below them, or files.")],
+    sql: Annotated[str | None, typer.Option(help="A question; default: what there is, file by file.")] = None,
+) -> None:
+    r"""Ask result files in SQL: of evaluate, of anchor and of studies. Needs rdquant\[results] (DuckDB).
+
+    Three tables. points: a row for each point of a curve, with file, dataset, name, label, fingerprint,
+    weight_bits, activation_bits, quality, effort, bpp, psnr, ms_ssim, encode_s, decode_s, cpu, date, version.
+    images: a row for each picture of a point. cells: a row for each cell of a study, with study, model,
+    question, method, setting (W8A8, 8x), rate_percent, j_percent, bytes, seconds. DESCRIBE lists all columns:
+
+    rdquant results RUN --sql "DESCRIBE points"
+
+    rdquant results RUN --sql "SELECT setting, method, rate_percent FROM cells ORDER BY ALL"
+    """
+    from ..measure.query import SUMMARY, Results
+
+    found = Results(folder)
+    columns, rows = found.ask(SUMMARY if sql is None else sql)
+    if console.settings.json:
+        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        console.show_json({"rows": records, "skipped": [str(p) for p in found.skipped]})
+    else:
+        console.show_table(f"{len(found.files) - len(found.skipped)} result files", columns, rows)
+    if found.skipped:
+        names = ", ".join(p.name for p in found.skipped[:5]) + (", ..." if len(found.skipped) > 5 else "")
+        console.say(
+            f"{len(found.skipped)} of {len(found.files)} files left out, of no kind known here: {names}"
+        )
 
 
 @app.command(rich_help_panel=PANEL)

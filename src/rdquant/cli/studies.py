@@ -32,7 +32,7 @@ Ray = Annotated[
     str | None,
     typer.Option(
         help="Make cells on a Ray cluster: its address, auto for the one running here, local for one of this "
-        "machine alone. Pictures and models are at the same paths on all its machines. Needs rdquant[scale]."
+        r"machine alone. Pictures and models have the same paths on all its machines. Needs rdquant\[scale]."
     ),
 ]
 
@@ -87,7 +87,7 @@ def searches_command(
         found = searches.compare(problem, target_size, tuple(method or METHODS))
     command = f"rdquant study searches {model} --calib TRAIN --target-size {target_size} --images {images}"
     result = {
-        "command": command, "machine": machine(), "target": target_size, "judges": len(x),
+        "command": command, "machine": machine(), "model": model, "target": target_size, "judges": len(x),
         "float_bytes": problem.sizes.float_bytes, "searches": {k: o.to_json() for k, o in found.items()},
     }  # fmt: skip
     if out is not None:
@@ -226,7 +226,12 @@ def ablation_command(
     with atomic_write(out / "tables.json") as handle:
         stored = {k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}
         seconds = sum(r["calibration_seconds"] for r in results)
-        about = {"command": "rdquant study ablation --calib TRAIN", "machine": machine(), "note": note}
+        about = {
+            "command": "rdquant study ablation --calib TRAIN",
+            "machine": machine(),
+            "model": subject,
+            "note": note,
+        }
         handle.write(json.dumps({**about, "seconds": seconds, "tables": stored}, indent=1).encode())
     if figures:
         for name, (columns, rows) in tables.items():

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
 
 from ..errors import CurveError
 from .bootstrap import RESAMPLES, Interval, interval, mean_interval
@@ -54,6 +53,8 @@ def bd_rate_points(
     method: Method = "pchip",
 ) -> tuple[float, float, float]:
     """``(percent, low, high)`` from plain arrays. Raises `CurveError` as `bd_rate` does."""
+    from scipy.interpolate import Akima1DInterpolator, PchipInterpolator  # reading results does without
+
     curves = [
         _prepare(anchor_rate, anchor_quality, "anchor", method),
         _prepare(rate, quality, "test", method),
