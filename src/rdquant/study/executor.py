@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from .. import threads
 from ..errors import RdquantError, StudyError, UsageError
@@ -162,8 +162,7 @@ def _in_processes(study: Study, recipe: Recipe, left: Mapping[Path, Any], jobs: 
         while waiting or busy:
             while waiting and len(busy) < jobs:
                 give(start())
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
+            for connection in cast(list[Connection], wait(list(busy))):
                 path = busy.pop(connection)
                 outcome: dict[str, Any] | Lost
                 try:
