@@ -45,13 +45,10 @@ def _fill(x, size, at, count, channels, zero, part, bytewise, cell, into, start)
     """``count`` positions of ``x`` from element ``at``, ``size`` bytes each, to cells from byte ``start``."""
     whole_vectors()
     if bytewise:
-        if cell == channels:
-            into[start : start + count * cell] = x[at : at + count * cell]
-        else:
-            for i in range(count):
-                into[start + i * cell : start + i * cell + channels] = x[
-                    at + i * channels : at + (i + 1) * channels
-                ]
+        for i in range(count):
+            to, of = start + i * cell, at + i * channels
+            for c in range(channels):
+                into[to + c] = x[of + c]
         return
     halves = into.view(np.int16)
     for i in range(count):
@@ -92,13 +89,14 @@ def gather(x, size, shape, zero, part, bytewise, cell, rows, columns, buffer, wi
         r, start = rows[0] + i, i * line
         inside = 0 <= r < height and right > left
         first, last = (left - columns[0], right - columns[0]) if inside else (wide, wide)
-        for j in range(first):
-            buffer[start + j * cell : start + (j + 1) * cell] = blank
-        for j in range(last, wide):
-            buffer[start + j * cell : start + (j + 1) * cell] = blank
+        for j in range(wide):
+            if not first <= j < last:
+                for c in range(cell):
+                    buffer[start + j * cell + c] = blank[c]
         if inside:
             if cell != (channels if bytewise else 2 * channels):
-                buffer[start + first * cell : start + last * cell] = 0
+                for b in range(start + first * cell, start + last * cell):
+                    buffer[b] = 0
             at = (r * width + left) * channels
             _fill(
                 x, size, at, last - first, channels, zero, part, bytewise, cell, buffer, start + first * cell

@@ -27,7 +27,8 @@ def convolve(  # type: ignore[no-untyped-def]
             count = min(SPAN, width - first)
             for p in range(count):
                 acc = tile[p * line : p * line + channels]
-                acc[:] = bias
+                for o in range(channels):
+                    acc[o] = bias[o]
                 for ky in range(k):
                     r = y - shift - ky if transposed else y * stride + shift + ky
                     if r % up or r < 0 or r // up >= height:

@@ -326,10 +326,12 @@ def _spread(acc, line, e, out):  # type: ignore[no-untyped-def]
         count = min(SPAN, len(acc) - i * SPAN)
         tile, result = np.empty(SPAN * line), np.empty(SPAN * line, np.int32)
         for p in range(count):
-            tile[p * line : p * line + e.channels] = acc[i * SPAN + p]
+            for c in range(e.channels):
+                tile[p * line + c] = acc[i * SPAN + p, c]
         finish(tile, line, count, e, result)
         for p in range(count):
-            out[i * SPAN + p] = result[p * line : p * line + e.channels]
+            for c in range(e.channels):
+                out[i * SPAN + p, c] = result[p * line + c]
 
 
 def finish_rows(acc: np.ndarray, e: Epilogue) -> np.ndarray:
