@@ -1,11 +1,11 @@
-"""The wheel as a user gets it: installed by each Python, first picture, and files that are the same everywhere.
+"""The wheel as a user gets it: installed by each Python, a first picture, and files the same everywhere.
 
     python benchmarks/installs.py --image PICTURE --python python3.11 python3.12 python3.13
 
 The wheel is built once. For each interpreter: a fresh virtual environment, ``pip install`` of the wheel (what
 it depends on comes from the index that pip is set to), then ``rdquant encode`` and ``rdquant decode`` of
-PICTURE, whose first runs compile kernels, and golden files of tests/golden decoded. Seconds are of one run each.
-Fails where a file or its pixels differ. Writes benchmarks/results/installs.json.
+PICTURE, whose first runs compile kernels, and golden files of tests/golden decoded. Seconds are of one run
+each. Fails where a file or its pixels differ. Writes benchmarks/results/installs.json.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def trial(python: str, wheel: Path, image: Path, folder: Path) -> dict[str, Any]
             raise SystemExit(f"{python}: pixels of {file.name} differ")
         decoded += 1
     code = (
-        "import importlib.metadata as m, json, platform; print(json.dumps({'python': platform.python_version(),"
+        "import importlib.metadata as m, json, platform;"
+        "print(json.dumps({'python': platform.python_version(),"
         "**{d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name'] in "
         "('numpy', 'numba', 'llvmlite', 'pillow', 'torch')}}))"
     )
@@ -86,7 +87,8 @@ def main() -> None:
         run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT)
         (wheel,) = folder.glob("*.whl")
         rows = [
-            trial(python, wheel, args.image.resolve(), folder / str(i)) for i, python in enumerate(args.python)
+            trial(python, wheel, args.image.resolve(), folder / str(i))
+            for i, python in enumerate(args.python)
         ]
         size = wheel.stat().st_size
     if len({(r["file"], r["pixels"]) for r in rows}) != 1:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from statistics import mean, median
 
-from rdquant.measure import BDRate, Curve
+from rdquant.measure import BDRate, Curve, bd_rate
 from rdquant.study.compare import table as comparison
 
 ROOT = Path(__file__).parent.parent
@@ -124,8 +124,10 @@ def widths() -> str:
     r: dict = {}
     for width in (w for w in WIDTHS if (RESULTS / f"rdo-{w.lower()}.json").exists()):
         r = json.loads((RESULTS / f"rdo-{width.lower()}.json").read_text())
-        found = [r["bd_rate_psnr"].get(s) for s in ("kodak", "tecnick")]
-        cost = [f"{f['percent']:+.2f} %" if f else "not measured" for f in found]
+        cost = []
+        for dataset in ("kodak", "tecnick"):
+            parent, curve = (RESULTS / f"{dataset}-mean-scale-s{of}.json" for of in ("", f"-{width.lower()}"))
+            cost.append(bd_rate(Curve.load(parent), Curve.load(curve)).text())
         runs = r["calibration"].values()
         seconds, memory = (median(c[k] for c in runs) for k in ("seconds", "peak_memory_mb"))
         rows.append(f"| {width} | {' | '.join(cost)} | {seconds / 60:.1f} min | {memory / 1024:.1f} GB |")
@@ -134,7 +136,8 @@ def widths() -> str:
         "h_s and g_s quantized (weights of h_s: 7 bits where others have 8), static ranges, weights per "
         "output channel, activations per channel and mixed. 96 pictures of the training set's val split "
         f"calibrate; medians over the four models, {r['machine']['threads']} threads; W6A8 and W4A8 were "
-        "calibrated beside other work on the same cores. (`rdo-*.json`)"
+        "calibrated beside other work on the same cores. In brackets: 95 % confidence, bootstrap over "
+        "pictures. (`rdo-*.json`; curves: `kodak-mean-scale-s-*.json`, `tecnick-mean-scale-s-*.json`)"
     )
     return "\n".join([*rows, "", note])
 
