@@ -8,7 +8,8 @@ import torch
 
 from rdquant.allocate import knapsack, predict
 from rdquant.allocate.judge import Judge
-from rdquant.allocate.predict import predict_table, weight_error
+from rdquant.allocate.predict import predict_table, project, weight_error
+from rdquant.allocate.sizes import LayerSizes
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
 from rdquant.errors import CalibrationError
 from rdquant.files.float_models import load_float
@@ -19,6 +20,11 @@ from rdquant.zoo import find
 
 LAMBDA, BITS = 0.013, (3, 5, 7)
 CONFIG = QuantizeConfig(number_format="coded", rounding="nearest", mixing="none")
+
+
+def predicted_table(twins: WidthTwins, x: torch.Tensor, sizes: LayerSizes, seed: int = 0) -> SensitivityTable:
+    return predict_table(twins, project(twins, x, LAMBDA, seed), sizes)
+
 
 Scene = tuple[WidthTwins, torch.Tensor, SensitivityTable, SensitivityTable]
 
@@ -34,13 +40,13 @@ def scene(photo: np.ndarray) -> Scene:
     twins = WidthTwins(codec, seen, CONFIG, trained.entropy_bottleneck, BITS)
     x = probe(tiles, 128, len(tiles))
     measured = measure_table(twins, x, LAMBDA, 441_000)
-    return twins, x, measured, predict_table(twins, x, LAMBDA, measured.sizes)
+    return twins, x, measured, predicted_table(twins, x, measured.sizes)
 
 
 def test_predictions_are_the_error_of_the_picture(scene: Scene) -> None:
     """The inner products against what they stand for: the synthesis run with one layer's rounded weights."""
     twins, x, measured, _ = scene
-    tables = [predict_table(twins, x, LAMBDA, measured.sizes, seed) for seed in range(4)]
+    tables = [predicted_table(twins, x, measured.sizes, seed) for seed in range(4)]
     base = twins.twins[max(BITS)]
     base.set_rounding(base.names(), False, False)
     with torch.no_grad():
@@ -80,10 +86,10 @@ def test_plans_from_predictions_are_as_good(scene: Scene) -> None:
 def test_more_tiles_change_nothing_but_noise(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     twins, x, measured, predicted = scene
     monkeypatch.setattr(predict, "TILE", 64)
-    finer = predict_table(twins, x, LAMBDA, measured.sizes, seed=1)
+    finer = predicted_table(twins, x, measured.sizes, seed=1)
     ratios = [np.log(finer.zeta[n][5] / predicted.zeta[n][5]) for n in measured.layers if n[0] == "g"]
     assert float(np.std(ratios)) < 0.8
-    assert predict_table(twins, x, LAMBDA, measured.sizes, seed=1).zeta == finer.zeta
+    assert predicted_table(twins, x, measured.sizes, seed=1).zeta == finer.zeta
 
 
 def test_weight_errors_shrink_with_bits(scene: Scene) -> None:
@@ -97,14 +103,14 @@ def test_the_twins_are_left_as_they_were(scene: Scene) -> None:
     twins, x, measured, _ = scene
     plan = dict.fromkeys(measured.layers, 5)
     before = twins.cost(plan, x, LAMBDA)
-    predict_table(twins, x, LAMBDA, measured.sizes)
+    predicted_table(twins, x, measured.sizes)
     assert twins.cost(plan, x, LAMBDA) == before
     assert not any(b.requires_grad for b in twins.twins[max(BITS)].buffers())
 
 
 def test_what_prediction_needs(scene: Scene) -> None:
-    twins, x, measured, _ = scene
+    twins, x, *_ = scene
     bare = copy.copy(twins)
     bare.gains = None
     with pytest.raises(CalibrationError, match="synthesis gain"):
-        predict_table(bare, x, LAMBDA, measured.sizes)
+        project(bare, x, LAMBDA)

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..errors import UsageError
 from .annealing import annealing
 from .baselines import evolutionary, greedy, hessian_table
+from .joint import joint
 from .judge import Judge
 from .plan import Plan
-from .predict import predict_table
+from .predict import Projections, predict_table, project
 from .refine import Neighbourhood, best_of, refine
 from .search import fmpq, knapsack, uniform
 from .sizes import LayerSizes
@@ -59,7 +60,12 @@ class Problem:
     @cached_property
     def predicted(self) -> SensitivityTable:
         """The table, predicted from one gradient; no more is known of it where nothing was measured."""
-        return predict_table(self.twins, self.x, self.lambda_, self.sizes)
+        return predict_table(self.twins, self.projections, self.sizes)
+
+    @cached_property
+    def projections(self) -> Projections:
+        """One gradient's knowledge of all widths."""
+        return project(self.twins, self.x, self.lambda_)
 
     def target(self, text: str) -> int:
         """Bytes that a text means (`LayerSizes.target`), whatever was learned of sizes since."""
@@ -103,13 +109,18 @@ def _uniform(problem: Problem, target: int) -> Plan:
     return fitting[-1] if fitting else uniform(table, min(table.bits))
 
 
-def _refined(table: Callable[[Problem], SensitivityTable], name: str) -> Callable[[Problem, int], Plan]:
-    def run(problem: Problem, target: int) -> Plan:
-        near = problem.near(table(problem), name)
-        refine(near, target, ROUNDS)
-        return dataclasses.replace(best_of(near.archive, target), method=name)
+def _refined(problem: Problem, target: int) -> Plan:
+    near = problem.near(problem.measured, "ours")
+    refine(near, target, ROUNDS)
+    return dataclasses.replace(best_of(near.archive, target), method="ours")
 
-    return run
+
+def _quick(problem: Problem, target: int) -> Plan:
+    """The better of `joint` and the predicted table's optimum, both measured."""
+    near = problem.near(problem.predicted, "ours-quick")
+    near.measured(joint(problem.twins, problem.projections, near.table, problem.x, target))
+    near.measured(knapsack(near.table, target))
+    return dataclasses.replace(best_of(near.archive, target), method="ours-quick")
 
 
 def _by_hessian(problem: Problem, target: int) -> Plan:
@@ -121,11 +132,11 @@ def _by_hessian(problem: Problem, target: int) -> Plan:
 METHODS: Mapping[str, Search] = {
     "ours": Search(
         "the measured table's optimum, then rounds of measuring each layer around the plan",
-        "docs/mixed-precision.md", _refined(lambda p: p.measured, "ours"), "measured", True,
+        "docs/mixed-precision.md", _refined, "measured", True,
     ),
     "ours-quick": Search(
-        "the same around the plan of the predicted table",
-        "docs/mixed-precision.md", _refined(lambda p: p.predicted, "ours-quick"), "predicted", True,
+        "layers weighed together: the transforms' from one gradient, the hyper-coder's by its measured rate",
+        "docs/mixed-precision.md", _quick, "predicted", True,
     ),
     "fmpq": Search(
         "the lowest widths whose relative increase of J, one layer at a time, is below a tolerance",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,26 +30,45 @@ from .table import NOISE, SensitivityTable, WidthTwins
 #: side of the tiles that have signs and a gradient of their own. Errors further apart hardly meet in a pixel,
 #: and their products are but noise of the signs; more tiles, less noise
 TILE = 128
+TRANSFORMS = ("analysis", "synthesis")
 
 
-def predict_table(
-    twins: WidthTwins, x: Tensor, lambda_: float, sizes: LayerSizes, seed: int = 0
-) -> SensitivityTable:
-    """Predicted zetas of all layers and widths. ``x: (B, 3, H, W)`` of 0..255, sides multiples of 64.
+@dataclass
+class Projections:
+    """What widths do to the output of their network, seen along random directions.
 
-    Counts as one evaluation: it takes each picture once through the codec, and back. Raises
+    ``rows``: by layer, ``(tiles, widths)``: the mean square over tiles of a sum of rows is what those layers'
+    errors cost together, as a share of J of the float codec. ``base``: the float twin; ``bits`` of its
+    latents, in ``pixels``; ``j_total``: its J, in bits.
+    """
+
+    rows: dict[str, Tensor]
+    widths: list[int]
+    base: Twin
+    latents: Tensor
+    bits: float
+    j_total: float
+    pixels: int
+
+    @property
+    def j_float(self) -> float:
+        """Bits a pixel."""
+        return self.j_total / self.pixels
+
+
+def project(twins: WidthTwins, x: Tensor, lambda_: float, seed: int = 0) -> Projections:
+    """One pass through the codec and back for each tile of ``x: (B, 3, H, W)`` of 0..255. Raises
     `CalibrationError` for twins that do not know the synthesis gain.
     """
     if twins.gains is None:
         raise CalibrationError("predicting sensitivities needs the synthesis gain: calibrate with `prepare`")
-    start = time.perf_counter()
     widest = twins.twins[max(twins.twins)]
     stages, names = widest.names(), twins.layers
     widths = sorted(twins.twins)
     base = twins.mixed(dict.fromkeys(names, max(widths)), outputs=False)
     base.set_rounding(stages, False, False)
     errors = {n: torch.stack([weight_error(twins, n, b).flatten() for b in widths]) for n in names}
-    squares = {n: torch.zeros(len(widths)) for n in names}
+    rows: dict[str, list[Tensor]] = {n: [] for n in names}
     generator = torch.Generator().manual_seed(seed)
     buffers = {n: base.layer(n).v.requires_grad_(True) for n in names}
     flow = _Flow(base, twins.gains, lambda_)
@@ -60,23 +80,31 @@ def predict_table(
                 signs = torch.randint(0, 2, out.shape, generator=generator) * 2.0 - 1
                 found = torch.autograd.grad(out, [buffers[n] for n in own], signs * root)
                 for n, slope in zip(own, found, strict=True):
-                    squares[n] += (errors[n] @ slope.flatten()).square()
+                    rows[n].append(errors[n] @ slope.flatten())
     finally:
         for buffer in buffers.values():
             buffer.requires_grad_(False)
     total = flow.bits + lambda_ / 3 * flow.squares
-    zeta = {n: {b: float(s) / total for b, s in zip(widths, squares[n], strict=True)} for n in names}
-    latents = torch.cat(flow.latents)
-    for name in (n for n in names if segment_of(base.stages[n].network) not in ("analysis", "synthesis")):
+    stacked = {n: torch.stack(r) * (len(r) / total) ** 0.5 for n, r in rows.items()}
+    return Projections(stacked, widths, base, torch.cat(flow.latents), flow.bits, total, x[:, 0].numel())
+
+
+def predict_table(twins: WidthTwins, found: Projections, sizes: LayerSizes) -> SensitivityTable:
+    """Predicted zetas of all layers and widths. Counts as one evaluation: `project` takes each picture once
+    through the codec, and back.
+    """
+    start = time.perf_counter()
+    base, widths = found.base, found.widths
+    zeta = {n: dict(zip(widths, row.square().mean(0).tolist(), strict=True)) for n, row in found.rows.items()}
+    for name in (n for n in twins.layers if segment_of(base.stages[n].network) not in TRANSFORMS):
         for b in widths:
             with twins.swapped(base, name, b), torch.no_grad():
-                _, bits_y, bits_z = base.latents(latents)
-            more = (float(bits_y + bits_z) - flow.bits) / total
+                _, bits_y, bits_z = base.latents(found.latents)
+            more = (float(bits_y + bits_z) - found.bits) / found.j_total
             zeta[name][b] = max(zeta[name][b], more)
             if more < NOISE:  # and so will the wider ones be
                 break
-    j_float = total / (x.shape[0] * x.shape[2] * x.shape[3])
-    return SensitivityTable(zeta, j_float, sizes, 1, time.perf_counter() - start)
+    return SensitivityTable(zeta, found.j_float, sizes, 1, time.perf_counter() - start)
 
 
 @torch.no_grad()

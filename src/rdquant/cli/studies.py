@@ -164,6 +164,9 @@ def compare_command(
                 "rdquant study compare --calib TRAIN --images",
                 images.name.upper(),
                 "-o RUN",
+                *(f"--model {Path(m).stem}" for m in model or []),
+                *(f"--method {m}" for m in method or []),
+                *(f"--at {a}" for a in at or []),
                 *study.reduced.options(),
             ]
         ),
