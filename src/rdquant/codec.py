@@ -151,6 +151,10 @@ class Codec:
             with torch.no_grad():
                 return graph.real(*(torch.from_numpy(_real(t)) for t in inputs)).numpy()
 
+    def _wide(self, values: np.ndarray) -> np.ndarray:
+        """Integers that differences are taken of."""
+        return values.astype(np.int32, copy=False) if self.integer else values
+
     @cached_property
     def _unpadded(self) -> dict[str, Graph]:
         return {name: graph.valid() for name, graph in self.networks.items()}
@@ -161,11 +165,11 @@ class Codec:
         """uint8 pixels, of a float codec also floats in [0, 1] -> y ``(B, M, H/stride, W/stride)``."""
         if not self.integer and pixels.dtype == np.uint8:
             pixels = pixels.astype(np.float32) / np.float32(255)
-        return self.run("analysis", pixels)
+        return self._wide(self.run("analysis", pixels))
 
     def hyper_analysis(self, y: np.ndarray) -> np.ndarray:
         """y -> z, before rounding."""
-        return self.run("hyper_analysis", y)
+        return self._wide(self.run("hyper_analysis", y))
 
     def z_symbols(self, z: np.ndarray) -> np.ndarray:
         """int32."""
@@ -205,6 +209,7 @@ class Codec:
         for part, scales, means in self.prior.walk(self.run, features, y_hat):
             means = np.zeros_like(scales) if means is None else means
             yield part, self.table_indexes(scales, spacing), means.astype(y_hat.dtype, copy=False)
+            del scales, means  # the next part needs the room
 
     def table_indexes(self, scales: np.ndarray, spacing: int | None = None) -> np.ndarray:
         """The table of each of ``scales``, int32.

@@ -12,6 +12,7 @@ decoded, is the codec's prior (`rdquant.priors`); the loop over them is `rdquant
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -163,8 +164,7 @@ class ImageCoder:
             found = decoder.next(indexes.reshape(-1), coding.machine(max(1, indexes.shape[3])))
             return found.reshape(indexes.shape)
 
-        for _ in walk(c, c.begin(z_hat), y_hat, coding, read_levels):
-            pass
+        deque(walk(c, c.begin(z_hat), y_hat, coding, read_levels), maxlen=0)
         decoder.finish()
         pixels = self._synthesise(y_hat, header.height, header.width, engine)
         wanted = header.pixels if engine == "exact" else None

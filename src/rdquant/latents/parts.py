@@ -53,6 +53,7 @@ def walk(
         levels = choose(part, indexes, means)
         part.put(coding.dequantize(codec, levels, means), y_hat)
         yield part, levels, indexes, means
+        del levels, indexes, means  # the next part needs the room
 
 
 def quantized(codec: Codec, pixels: np.ndarray, coding: LatentCoding | None = None) -> Coded:

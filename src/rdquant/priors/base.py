@@ -56,12 +56,14 @@ class Part:
 
     def pick(self, t: np.ndarray) -> np.ndarray:
         """The same, of an array that has the part's channels alone: ``(B, C, H, W)`` -> ``(B, C, 1, n)``."""
-        rows = t.reshape(*t.shape[:2], -1)
         if self.positions is None:
-            return rows[:, :, None]
-        if len(self.positions) == 1:
-            return rows[:, :, None, self.positions[0]]
-        return np.take_along_axis(rows, self._positions_of(rows), 2)[:, :, None]
+            return t.reshape(*t.shape[:2], 1, -1)
+        found = np.empty((*t.shape[:2], 1, self.positions.shape[1]), t.dtype)
+        for own, at in self._groups(
+            t.shape[1]
+        ):  # large tensors, channels last in memory, are not copied whole
+            found[:, own, 0] = t[:, own, at // t.shape[3], at % t.shape[3]]
+        return found
 
     def put(self, values: np.ndarray, into: np.ndarray) -> None:
         """The inverse, in place: ``values: (B, C, 1, n)`` into ``(B, M, H, W)``, which must be contiguous."""
@@ -69,15 +71,16 @@ class Part:
         rows, values = own.reshape(*own.shape[:2], -1), values[:, :, 0]
         if self.positions is None:
             rows[:] = values
-        elif len(self.positions) == 1:
-            rows[:, :, self.positions[0]] = values
         else:
-            np.put_along_axis(rows, self._positions_of(rows), values, 2)
+            for channels, at in self._groups(rows.shape[1]):
+                rows[:, channels, at] = values[:, channels]
 
-    def _positions_of(self, rows: np.ndarray) -> np.ndarray:
+    def _groups(self, channels: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Channels that share positions, and these."""
         assert self.positions is not None
-        repeated = self.positions.repeat(rows.shape[1] // len(self.positions), 0)
-        return np.broadcast_to(repeated, (len(rows), *repeated.shape))
+        each = channels // len(self.positions)
+        for g, at in enumerate(self.positions):
+            yield slice(g * each, (g + 1) * each), at
 
 
 @dataclass(frozen=True)
