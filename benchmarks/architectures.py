@@ -72,7 +72,9 @@ def main() -> None:
     # of the other architectures, what was measured before
     rows: dict[str, dict] = json.loads(args.out.read_text())["architectures"] if args.out.exists() else {}
     for architecture, paths in families.items():
-        row = rows[architecture] = {"options": load_float(paths[0]).options(), "models": [], "widths": {}}
+        row = rows[architecture] = {
+            "options": load_float(paths[0]).options(), "models": [], "widths": {}, "machine": machine(),
+        }  # fmt: skip
         parents = [measured(p.stem, p, files, args.dataset, args.run) for p in paths]
         lambdas = [float(model_description(p)["lambda"]) for p in paths]
         row["models"] = [p.stem for p in paths]
@@ -114,7 +116,7 @@ def main() -> None:
             result = {
                 "command": "python benchmarks/architectures.py --models ... --calib TRAIN "
                 f"--images {args.dataset.upper()}",
-                "machine": machine(), "dataset": args.dataset, "pictures": len(files),
+                "dataset": args.dataset, "pictures": len(files),
                 "calibration_pictures": len(crops), "gradients": "none",
                 "interpolation": "PCHIP of log-rate over PSNR; a straight line where there are two points",
                 "architectures": rows,
