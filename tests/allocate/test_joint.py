@@ -11,28 +11,17 @@ from rdquant.allocate.methods import METHODS, Problem
 from rdquant.allocate.predict import TRANSFORMS, Projections, predict_table, project
 from rdquant.allocate.table import SensitivityTable, WidthTwins
 from rdquant.errors import UsageError
-from rdquant.files.float_models import load_float
-from rdquant.graph.capture import capture
-from rdquant.passes import QuantizeConfig, prepare
-from rdquant.passes.crops import probe
 from rdquant.passes.flow import segment_of
-from rdquant.zoo import find
 
 LAMBDA, BITS, PARAMETERS = 0.013, (3, 5, 7), 441_000
-CONFIG = QuantizeConfig(number_format="coded", rounding="nearest", mixing="none")
 
 Scene = tuple[Problem, Projections, SensitivityTable, dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def scene(photo: np.ndarray) -> Scene:
-    path = find("mean-scale-s-0130")
-    assert path is not None
-    trained = load_float(path)
-    codec, seen = prepare(capture(trained), [photo[:256, :256]], CONFIG)
-    tiles = [photo[i : i + 128, j : j + 128] for i in range(0, 512, 128) for j in range(0, 512, 128)]
-    twins = WidthTwins(codec, seen, CONFIG, trained.entropy_bottleneck, BITS)
-    problem = Problem(twins, probe(tiles, 128, len(tiles)), LAMBDA, PARAMETERS)
+def scene(trained: tuple[WidthTwins, torch.Tensor]) -> Scene:
+    twins, x = trained
+    problem = Problem(twins, x, LAMBDA, PARAMETERS)
     found = project(twins, problem.x, LAMBDA)
     segments = {n: segment_of(found.base.stages[n].network) for n in twins.layers}
     return problem, found, predict_table(twins, found, problem.sizes), segments

@@ -12,14 +12,8 @@ from rdquant.allocate.predict import predict_table, project, weight_error
 from rdquant.allocate.sizes import LayerSizes
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
 from rdquant.errors import CalibrationError
-from rdquant.files.float_models import load_float
-from rdquant.graph.capture import capture
-from rdquant.passes import QuantizeConfig, prepare
-from rdquant.passes.crops import probe
-from rdquant.zoo import find
 
 LAMBDA, BITS = 0.013, (3, 5, 7)
-CONFIG = QuantizeConfig(number_format="coded", rounding="nearest", mixing="none")
 
 
 def predicted_table(twins: WidthTwins, x: torch.Tensor, sizes: LayerSizes, seed: int = 0) -> SensitivityTable:
@@ -30,15 +24,9 @@ Scene = tuple[WidthTwins, torch.Tensor, SensitivityTable, SensitivityTable]
 
 
 @pytest.fixture(scope="module")
-def scene(photo: np.ndarray) -> Scene:
-    """A trained codec, for only there is J at a minimum; small pictures; its table measured and predicted."""
-    path = find("mean-scale-s-0130")
-    assert path is not None
-    trained = load_float(path)
-    codec, seen = prepare(capture(trained), [photo[:256, :256]], CONFIG)
-    tiles = [photo[i : i + 128, j : j + 128] for i in range(0, 512, 128) for j in range(0, 512, 128)]
-    twins = WidthTwins(codec, seen, CONFIG, trained.entropy_bottleneck, BITS)
-    x = probe(tiles, 128, len(tiles))
+def scene(trained: tuple[WidthTwins, torch.Tensor]) -> Scene:
+    """Its table measured and predicted."""
+    twins, x = trained
     measured = measure_table(twins, x, LAMBDA, 441_000)
     return twins, x, measured, predicted_table(twins, x, measured.sizes)
 

@@ -19,13 +19,16 @@ from .cache import per_graph
 
 #: positions of a graph's finest tensor, and values of its largest, that go through at a time
 POSITIONS, VALUES = 2**20, 2**24
+#: of what comes in strips
+TYPES = tuple(np.dtype(t) for t in ("u1", "i2", "i4", "i8"))
 
 
 @dataclass(frozen=True)
 class Cut:
     """How a graph can be cut. ``granule``: strips are multiples of it; ``beyond``: more rows on either side,
     too; both in rows of the input. ``finest, out``: resolutions, see `Graph.resolutions`; ``most``: values of
-    the largest tensor for each position of the input. ``dtype``: the narrowest that holds its output.
+    the largest tensor for each position of the input. ``dtype``: of `TYPES`, the narrowest that holds its
+    output.
     """
 
     granule: int
@@ -46,7 +49,7 @@ def cut(graph: Graph) -> Cut | None:
     granule = math.lcm(*(r.denominator for r in at.values()))
     ports = graph.ports()
     end = ports[graph.output]
-    dtype = np.promote_types(np.min_scalar_type(end.lo), np.min_scalar_type(end.hi))
+    dtype = next(t for t in TYPES if np.iinfo(t).min <= end.lo and end.hi <= np.iinfo(t).max)
     most = max(port.channels * at[edge] ** 2 for edge, port in ports.items())
     beyond = math.ceil(halo / granule) * granule
     return Cut(granule, beyond, max(at.values()), at[graph.output], most, dtype)
