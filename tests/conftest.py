@@ -11,9 +11,15 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from rdquant.allocate.table import WidthTwins
 from rdquant.codecs import ARCHITECTURES, FloatCodec, build
+from rdquant.files.float_models import load_float
 from rdquant.files.images import write_image
+from rdquant.graph.capture import capture
+from rdquant.passes import QuantizeConfig, prepare
+from rdquant.passes.crops import probe
 from rdquant.train.loop import initialise
+from rdquant.zoo import find
 
 # a busy machine is no failure
 settings.register_profile("patient", deadline=None)
@@ -86,3 +92,17 @@ def training_folder(tmp_path: Path, photo: np.ndarray) -> Path:
         write_image(out / f"{i}.png", photo[i * 64 : i * 64 + 100, i * 64 : i * 64 + 90])
     (out / "list.csv").write_text("file,split\n0.png,train\n1.png,train\n2.png,val\n")
     return out
+
+
+@pytest.fixture(scope="module")
+def trained(photo: np.ndarray) -> tuple[WidthTwins, torch.Tensor]:
+    """A trained codec at 3, 5 and 7 bits, for only there is J at a minimum; small pictures to judge by."""
+    config = QuantizeConfig(number_format="coded", rounding="nearest", mixing="none")
+    path = find("mean-scale-s-0130")
+    assert path is not None
+    parent = load_float(path)
+    codec, seen = prepare(capture(parent), [photo[:256, :256]], config)
+    tiles = [photo[i : i + 128, j : j + 128] for i in range(0, 512, 128) for j in range(0, 512, 128)]
+    return WidthTwins(codec, seen, config, parent.entropy_bottleneck, (3, 5, 7)), probe(
+        tiles, 128, len(tiles)
+    )
