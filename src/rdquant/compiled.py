@@ -10,9 +10,9 @@ import contextlib
 import importlib
 from typing import Any
 
-from numba import get_num_threads, njit, prange
+from numba import njit
 
-__all__ = ["get_num_threads", "njit", "prange"]
+__all__ = ["njit"]
 
 
 def _missing() -> None:

@@ -1,13 +1,20 @@
-"""How many threads compute, and what threads that code different pictures must not do at once."""
+"""How many threads compute, how kernels share their work, and what pictures must not do at once.
+
+Kernels run in the caller's thread and in helpers of this process, each on its own part of the rows, without
+Python's lock. Nothing is computed by more than one, so that results do not depend on how many there are.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-#: held while networks or searches run. They use all cores by themselves; two at once would need the memory of
-#: two, and not every threading layer of numba survives it.
+#: held while networks or searches run: they use all cores by themselves, and two at once would need the
+#: memory of two
 PARALLEL = threading.RLock()
 
 
@@ -21,10 +28,38 @@ def allowed() -> int:
 
 def limit(count: int) -> None:
     """At most so many for networks and kernels, whether their libraries are imported or not yet."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        if name != "NUMBA_NUM_THREADS" or "numba" not in sys.modules:
-            os.environ[name] = str(count)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(count)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(count)
-    if (numba := sys.modules.get("numba")) is not None:
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+def share(count: int, run: Callable[[int, int], object], least: int = 1) -> None:
+    """``run(first, last)`` for parts that make up ``range(count)``, each in a thread of its own, and of
+    ``least`` or more.
+
+    ``run`` calls a kernel compiled with ``nogil``, and nothing that calls `share`. What it raises is raised
+    once all have ended.
+    """
+    parts = min(count // max(least, 1), allowed())
+    if parts <= 1:
+        run(0, count)
+        return
+    ends = [count * i // parts for i in range(parts + 1)]
+    others = [_helpers(parts - 1).submit(run, *ends[i : i + 2]) for i in range(1, parts)]
+    try:
+        run(0, ends[1])
+    finally:
+        for other in others:
+            other.exception()
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _helpers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "rdquant")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not live on in a child
+    os.register_at_fork(after_in_child=_helpers.cache_clear)

@@ -10,7 +10,8 @@ import numpy as np
 from ..compiled import njit
 from .epilogues import whole_vectors
 
-WHOLE, LOW, HIGH = range(3)  #: what of an activation is multiplied: ``256 high + low``
+#: what of an activation is multiplied: ``256 high + low``; no Python integers, for which numba compiles anew
+WHOLE, LOW, HIGH = np.arange(3)
 
 
 @dataclass(frozen=True)

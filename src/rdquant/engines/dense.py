@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..compiled import njit, prange
+from ..compiled import njit
 from ..graph.operations import Convolution
 from .buffers import HIGH, LOW, WHOLE, gather, store
-from .epilogues import PLAIN, SPAN, finish
+from .epilogues import PLAIN, SPAN, enter, finish, rooms
 from .products import BYTES, LANES, POSITIONS, product
 
 #: kernels take a divisor of so many positions
@@ -111,7 +111,7 @@ def _join(tile, high, line, count, channels, bias, into):  # type: ignore[no-unt
             into[i] = 256.0 * np.float64(high[i]) + np.float64(tile[i]) + bias[c]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, width):  # type: ignore[no-untyped-def]
     (top, bottom), (left, right) = box
     cell, line, stride = 4 * k.words, k.start.shape[1], k.stride
@@ -127,7 +127,8 @@ def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, widt
     if k.split:
         gather(x, size, shape, zero, HIGH, bytewise, cell, rows, columns, upper, wide)
     distances = ((k.taps[:, 0] - k.least) * wide + k.taps[:, 1] - k.least) * cell
-    tile, result = np.empty(SPAN * line, np.int32), np.empty(SPAN * line, np.int32)
+    tile = np.empty(SPAN * line, np.int32)
+    normed, squares, result = rooms(line, e)
     high, real = np.empty(len(tile) if k.split else 0, np.int32), np.empty(len(tile) if k.split else 0)
     parts = k.up if k.merged else 1  # rows of outputs, each of them in one piece
     each = e.channels // parts
@@ -143,22 +144,23 @@ def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, widt
                     _multiply(upper, at, stride * cell, taps, k, phase, high, count)
                     _join(tile, high, line, count, e.channels, k.bias, real)
                     if e.kind != PLAIN:
-                        finish(real, line, count, e, result)
+                        enter(real, line, count, e, normed, squares, result)
                 elif e.kind != PLAIN:
-                    finish(tile, line, count, e, result)
+                    enter(tile, line, count, e, normed, squares, result)
+                if e.kind != PLAIN:
+                    finish(line, count, e, normed, squares, result)
                 for part in range(parts):
                     row, column = (part, 0) if k.merged else (phase // k.up, phase % k.up)
                     to = ((y * k.up + row) * width + first * k.up + column) * channels
                     step = k.up * channels
-                    if e.kind != PLAIN:
-                        store(result, line, count, part * each, each, out_zero, out, out_size, to, step)
-                    elif k.split:
+                    if e.kind == PLAIN and k.split:
                         store(real, line, count, part * each, each, out_zero, out, out_size, to, step)
                     else:
-                        store(tile, line, count, part * each, each, out_zero, out, out_size, to, step)
+                        done = tile if e.kind == PLAIN else result
+                        store(done, line, count, part * each, each, out_zero, out, out_size, to, step)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _nth(i, sides, rows, columns):  # type: ignore[no-untyped-def]
     """Picture and box of a task: ``sides``: of what there is, ``rows, columns``: of a task."""
     along = -(-sides[1] // columns)
@@ -170,23 +172,14 @@ def _nth(i, sides, rows, columns):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def convolve_one(  # type: ignore[no-untyped-def]
-    tasks, sides, rows, columns, x, size, shape, zero, origin, k, e, out, out_size, out_zero, width
-):  # fmt: skip
-    """`convolve` in this thread."""
-    for i in range(tasks):
-        b, box = _nth(i, sides, rows, columns)
-        _task(x[b], size, shape, zero, origin, box, k, e, out[b], out_size, out_zero, width)
-
-
-@njit(cache=True, nogil=True, parallel=True)
 def convolve(  # type: ignore[no-untyped-def]
-    tasks, sides, rows, columns, x, size, shape, zero, origin, k, e, out, out_size, out_zero, width
+    start, stop, sides, rows, columns, x, size, shape, zero, origin, k, e, out, out_size, out_zero, width
 ):  # fmt: skip
-    """``tasks``: of ``rows`` by ``columns`` base positions, ``sides`` of them in a picture. ``x``: bytes of
-    each picture of ``shape`` (H, W, C); ``origin``: where the first base position is; ``k``: `Packed`; ``e``:
-    `Epilogue`; ``out``: bytes of each picture, ``width`` positions a row. Sizes, zeros: `Form`.
+    """Tasks ``start .. stop - 1``, of ``rows`` by ``columns`` base positions, ``sides`` of them in a picture.
+    ``x``: bytes of each picture of ``shape`` (H, W, C); ``origin``: where the first base position is; ``k``:
+    `Packed`; ``e``: `Epilogue`; ``out``: bytes of each picture, ``width`` positions a row. Sizes, zeros:
+    `Form`.
     """
-    for i in prange(tasks):
+    for i in range(start, stop):
         b, box = _nth(i, sides, rows, columns)
         _task(x[b], size, shape, zero, origin, box, k, e, out[b], out_size, out_zero, width)

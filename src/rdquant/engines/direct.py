@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..compiled import njit, prange
+from ..compiled import njit
 from .buffers import store
-from .epilogues import LANES, PLAIN, SPAN, finish
+from .epilogues import LANES, NONE, PLAIN, SPAN, enter, finish, rooms
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(cache=True, nogil=True)
 def convolve(  # type: ignore[no-untyped-def]
-    x, shift, stride, up, transposed, w, bias, groups, e, out, size, zero, width
+    start, stop, x, shift, stride, up, transposed, w, bias, groups, e, out, size, zero, width
 ):  # fmt: skip
-    """``x: (B, H, W, I)`` int32; ``w: (k, k, I / groups, O)``, ``bias: (O,)`` float64; ``shift``: of the
+    """Rows ``start .. stop - 1`` of all pictures'.
+
+    ``x: (B, H, W, I)`` int32; ``w: (k, k, I / groups, O)``, ``bias: (O,)`` float64; ``shift``: of the
     first tap. ``e``: `Epilogue`. ``out: (B, rows, bytes)``, ``width`` positions a row, stored as `Form` says.
     """
     _, height, across, _ = x.shape
     k, _, inner, channels = w.shape
     outer, line = channels // groups, (channels + LANES - 1) // LANES * LANES
     rows = out.shape[1]
-    for i in prange(len(x) * rows):
+    tile = np.empty(SPAN * line)
+    normed, squares, result = rooms(line, e)
+    for i in range(start, stop):
         b, y = i // rows, i % rows
-        tile, result = np.empty(SPAN * line), np.empty(SPAN * line, np.int32)
         for first in range(0, width, SPAN):
             count = min(SPAN, width - first)
             for p in range(count):
@@ -48,7 +51,8 @@ def convolve(  # type: ignore[no-untyped-def]
                                     for o in range(n * outer, (n + 1) * outer):
                                         acc[o] += v * w[ky, kx, j, o]
             if e.kind == PLAIN:
-                store(tile, line, count, 0, channels, zero, out[b, y], size, first * channels, channels)
+                store(tile, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)
             else:
-                finish(tile, line, count, e, result)
-                store(result, line, count, 0, channels, zero, out[b, y], size, first * channels, channels)
+                enter(tile, line, count, e, normed, squares, result)
+                finish(line, count, e, normed, squares, result)
+                store(result, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)

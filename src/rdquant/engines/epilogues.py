@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from ..compiled import njit, prange
+from ..compiled import njit
 from ..graph.arithmetic import (
     ERROR_BITS,
     ERROR_LIMIT,
@@ -27,11 +27,14 @@ from ..graph.arithmetic import (
     X_LO,
 )
 from ..graph.operations import Compensate, DivisiveNormalization, Operation, Requantize
+from ..threads import share
 from .products import LANES, PORTABLE, POSITIONS, WORDS, instructions, product, transpose
 
 #: positions of a tile: a multiple of what any kernel takes
 SPAN = 48
 PLAIN, REQUANTIZE, COMPENSATE, NORMALIZE, DENORMALIZE = range(5)
+#: arguments of kernels that are no Python integers, for which numba compiles them anew
+NONE, ONE = np.int64(0), np.int64(1)
 
 _POSITIONS = np.array([0, *(POSITIONS[n] for n in (1, 2, 3, 4))])
 _ROOT_FACTOR, _ROOT_ONE = float(4**ROOT_SHIFT), float(2**ROOT_SHIFT)
@@ -240,10 +243,9 @@ def _narrow(errors, line, count, first, before):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _compensate(acc, line, count, e, out):  # type: ignore[no-untyped-def]
+def _compensate(line, count, e, out):  # type: ignore[no-untyped-def]
     """Channels in groups of 16; errors go to later groups by a product of words."""
     groups = (e.channels + LANES - 1) // LANES
-    _requantize(acc, line, count, e.channels, e.factors, -_V_LIMIT, _V_LIMIT, out)
     before, taps = np.empty(SPAN * line, np.int16), np.zeros(1, np.int64)
     v, q = np.zeros((LANES, SPAN), np.int32), np.zeros((LANES, SPAN), np.int32)
     errors, passed = np.zeros((LANES, SPAN), np.int32), np.zeros((LANES, SPAN), np.int32)
@@ -255,12 +257,13 @@ def _compensate(acc, line, count, e, out):  # type: ignore[no-untyped-def]
         if first > 0:
             for p in range(0, count, _POSITIONS[1]):
                 product(
-                    e.kernel, 1, before.ctypes.data + 2 * p * line, 2 * line, taps.ctypes.data, 1, first // 2,
-                    e.matrix.ctypes.data + 2 * at, e.start.ctypes.data, 0, room.ctypes.data + p * wide, wide,
+                    e.kernel, ONE, np.int64(before.ctypes.data) + 2 * p * line, 2 * line,
+                    np.int64(taps.ctypes.data), ONE, first // 2, np.int64(e.matrix.ctypes.data) + 2 * at,
+                    np.int64(e.start.ctypes.data), NONE, np.int64(room.ctypes.data) + p * wide, wide,
                 )  # fmt: skip
             at += first * LANES
-            _turn(room.ctypes.data, wide, passed.ctypes.data, 4 * SPAN, SPAN)
-        _turn(out.ctypes.data + 4 * first, 4 * line, v.ctypes.data, 4 * SPAN, SPAN)
+            _turn(np.int64(room.ctypes.data), wide, passed.ctypes.data, 4 * SPAN, SPAN)
+        _turn(np.int64(out.ctypes.data) + 4 * first, 4 * line, v.ctypes.data, 4 * SPAN, SPAN)
         _round_group(v, passed, errors, q, width, e.factors, first, e.feedback)
         for p in range(0, SPAN, LANES):
             transpose(q.ctypes.data + 4 * p, 4 * SPAN, out.ctypes.data + 4 * (p * line + first), 4 * line)
@@ -269,14 +272,13 @@ def _compensate(acc, line, count, e, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _compensate_wide(acc, line, count, e, out):  # type: ignore[no-untyped-def]
+def _compensate_wide(line, count, e, out):  # type: ignore[no-untyped-def]
     """The same where what errors pass on can exceed 32 bits: all in float64."""
     whole_vectors()
     u, errors = np.zeros((e.channels, SPAN)), np.zeros(SPAN)
     for p in range(count):
         for c in range(e.channels):
-            v = np.floor(np.float64(acc[p * line + c]) * e.factors[0, c] + 0.5)
-            u[c, p] = min(max(v, -_V_LIMIT), _V_LIMIT) * _FEEDBACK_ONE
+            u[c, p] = np.float64(out[p * line + c]) * _FEEDBACK_ONE
     for i in range(e.channels):
         for p in range(count):
             r = np.floor(u[i, p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5)
@@ -290,29 +292,40 @@ def _compensate_wide(acc, line, count, e, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def finish(acc, line, count, e, out):  # type: ignore[no-untyped-def]
-    """``acc``, a tile of accumulators, -> ``out``, int32 activations, a tile of the same shape."""
+def enter(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
+    """``acc``, a tile of accumulators, int32 or float64 -> ``out``, what `finish` goes on from, or for GDN
+    ``x`` and ``squares``, int16, tiles of the same shape.
+    """
+    if e.kind == REQUANTIZE:
+        _requantize(acc, line, count, e.channels, e.factors, e.ends[0], e.ends[1], out)
+    elif e.kind == COMPENSATE:
+        _requantize(acc, line, count, e.channels, e.factors, -_V_LIMIT, _V_LIMIT, out)
+    else:
+        _widen(acc, line, count, e.channels, e.factors, x, squares)
+
+
+@njit(cache=True, nogil=True)
+def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
+    """What `enter` left -> ``out``, int32 activations."""
     channels, factors, (lo, hi) = e.channels, e.factors, (e.ends[0], e.ends[1])
     if e.kind == REQUANTIZE:
-        _requantize(acc, line, count, channels, factors, lo, hi, out)
         return
     if e.kind == COMPENSATE:
         if e.group > 1:
-            _compensate(acc, line, count, e, out)
+            _compensate(line, count, e, out)
         else:
-            _compensate_wide(acc, line, count, e, out)
+            _compensate_wide(line, count, e, out)
         return
-    x, squares = np.empty(SPAN * line, np.int16), np.zeros(SPAN * line, np.int16)
-    _widen(acc, line, count, channels, factors, x, squares)
     vectors = e.group
     width, words, step, wide = LANES * vectors, (channels + 1) // 2, _POSITIONS[vectors], len(e.start)
     norms, taps = np.empty(SPAN * wide, np.int32), np.zeros(1, np.int64)
     for first in range(0, wide, width):
         for p in range(0, count, step):
             product(
-                e.kernel, vectors, squares.ctypes.data + 2 * p * line, 2 * line, taps.ctypes.data, 1, words,
-                e.matrix.ctypes.data + 4 * first * words, e.start.ctypes.data + 4 * first, 0,
-                norms.ctypes.data + 4 * (p * wide + first), 4 * wide,
+                e.kernel, vectors, np.int64(squares.ctypes.data) + 2 * p * line, 2 * line,
+                np.int64(taps.ctypes.data), ONE, words, np.int64(e.matrix.ctypes.data) + 4 * first * words,
+                np.int64(e.start.ctypes.data) + 4 * first, NONE,
+                np.int64(norms.ctypes.data) + 4 * (p * wide + first), 4 * wide,
             )  # fmt: skip
     if e.kind == DENORMALIZE:
         _denormalize(x, norms.view(np.uint32), line, wide, count, channels, factors, lo, hi, out)
@@ -320,22 +333,34 @@ def finish(acc, line, count, e, out):  # type: ignore[no-untyped-def]
         _normalize(x, norms.view(np.uint32), line, wide, count, channels, factors, lo, hi, out)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _spread(acc, line, e, out):  # type: ignore[no-untyped-def]
-    for i in prange((len(acc) + SPAN - 1) // SPAN):
-        count = min(SPAN, len(acc) - i * SPAN)
-        tile, result = np.empty(SPAN * line), np.empty(SPAN * line, np.int32)
+@njit(cache=True, nogil=True)
+def rooms(line, e):  # type: ignore[no-untyped-def]
+    """``x``, ``squares`` and ``out`` of `enter`."""
+    divides = e.kind == NORMALIZE or e.kind == DENORMALIZE
+    size = SPAN * line
+    squares = np.zeros(size if divides else 0, np.int16)
+    return np.empty(len(squares), np.int16), squares, np.empty(size, np.int32)
+
+
+@njit(cache=True, nogil=True)
+def _tiles(acc, line, e, out):  # type: ignore[no-untyped-def]
+    tile = np.empty(SPAN * line)
+    x, squares, result = rooms(line, e)
+    for first in range(0, len(acc), SPAN):
+        count = min(SPAN, len(acc) - first)
         for p in range(count):
             for c in range(e.channels):
-                tile[p * line + c] = acc[i * SPAN + p, c]
-        finish(tile, line, count, e, result)
+                tile[p * line + c] = acc[first + p, c]
+        enter(tile, line, count, e, x, squares, result)
+        finish(line, count, e, x, squares, result)
         for p in range(count):
             for c in range(e.channels):
-                out[i * SPAN + p, c] = result[p * line + c]
+                out[first + p, c] = result[p * line + c]
 
 
 def finish_rows(acc: np.ndarray, e: Epilogue) -> np.ndarray:
     """Accumulators ``(P, C)``, integers of any type, -> int32 ``(P, C)``."""
     out = np.empty(acc.shape, np.int32)
-    _spread(acc, -(-e.channels // LANES) * LANES, e, out)
+    line = -(-e.channels // LANES) * LANES
+    share(len(acc), lambda a, b: _tiles(acc[a:b], line, e, out[a:b]))
     return out

@@ -34,12 +34,15 @@ from ..graph.operations import (
     WindowAttention,
 )
 from ..graph.operations.attention import relative_positions
+from ..threads import share
 from .buffers import Form
 from .cache import per_graph
 from .epilogues import finish_rows, prepared
 from .layer import Layer
 
 Step = Callable[..., np.ndarray]
+#: elements that one thread is quicker with
+_FEW = 2**14
 EPILOGUES = (Requantize, Compensate, DivisiveNormalization)
 
 
@@ -94,6 +97,10 @@ def _rows(q: np.ndarray) -> np.ndarray:
     return q.reshape(-1, q.shape[-1])
 
 
+def _by_rows(result: np.ndarray, run: Callable[[int, int], object]) -> None:
+    share(len(result), run, _FEW // result.shape[1])
+
+
 def _sum(op: Sum) -> Step:
     assert op.m is not None and op.shift is not None
     if len(op.m) != 2:
@@ -103,7 +110,8 @@ def _sum(op: Sum) -> Step:
 
     def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         result = np.empty((a[..., 0].size, a.shape[-1]), np.int32)
-        kernels.add(_rows(a), _rows(b), m, n, scale, float(op.lo), float(op.hi), result)
+        x, y, lo, hi = _rows(a), _rows(b), float(op.lo), float(op.hi)
+        _by_rows(result, lambda i, j: kernels.add(x[i:j], y[i:j], m, n, scale, lo, hi, result[i:j]))
         return result.reshape(a.shape)
 
     return run
@@ -115,7 +123,8 @@ def _product(op: Product) -> Step:
 
     def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         result = np.empty((a[..., 0].size, a.shape[-1]), np.int32)
-        kernels.multiply(_rows(a), _rows(b), factor, float(op.lo), float(op.hi), result)
+        x, y, lo, hi = _rows(a), _rows(b), float(op.lo), float(op.hi)
+        _by_rows(result, lambda i, j: kernels.multiply(x[i:j], y[i:j], factor, lo, hi, result[i:j]))
         return result.reshape(a.shape)
 
     return run
@@ -128,7 +137,7 @@ def _table(op: Pointwise) -> Step:
     def run(q: np.ndarray) -> np.ndarray:
         rows = _rows(q)
         result = np.empty(rows.shape, np.int32)
-        kernels.look_up(rows, values, op.lo, result)
+        _by_rows(result, lambda i, j: kernels.look_up(rows[i:j], values, op.lo, result[i:j]))
         return result.reshape(q.shape)
 
     return run
@@ -143,7 +152,11 @@ def _layer_norm(op: LayerNorm) -> Step:
     def run(q: np.ndarray) -> np.ndarray:
         rows = _rows(q)
         result = np.empty(rows.shape, np.int32)
-        kernels.layer_norm(rows, float(op.floor), m, power, bias, float(op.lo), float(op.hi), result)
+        least, lo, hi = float(op.floor), float(op.lo), float(op.hi)
+        _by_rows(
+            result,
+            lambda i, j: kernels.layer_norm(rows[i:j], least, m, power, bias, lo, hi, result[i:j]),
+        )
         return result.reshape(q.shape)
 
     return run
@@ -160,7 +173,12 @@ def _attention(op: WindowAttention) -> Step:
         b, h, w, c = x.shape
         op.check_sides(h, w)
         result = np.empty((b, h, w, c // 3), np.int32)
-        kernels.attend(x, op.window, op.shift, bias, logit, exponential, m, power, lo, hi, result)
+        share(
+            b * (h // op.window) * (w // op.window),
+            lambda i, j: kernels.attend(
+                i, j, x, op.window, op.shift, bias, logit, exponential, m, power, lo, hi, result
+            ),
+        )
         return result
 
     return run

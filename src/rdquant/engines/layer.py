@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..compiled import get_num_threads
 from ..graph import Port
 from ..graph.operations import Convolution, Operation, Requantize
+from ..threads import allowed, share
 from . import dense, direct
 from .buffers import Form, flat
 from .epilogues import SPAN, prepared, vectors_for
@@ -96,10 +96,14 @@ class Layer:
         out = np.empty((b, sides[0] * up, sides[1] * up, conv.out_channels), self.out.dtype)
         whole = out
         if self.direct:
-            direct.convolve(
-                values.astype(np.int32) + self.form.zero, origin - conv.padding, stride, up, conv.transposed,
-                self._kernel, self._bias, conv.groups, self._epilogue,
-                out.reshape(b, out.shape[1], -1).view(np.uint8), self.out.size, self.out.zero, out.shape[2],
+            shift, bytes_of = origin - conv.padding, out.reshape(b, out.shape[1], -1).view(np.uint8)
+            whole_values = values.astype(np.int32) + self.form.zero
+            share(
+                b * out.shape[1],
+                lambda first, last: direct.convolve(
+                    first, last, whole_values, shift, stride, up, conv.transposed, self._kernel, self._bias,
+                    conv.groups, self._epilogue, bytes_of, self.out.size, self.out.zero, out.shape[2],
+                ),
             )  # fmt: skip
             return whole
         if conv.is_matrix:  # positions are all alike
@@ -107,12 +111,15 @@ class Layer:
             sides = 1, b * h * w
         k, columns = self._packed, min(sides[1], _COLUMNS)
         row = ((columns + dense.TOGETHER) * stride + k.most - k.least) * k.words * 4 * stride
-        fair = sides[0] * -(-sides[1] // columns) // (4 * get_num_threads())
+        fair = sides[0] * -(-sides[1] // columns) // (4 * allowed())
         rows = max(1, min(_BUFFER // row, fair, sides[0]))
         tasks = len(values) * -(-sides[0] // rows) * -(-sides[1] // columns)
-        run = dense.convolve_one if tasks == 1 else dense.convolve
-        run(
-            tasks, sides, rows, columns, flat(values), self.form.size, values.shape[1:], self.form.zero,
-            origin, k, self._epilogue, flat(out), self.out.size, self._zero, out.shape[2],
+        given, shape = flat(values), values.shape[1:]
+        share(
+            tasks,
+            lambda first, last: dense.convolve(
+                first, last, sides, rows, columns, given, self.form.size, shape, self.form.zero,
+                origin, k, self._epilogue, flat(out), self.out.size, self._zero, out.shape[2],
+            ),
         )  # fmt: skip
         return whole

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..compiled import njit, prange
+from ..compiled import njit
+from ..threads import share
 from .arithmetic import (
     ERROR_BITS,
     ERROR_LIMIT,
@@ -25,8 +26,6 @@ _ROOT_FACTOR = float(4**ROOT_SHIFT)
 _BIAS_TWICE = float(2 ** (LAYER_BIAS_BITS + 1))
 _ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
 _ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
-#: elements that one thread is quicker with
-_FEW = 2**14
 #: positions that compensated rounding takes at a time
 _BLOCK = 32
 #: positions and channels of one call of its kernel
@@ -54,21 +53,25 @@ def compensate_rows(
     factor = np.ones(channels) if factor is None else factor
     groups = [slice(first, first + _GROUP) for first in range(0, channels, _GROUP)]
     inside = [np.ascontiguousarray(feedback[group, group]) for group in groups]
-    room = np.empty((min(count, _CHUNK), channels))
     out = np.empty((count, channels), np.float32)
-    for start in range(0, count, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        errors = room[: len(rows[part])]
-        for group, own in zip(groups, inside, strict=True):
-            passed = errors[:, : group.start] @ feedback[: group.start, group]
-            compensate(
-                rows[part, group], bias[group], factor[group], passed, low[group], high[group], own,
-                errors[:, group], out[part, group],
-            )  # fmt: skip
+
+    def through(first: int, last: int) -> None:
+        room = np.empty((min(last - first, _CHUNK), channels))
+        for start in range(first, last, _CHUNK):
+            part = slice(start, min(start + _CHUNK, last))
+            errors = room[: len(rows[part])]
+            for group, own in zip(groups, inside, strict=True):
+                passed = errors[:, : group.start] @ feedback[: group.start, group]
+                compensate(
+                    rows[part, group], bias[group], factor[group], passed, low[group], high[group], own,
+                    errors[:, group], out[part, group],
+                )  # fmt: skip
+
+    share(count, through, _BLOCK)
     return out
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
 def compensate(acc, bias, factor, passed, lo, hi, feedback, errors, out):  # type: ignore[no-untyped-def]
     """A group of channels: ``acc: (P, G)`` -> ``out: (P, G)`` float32.
 
@@ -78,7 +81,7 @@ def compensate(acc, bias, factor, passed, lo, hi, feedback, errors, out):  # typ
     so that vectors run over a block of positions.
     """
     rows, channels = acc.shape
-    for b in prange((rows + _BLOCK - 1) // _BLOCK):
+    for b in range((rows + _BLOCK - 1) // _BLOCK):
         start = b * _BLOCK
         count = min(_BLOCK, rows - start)
         u = np.zeros((channels, _BLOCK), np.float64)
@@ -104,45 +107,45 @@ def compensate(acc, bias, factor, passed, lo, hi, feedback, errors, out):  # typ
                 errors[start + p, c] = e[c, p]
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
 def add(a, b, m, n, scale, lo, hi, out):  # type: ignore[no-untyped-def]
     """``clip(floor((a m + b n) scale + 1/2), lo, hi)``: ``a, b, out: (P, C)`` float32 of 17 bits at most.
 
     ``m, n, scale: (C,)`` float64, integers of 16 bits and powers of two.
     """
     rows, channels = a.shape
-    for p in prange(rows):
+    for p in range(rows):
         for c in range(channels):
             q = (np.float64(a[p, c]) * m[c] + np.float64(b[p, c]) * n[c]) * scale[c]
             out[p, c] = min(max(np.floor(q + 0.5), lo), hi)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
 def multiply(a, b, factor, lo, hi, out):  # type: ignore[no-untyped-def]
     """``clip(floor(a b factor + 1/2), lo, hi)``, shapes as in `add`; ``factor: (C,)`` float64."""
     rows, channels = a.shape
-    for p in prange(rows):
+    for p in range(rows):
         for c in range(channels):
             q = np.float64(a[p, c]) * np.float64(b[p, c]) * factor[c]
             out[p, c] = min(max(np.floor(q + 0.5), lo), hi)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
 def look_up(q, values, lo, out):  # type: ignore[no-untyped-def]
     """``out = values[q - lo]``: ``q, out: (P, C)`` float32, ``values: (K,)`` float32; q lies in the table."""
     rows, channels = q.shape
-    for p in prange(rows):
+    for p in range(rows):
         for c in range(channels):
             out[p, c] = values[np.int64(q[p, c]) - lo]
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
 def layer_norm(q, least, m, power, bias, lo, hi, out):  # type: ignore[no-untyped-def]
     """`rdquant.graph.operations.LayerNorm`: ``q, out: (P, C)`` float32; ``m`` (signed), ``power`` (2^shift)
     and ``bias`` (``2 bias + 2^8`` of the operation's) ``(C,)`` float64; ``least``: is added to the squares.
     """
     rows, channels = q.shape
-    for p in prange(rows):
+    for p in range(rows):
         total = 0.0
         for c in range(channels):
             total += np.float64(q[p, c])
@@ -159,16 +162,18 @@ def layer_norm(q, least, m, power, bias, lo, hi, out):  # type: ignore[no-untype
             out[p, c] = min(max(v, lo), hi)
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def attend(x, window, shift, bias, logit, exponential, m, power, lo, hi, out):  # type: ignore[no-untyped-def]
-    """`rdquant.graph.operations.WindowAttention`: ``x: (B, H, W, 3 C)``, ``out: (B, H, W, C)`` float32, sides
+@njit(cache=True, nogil=True)
+def attend(start, stop, x, window, shift, bias, logit, exponential, m, power, lo, hi, out):  # type: ignore[no-untyped-def]
+    """Windows ``start .. stop - 1`` of `rdquant.graph.operations.WindowAttention`.
+
+    ``x: (B, H, W, 3 C)``, ``out: (B, H, W, C)`` float32, sides
     multiples of ``window``. All else float64: ``bias: (heads, window^2, window^2)``, ``logit: (heads,)``,
     ``exponential: (K,)``, ``m, power: (C,)``, power being 2^shift of the factor.
     """
-    b, h, w, channels = out.shape
+    _, h, w, channels = out.shape
     heads, n, _ = bias.shape
     d, last, per_row = channels // heads, len(exponential) - 1, w // window
-    for p in prange(b * (h // window) * per_row):
+    for p in range(start, stop):
         picture, rest = p // (h // window * per_row), p % (h // window * per_row)
         top_row, left = rest // per_row * window, rest % per_row * window
         rows, columns, label = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)

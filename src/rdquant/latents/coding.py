@@ -15,7 +15,7 @@ import numpy as np
 from ..entropy import CdfTables, ParityMachine
 from ..errors import UsageError
 from ..files.container import MOST_STEP, Quantizer
-from ..threads import PARALLEL
+from ..threads import PARALLEL, share
 from . import kernels
 from .rates import SymbolRates
 from .rdoq import COHERENCE, Rdoq
@@ -134,12 +134,16 @@ class TrellisCoding:
         residual = np.ascontiguousarray(residual.astype(np.float32).reshape(rows, -1))
         t, rates = tcq_tables(), SymbolRates.of(tcq_tables())
         out = np.empty(residual.shape, np.int32)
+        given = np.ascontiguousarray(indexes.reshape(rows, -1))
+        weights = np.tile(weight.astype(np.float32), y.shape[0])
+        nexts, quantizer = (np.array(v, np.int64) for v in (self.trellis.nexts, self.trellis.quantizer))
         with PARALLEL:
-            kernels.viterbi_channels(
-                residual, np.ascontiguousarray(indexes.reshape(rows, -1)),
-                np.tile(weight.astype(np.float32), y.shape[0]),
-                rates.bits, rates.escape, t.starts, t.offsets, np.array(self.trellis.nexts, np.int64),
-                np.array(self.trellis.quantizer, np.int64), len(t) // 2, out,
+            share(
+                rows,
+                lambda a, b: kernels.viterbi_channels(
+                    residual[a:b], given[a:b], weights[a:b], rates.bits, rates.escape, t.starts, t.offsets,
+                    nexts, quantizer, len(t) // 2, out[a:b],
+                ),
             )  # fmt: skip
         return out.reshape(y.shape)
 

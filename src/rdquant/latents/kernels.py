@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..compiled import njit, prange
+from ..compiled import njit
 
 # mypy: disable-error-code="assignment"
 
@@ -112,13 +112,13 @@ def viterbi(  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(cache=True, nogil=True)
 def viterbi_channels(  # type: ignore[no-untyped-def]
     residual, indexes, weight, bits, escape, starts, offsets, nexts, quantizer, tables, out
 ):
     """`viterbi` for each row of ``residual: (C, K)``, with one weight each."""
     channels, count = residual.shape
-    for c in prange(channels):
+    for c in range(channels):
         viterbi(
             residual[c], indexes[c], np.full(count, weight[c], np.float32), bits, escape, starts, offsets,
             nexts, quantizer, tables, out[c], np.empty((count, len(nexts)), np.uint8),

@@ -17,6 +17,7 @@ from typing import Any
 from .. import __version__
 from ..errors import CurveError
 from ..files.atomic import atomic_write
+from ..threads import allowed
 from .bootstrap import Interval, mean_interval
 from .metrics import ms_ssim_db
 
@@ -154,12 +155,10 @@ def machine() -> dict[str, Any]:
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    from ..compiled import get_num_threads  # which reading results does without
-
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "threads": get_num_threads(),
+        "threads": allowed(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("numpy", "numba", "torch") if find_spec(package)},
         "rdquant": __version__,
