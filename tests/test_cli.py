@@ -357,7 +357,7 @@ def test_every_verb_has_the_same_options_of_output() -> None:
         if not hasattr(command, "commands"):
             verbs.append(path)
             options = {o for p in command.params for o in p.opts}
-            assert {"--json", "--quiet", "--verbose", "--threads"} <= options, path
+            assert {"--json", "--quiet", "--verbose", "--threads", "--device"} <= options, path
 
     walk(typer.main.get_command(cli.app), "rdquant")
     assert len(verbs) > 15
@@ -376,6 +376,18 @@ def test_json_of_coding_and_silence(picture: Path, tmp_path: Path) -> None:
     traced = run("decode", file, "-o", tmp_path / "v.png", "--verbose")
     assert traced.returncode == 2 and "Traceback" in traced.stderr and "of memory" in traced.stderr
     assert "Traceback" not in run("decode", file, "-o", tmp_path / "v.png").stderr
+
+
+def test_a_device_gives_the_same_file_and_pixels(picture: Path, tmp_path: Path) -> None:
+    assert run("encode", picture, "-o", tmp_path / "a.rdq").returncode == 0
+    assert run("encode", picture, "-o", tmp_path / "b.rdq", "--device", "cpu").returncode == 0
+    assert (tmp_path / "a.rdq").read_bytes() == (tmp_path / "b.rdq").read_bytes()
+    assert run("decode", tmp_path / "a.rdq").returncode == 0
+    assert run("decode", tmp_path / "b.rdq", "--device", "cpu").returncode == 0
+    assert np.array_equal(read_image(tmp_path / "a.png"), read_image(tmp_path / "b.png"))
+    for absent in ("cuda:17", "abacus"):
+        refused = run("encode", picture, "-o", tmp_path / "c.rdq", "--device", absent)
+        assert refused.returncode == 2 and f"'{absent}'" in refused.stderr
 
 
 def test_sizes_and_times_in_units_people_read() -> None:

@@ -35,8 +35,9 @@ from rdquant.graph.operations import Convolution
 
 
 def _agree(graph: Graph, inputs: tuple[np.ndarray, ...], valid: bool = False) -> np.ndarray:
-    reference, fast = (run(graph, inputs, engine, valid) for engine in ("reference", "fast"))
-    assert np.array_equal(reference, fast)
+    reference, *others = (run(graph, inputs, engine, valid) for engine in ("reference", "fast", "torch:cpu"))
+    for found in others:
+        assert np.array_equal(reference, found)
     return reference
 
 

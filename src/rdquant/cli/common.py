@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -35,6 +36,13 @@ _EVERYWHERE = {
             "--threads", min=1, help="That compute; default: all cores.", rich_help_panel="Everywhere"
         ),
     ],
+    "device": Annotated[
+        str | None,
+        typer.Option(
+            help="Of PyTorch, such as cuda, for integer networks: same files, same pixels.",
+            rich_help_panel="Everywhere",
+        ),
+    ],
 }
 
 
@@ -55,17 +63,27 @@ class Verbs(typer.Typer):
 
 def _everywhere(function: Callable[..., Any]) -> Callable[..., Any]:
     own = inspect.signature(function, eval_str=True)
-    defaults = {"as_json": False, "quiet": False, "verbose": False, "count": None}
+    defaults = {"as_json": False, "quiet": False, "verbose": False, "count": None, "device": None}
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=kind)
         for name, kind in _EVERYWHERE.items()
     ]
 
     @functools.wraps(function)
-    def verb(*args: Any, as_json: bool, quiet: bool, verbose: bool, count: int | None, **rest: Any) -> None:
+    def verb(
+        *args: Any,
+        as_json: bool,
+        quiet: bool,
+        verbose: bool,
+        count: int | None,
+        device: str | None,
+        **rest: Any,
+    ) -> None:
         vars(console.settings).update(json=as_json, quiet=quiet, verbose=verbose)
         if count is not None:
             threads.limit(count)
+        if device is not None:
+            os.environ["RDQUANT_ENGINE"] = f"torch:{device}"
         start = time.perf_counter()
         try:
             function(*args, **rest)

@@ -2,16 +2,22 @@
 
 They compute the same integers where they multiply integers, and floats in between, so that pixels agree with
 ours but for some that are next to a rounding tie. What must be exact is never run here.
+
+Where an x86 CPU has no better instruction (VNNI), both multiply bytes with one that adds pairs of products in
+16 bits, which saturates: pixels were off by up to 158 levels. There they are told to compute in float32.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+import platform
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
+import llvmlite.binding
 import numpy as np
 
 from ..engines.cache import per_graph
@@ -37,6 +43,14 @@ def _threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
 
 
+@functools.cache
+def products_saturate() -> bool:
+    """Whether this machine is an x86 without VNNI."""
+    features = llvmlite.binding.get_host_cpu_features()
+    better = any(features.get(name, False) for name in ("avx512vnni", "avxvnni"))
+    return platform.machine().lower() in ("x86_64", "amd64") and not better
+
+
 def _in_onnxruntime(graph: Graph) -> Run:
     import onnxruntime
 
@@ -45,6 +59,8 @@ def _in_onnxruntime(graph: Graph) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _threads()
     options.log_severity_level = 3
+    if products_saturate():
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     data = onnx_model(graph, "onnx").model.SerializeToString()
     session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
     kinds = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(float)": np.float32}
@@ -66,6 +82,8 @@ def _in_openvino(graph: Graph) -> Run:
     data = onnx_model(graph, "openvino").model.SerializeToString()
     # bfloat16, the default of some processors, is too coarse for 16-bit integers
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if products_saturate():
+        options["LP_TRANSFORMS_MODE"] = False
     if _threads():
         options["INFERENCE_NUM_THREADS"] = _threads()
     compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
