@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 #: held while networks or searches run: they use all cores by themselves, and two at once would need the
 #: memory of two
@@ -46,19 +46,47 @@ def share(count: int, run: Callable[[int, int], object], least: int = 1) -> None
         run(0, count)
         return
     ends = [count * i // parts for i in range(parts + 1)]
-    others = [_helpers(parts - 1).submit(run, *ends[i : i + 2]) for i in range(1, parts)]
+    jobs = [_Job(run, *ends[i : i + 2]) for i in range(1, parts)]
+    for queue, job in zip(_helpers(allowed() - 1), jobs, strict=False):
+        queue.put(job)
     try:
         run(0, ends[1])
     finally:
-        for other in others:
-            other.exception()
-    for other in others:
-        other.result()
+        for job in jobs:
+            job.ended.acquire()
+    for job in jobs:
+        if job.error is not None:
+            raise job.error
+
+
+class _Job:
+    """A part for a helper. A `Future` would do, at ten times the cost of handing a part over."""
+
+    def __init__(self, run: Callable[[int, int], object], first: int, last: int) -> None:
+        self.run, self.first, self.last = run, first, last
+        self.error: BaseException | None = None
+        self.ended = threading.Lock()
+        self.ended.acquire()
 
 
 @functools.cache
-def _helpers(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "rdquant")
+def _helpers(count: int) -> list[SimpleQueue[_Job]]:
+    """A queue for each of ``count`` threads that live as long as the process."""
+
+    def work(queue: SimpleQueue[_Job]) -> None:
+        while True:
+            job = queue.get()
+            try:
+                job.run(job.first, job.last)
+            except BaseException as error:  # the caller's to raise
+                job.error = error
+            job.ended.release()
+            del job  # or its arrays would live on until the next
+
+    queues: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in range(count)]
+    for queue in queues:
+        threading.Thread(target=work, args=(queue,), name="rdquant", daemon=True).start()
+    return queues
 
 
 if hasattr(os, "register_at_fork"):  # threads do not live on in a child

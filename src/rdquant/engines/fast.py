@@ -90,151 +90,133 @@ class _Convolution:
         return self._whole(q, valid)
 
 
-# operations on activations, integers of any type to any type
+# operations on activations, of any forms to one form
 
 
 def _rows(q: np.ndarray) -> np.ndarray:
     return q.reshape(-1, q.shape[-1])
 
 
-def _by_rows(result: np.ndarray, run: Callable[[int, int], object]) -> None:
-    share(len(result), run, _FEW // result.shape[1])
+def _by_rows(
+    kernel: Callable[..., object], given: tuple[np.ndarray, ...], args: tuple, form: Form
+) -> np.ndarray:
+    """``kernel(*rows of given, *args, zero, rows of the result)``, all of the first one's shape."""
+    result = np.empty(given[0].shape, form.dtype)
+    rows, out = [_rows(t) for t in given], _rows(result)
+
+    def run(first: int, last: int) -> None:
+        kernel(*(t[first:last] for t in rows), *args, form.zero, out[first:last])
+
+    share(len(out), run, _FEW // out.shape[1])
+    return result
 
 
-def _sum(op: Sum) -> Step:
+def _sum(op: Sum, form: Form) -> Step:
     assert op.m is not None and op.shift is not None
     if len(op.m) != 2:
-        return _general(op)
-    m, n = op.m.astype(np.float64)
-    scale = np.ldexp(1.0, -op.shift)
-
-    def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        result = np.empty((a[..., 0].size, a.shape[-1]), np.int32)
-        x, y, lo, hi = _rows(a), _rows(b), float(op.lo), float(op.hi)
-        _by_rows(result, lambda i, j: kernels.add(x[i:j], y[i:j], m, n, scale, lo, hi, result[i:j]))
-        return result.reshape(a.shape)
-
-    return run
+        return _general(op, form)
+    args = *op.m.astype(np.float64), np.ldexp(1.0, -op.shift), float(op.lo), float(op.hi)
+    return lambda a, b: _by_rows(kernels.add, (a, b), args, form)
 
 
-def _product(op: Product) -> Step:
+def _product(op: Product, form: Form) -> Step:
     assert op.factor is not None
-    factor = op.factor.as_float()
-
-    def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        result = np.empty((a[..., 0].size, a.shape[-1]), np.int32)
-        x, y, lo, hi = _rows(a), _rows(b), float(op.lo), float(op.hi)
-        _by_rows(result, lambda i, j: kernels.multiply(x[i:j], y[i:j], factor, lo, hi, result[i:j]))
-        return result.reshape(a.shape)
-
-    return run
+    args = op.factor.as_float(), float(op.lo), float(op.hi)
+    return lambda a, b: _by_rows(kernels.multiply, (a, b), args, form)
 
 
-def _table(op: Pointwise) -> Step:
-    assert op.values is not None
-    values = op.values
-
-    def run(q: np.ndarray) -> np.ndarray:
-        rows = _rows(q)
-        result = np.empty(rows.shape, np.int32)
-        _by_rows(result, lambda i, j: kernels.look_up(rows[i:j], values, op.lo, result[i:j]))
-        return result.reshape(q.shape)
-
-    return run
+def _requantize(op: Requantize, form: Form) -> Step:
+    up = op.factor.as_float()
+    down = -up if op.absolute else up if op.negative is None else op.negative.as_float()
+    args = up, down, float(op.lo), float(op.hi)
+    return lambda q: _by_rows(kernels.rescale, (q,), args, form)
 
 
-def _layer_norm(op: LayerNorm) -> Step:
+def _table(op: Pointwise, form: Form) -> Step:
+    args = op.values, op.lo
+    return lambda q: _by_rows(kernels.look_up, (q,), args, form)
+
+
+def _layer_norm(op: LayerNorm, form: Form) -> Step:
     assert op.factor is not None and op.sign is not None
     m = (op.factor.m * op.sign).astype(np.float64)
     power = np.ldexp(1.0, op.factor.shift)
     bias = 2 * op.bias.astype(np.float64) + 2**LAYER_BIAS_BITS
-
-    def run(q: np.ndarray) -> np.ndarray:
-        rows = _rows(q)
-        result = np.empty(rows.shape, np.int32)
-        least, lo, hi = float(op.floor), float(op.lo), float(op.hi)
-        _by_rows(
-            result,
-            lambda i, j: kernels.layer_norm(rows[i:j], least, m, power, bias, lo, hi, result[i:j]),
-        )
-        return result.reshape(q.shape)
-
-    return run
+    args = float(op.floor), m, power, bias, float(op.lo), float(op.hi)
+    return lambda q: _by_rows(kernels.layer_norm, (q,), args, form)
 
 
-def _attention(op: WindowAttention) -> Step:
+def _attention(op: WindowAttention, form: Form) -> Step:
     assert op.logit is not None and op.exponential is not None and op.factor is not None
     bias = op.bias.astype(np.float64)[:, relative_positions(op.window)]
     logit, exponential = op.logit.as_float(), op.exponential.astype(np.float64)
     m, power = op.factor.m.astype(np.float64), np.ldexp(1.0, op.factor.shift)
-    lo, hi = float(op.lo), float(op.hi)
+    args = bias, logit, exponential, m, power, float(op.lo), float(op.hi), form.zero
 
     def run(x: np.ndarray) -> np.ndarray:
         b, h, w, c = x.shape
         op.check_sides(h, w)
-        result = np.empty((b, h, w, c // 3), np.int32)
+        result = np.empty((b, h, w, c // 3), form.dtype)
         share(
             b * (h // op.window) * (w // op.window),
-            lambda i, j: kernels.attend(
-                i, j, x, op.window, op.shift, bias, logit, exponential, m, power, lo, hi, result
-            ),
+            lambda i, j: kernels.attend(i, j, x, op.window, op.shift, *args, result),
         )
         return result
 
     return run
 
 
-def _shuffle(op: Shuffle) -> Step:
+def _shuffle(op: Shuffle, form: Form) -> Step:
     r = op.factor
 
     def run(q: np.ndarray) -> np.ndarray:
         b, h, w, c = q.shape
         parts = q.reshape(b, h, w, c // r**2, r, r).transpose(0, 1, 4, 2, 5, 3)
-        return parts.reshape(b, h * r, w * r, c // r**2)
+        return form.store(parts.reshape(b, h * r, w * r, c // r**2))
 
     return run
 
 
-def _unshuffle(op: Unshuffle) -> Step:
+def _unshuffle(op: Unshuffle, form: Form) -> Step:
     r = op.factor
 
     def run(q: np.ndarray) -> np.ndarray:
         b, h, w, c = q.shape
         parts = q.reshape(b, h // r, r, w // r, r, c).transpose(0, 1, 3, 5, 2, 4)
-        return parts.reshape(b, h // r, w // r, c * r**2)
+        return form.store(parts.reshape(b, h // r, w // r, c * r**2))
 
     return run
 
 
-def _general(op: Operation) -> Step:
+def _general(op: Operation, form: Form) -> Step:
     """Any operation, by its reference."""
 
     def run(*q: np.ndarray) -> np.ndarray:
-        return np.moveaxis(op.exact(*(np.moveaxis(a, 3, 1).astype(np.float64) for a in q)), 1, 3)
+        found = op.exact(*(np.moveaxis(a, 3, 1).astype(np.float64) for a in q))
+        return form.store(np.moveaxis(found, 1, 3))
 
     return run
 
 
-def _finished(op: Requantize | Compensate | DivisiveNormalization) -> Step:
-    """What takes accumulators, alone."""
+def _finished(op: Compensate | DivisiveNormalization, form: Form) -> Step:
+    """What takes accumulators and mixes their channels, alone."""
     assert op.factor is not None
     epilogue = prepared(op, len(op.factor.m))
-    return lambda q: finish_rows(_rows(q), epilogue).reshape(q.shape)
-
-
-def _gain(op: Gain) -> Step:
-    return _finished(Requantize(op.factor(), None, op.lo, op.hi))
+    return lambda q: form.store(finish_rows(_rows(q), epilogue).reshape(q.shape))
 
 
 STEPS: dict[type[Operation], Callable[..., Step]] = {
+    Requantize: _requantize,
+    Compensate: _finished,
+    DivisiveNormalization: _finished,
     Sum: _sum,
     Product: _product,
     Pointwise: _table,
     LayerNorm: _layer_norm,
     WindowAttention: _attention,
-    Gain: _gain,
-    Concatenate: lambda op: lambda *q: np.concatenate(q, 3),
-    Slice: lambda op: lambda q: q[..., op.start : op.stop],
+    Gain: lambda op, form: _requantize(Requantize(op.factor(), None, op.lo, op.hi), form),
+    Concatenate: lambda op, form: lambda *q: form.store(np.concatenate(q, 3)),
+    Slice: lambda op, form: lambda q: form.store(q[..., op.start : op.stop]),
     Shuffle: _shuffle,
     Unshuffle: _unshuffle,
 }
@@ -271,10 +253,8 @@ class Plan:
                 fused.add(name)
                 last = after.op if after else None
                 run: Step = _Convolution(node.op, given[0], forms[node.inputs[0]], last, forms[name])
-            elif isinstance(node.op, EPILOGUES):
-                run = _stored(_finished(node.op), forms[name])
             else:
-                run = _stored(STEPS.get(type(node.op), _general)(node.op), forms[name])
+                run = STEPS.get(type(node.op), _general)(node.op, forms[name])
             steps.append((name, run, node.inputs, isinstance(node.op, Convolution)))
         last_use = {edge: i for i, (_, _, inputs, _) in enumerate(steps) for edge in inputs}
         last_use[self._output] = len(steps)
@@ -305,10 +285,6 @@ def _clipped(values: np.ndarray, port: Port) -> np.ndarray:
             return values
         lo, hi = max(lo, int(limits.min)), min(hi, int(limits.max))
     return values.clip(lo, hi)
-
-
-def _stored(run: Step, form: Form) -> Step:
-    return lambda *q: form.store(run(*q))
 
 
 def _epilogue_of(graph: Graph, node: Node) -> Node | None:

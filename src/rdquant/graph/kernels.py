@@ -107,9 +107,25 @@ def compensate(acc, bias, factor, passed, lo, hi, feedback, errors, out):  # typ
                 errors[start + p, c] = e[c, p]
 
 
-@njit(cache=True, nogil=True)
-def add(a, b, m, n, scale, lo, hi, out):  # type: ignore[no-untyped-def]
-    """``clip(floor((a m + b n) scale + 1/2), lo, hi)``: ``a, b, out: (P, C)`` float32 of 17 bits at most.
+# from here on ``out`` is stored in any type, less ``zero: (C,)`` int32
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rescale(q, up, down, lo, hi, zero, out):  # type: ignore[no-untyped-def]
+    """``clip(floor(q up + 1/2), lo, hi)``, of negative q with ``down``: ``q, out: (P, C)``, factors ``(C,)``
+    float64.
+    """
+    rows, channels = q.shape
+    for p in range(rows):
+        for c in range(channels):
+            v = np.float64(q[p, c])
+            v = np.floor(v * (up[c] if v >= 0 else down[c]) + 0.5)
+            out[p, c] = np.int32(min(max(v, lo), hi)) - zero[c]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add(a, b, m, n, scale, lo, hi, zero, out):  # type: ignore[no-untyped-def]
+    """``clip(floor((a m + b n) scale + 1/2), lo, hi)``: ``a, b, out: (P, C)`` of 17 bits at most.
 
     ``m, n, scale: (C,)`` float64, integers of 16 bits and powers of two.
     """
@@ -117,31 +133,31 @@ def add(a, b, m, n, scale, lo, hi, out):  # type: ignore[no-untyped-def]
     for p in range(rows):
         for c in range(channels):
             q = (np.float64(a[p, c]) * m[c] + np.float64(b[p, c]) * n[c]) * scale[c]
-            out[p, c] = min(max(np.floor(q + 0.5), lo), hi)
+            out[p, c] = np.int32(min(max(np.floor(q + 0.5), lo), hi)) - zero[c]
 
 
-@njit(cache=True, nogil=True)
-def multiply(a, b, factor, lo, hi, out):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy")
+def multiply(a, b, factor, lo, hi, zero, out):  # type: ignore[no-untyped-def]
     """``clip(floor(a b factor + 1/2), lo, hi)``, shapes as in `add`; ``factor: (C,)`` float64."""
     rows, channels = a.shape
     for p in range(rows):
         for c in range(channels):
             q = np.float64(a[p, c]) * np.float64(b[p, c]) * factor[c]
-            out[p, c] = min(max(np.floor(q + 0.5), lo), hi)
+            out[p, c] = np.int32(min(max(np.floor(q + 0.5), lo), hi)) - zero[c]
 
 
 @njit(cache=True, nogil=True)
-def look_up(q, values, lo, out):  # type: ignore[no-untyped-def]
-    """``out = values[q - lo]``: ``q, out: (P, C)`` float32, ``values: (K,)`` float32; q lies in the table."""
+def look_up(q, values, lo, zero, out):  # type: ignore[no-untyped-def]
+    """``out = values[q - lo]``: ``q, out: (P, C)``, ``values: (K,)`` int32; q lies in the table."""
     rows, channels = q.shape
     for p in range(rows):
         for c in range(channels):
-            out[p, c] = values[np.int64(q[p, c]) - lo]
+            out[p, c] = values[np.int64(q[p, c]) - lo] - zero[c]
 
 
 @njit(cache=True, nogil=True)
-def layer_norm(q, least, m, power, bias, lo, hi, out):  # type: ignore[no-untyped-def]
-    """`rdquant.graph.operations.LayerNorm`: ``q, out: (P, C)`` float32; ``m`` (signed), ``power`` (2^shift)
+def layer_norm(q, least, m, power, bias, lo, hi, zero, out):  # type: ignore[no-untyped-def]
+    """`rdquant.graph.operations.LayerNorm`: ``q, out: (P, C)``; ``m`` (signed), ``power`` (2^shift)
     and ``bias`` (``2 bias + 2^8`` of the operation's) ``(C,)`` float64; ``least``: is added to the squares.
     """
     rows, channels = q.shape
@@ -159,15 +175,14 @@ def layer_norm(q, least, m, power, bias, lo, hi, out):  # type: ignore[no-untype
         for c in range(channels):
             below = root * power[c]
             v = np.floor((_BIAS_TWICE * d[c] * m[c] + below * bias[c]) / (_BIAS_TWICE * below))
-            out[p, c] = min(max(v, lo), hi)
+            out[p, c] = np.int32(min(max(v, lo), hi)) - zero[c]
 
 
 @njit(cache=True, nogil=True)
-def attend(start, stop, x, window, shift, bias, logit, exponential, m, power, lo, hi, out):  # type: ignore[no-untyped-def]
+def attend(start, stop, x, window, shift, bias, logit, exponential, m, power, lo, hi, zero, out):  # type: ignore[no-untyped-def]
     """Windows ``start .. stop - 1`` of `rdquant.graph.operations.WindowAttention`.
 
-    ``x: (B, H, W, 3 C)``, ``out: (B, H, W, C)`` float32, sides
-    multiples of ``window``. All else float64: ``bias: (heads, window^2, window^2)``, ``logit: (heads,)``,
+    ``x: (B, H, W, 3 C)``, ``out: (B, H, W, C)``, sides multiples of ``window``. All else float64: ``bias: (heads, window^2, window^2)``, ``logit: (heads,)``,
     ``exponential: (K,)``, ``m, power: (C,)``, power being 2^shift of the factor.
     """
     _, h, w, channels = out.shape
@@ -209,4 +224,5 @@ def attend(start, stop, x, window, shift, bias, logit, exponential, m, power, lo
                 for c in range(d):
                     below = total * power[first + c]
                     v = np.floor((2.0 * above[c] * m[first + c] + below) / (2.0 * below))
-                    out[picture, rows[i], columns[i], first + c] = min(max(v, lo), hi)
+                    found = np.int32(min(max(v, lo), hi)) - zero[first + c]
+                    out[picture, rows[i], columns[i], first + c] = found

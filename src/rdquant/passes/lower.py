@@ -45,7 +45,7 @@ from ..latents import FIXED_HI, FIXED_LO
 from . import number_forms
 from .calibration import Calibration
 from .config import QuantizeConfig
-from .latent_range import latent_shift
+from .latent_range import HEADROOM, latent_shift
 from .mixed import Mixing, is_mixing
 from .ranges import ActivationFormat, activation_format, full_range_format, tied
 
@@ -303,7 +303,7 @@ class Lowering:
         acc, unit = self._accumulate(node)
         mixing, name = self._mixing_of(node), f"{node.name}.out"
         if mixing is not None and node.inputs[0] in self.graph.inputs:  # the latent, mixed exactly
-            out = number_forms.wide_format(self.seen.tensors[node.name])
+            out = number_forms.wide_format(self.seen.tensors[node.name], HEADROOM)
         elif mixing is not None:
             out = self._format(node.name, width)
             assert out.offset is not None

@@ -43,6 +43,8 @@ from .rounding import problems, round_kernel
 #: least magnitude of a channel of 16 bits that gets a scale of its own, of the largest channel's
 QUIETEST = 1e-3
 ENTROPY_PATH_BITS = 7
+#: room above the largest value seen of a residual stream: pictures exceed it, and 16 bits have it to spare
+STREAM_HEADROOM = 6.0
 #: least unit of accumulators, of a channel's bias
 BIAS_UNIT = 2.0**-30
 #: factors on the weight scales of a layer that compensated rounding tries below 8 bits
@@ -53,12 +55,12 @@ GAMMA_BITS = 8
 MOST_GAMMA_BITS = 10
 
 
-def wide_format(seen: Observed) -> ActivationFormat:
-    """16 bits for each channel: residual streams, gates, mixed latents."""
+def wide_format(seen: Observed, headroom: float = STREAM_HEADROOM) -> ActivationFormat:
+    """16 bits for each channel: residual streams, gates; mixed latents, what GDN squares, with less room."""
     assert seen.low is not None and seen.high is not None
     top = torch.maximum(-seen.low, seen.high).double()
     top = top.clamp(min=max(QUIETEST * float(top.max()), 1e-6))
-    return ActivationFormat(HEADROOM * top / X_HI, X_LO, X_HI)
+    return ActivationFormat(headroom * top / X_HI, X_LO, X_HI)
 
 
 def index_format(seen: Observed) -> ActivationFormat:
@@ -146,7 +148,7 @@ def integer_gdn(
     bits = min(max(round(layer_bits), GAMMA_BITS), MOST_GAMMA_BITS)
     beta, gamma = gdn.beta.detach().double(), gdn.gamma.detach().double()
     # a scale for each channel: quiet ones keep their digits, and a row of gammas spans less
-    x_scale = wide_format(seen_x).scale
+    x_scale = wide_format(seen_x, HEADROOM).scale
     weighted = gamma * x_scale**2 * 2.0**SQUARE_SHIFT
     # a row of tiny gammas must not blow up its beta: norms stay below 2^32
     norm_unit = torch.maximum(weighted.amax(1) / (2**bits - 1), beta * 2.0**-30)
