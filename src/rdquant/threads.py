@@ -10,12 +10,15 @@ import functools
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
 #: held while networks or searches run: they use all cores by themselves, and two at once would need the
 #: memory of two
 PARALLEL = threading.RLock()
+#: that work is cut into for each thread: cores are not all as fast, and may be wanted by others
+PARTS = 2
 
 
 def allowed() -> int:
@@ -35,38 +38,49 @@ def limit(count: int) -> None:
 
 
 def share(count: int, run: Callable[[int, int], object], least: int = 1) -> None:
-    """``run(first, last)`` for parts that make up ``range(count)``, each in a thread of its own, and of
-    ``least`` or more.
+    """``run(first, last)`` for parts of ``range(count)``, each of ``least`` or more, by all threads.
 
     ``run`` calls a kernel compiled with ``nogil``, and nothing that calls `share`. What it raises is raised
     once all have ended.
     """
-    parts = min(count // max(least, 1), allowed())
-    if parts <= 1:
+    whole = count // max(least, 1)
+    threads = min(whole, allowed())
+    if threads <= 1:
         run(0, count)
         return
-    ends = [count * i // parts for i in range(parts + 1)]
-    jobs = [_Job(run, *ends[i : i + 2]) for i in range(1, parts)]
-    for queue, job in zip(_helpers(allowed() - 1), jobs, strict=False):
+    n = min(whole, PARTS * threads)
+    parts = deque((count * i // n, count * (i + 1) // n) for i in range(n))
+    jobs = [_Job(run, parts) for _ in range(threads)]
+    for queue, job in zip(_helpers(allowed() - 1), jobs[1:], strict=False):
         queue.put(job)
-    try:
-        run(0, ends[1])
-    finally:
-        for job in jobs:
-            job.ended.acquire()
+    jobs[0].do()
+    for job in jobs:
+        job.ended.acquire()
     for job in jobs:
         if job.error is not None:
             raise job.error
 
 
 class _Job:
-    """A part for a helper. A `Future` would do, at ten times the cost of handing a part over."""
+    """What one thread does: parts, as long as there are any. A `Future` would do, at ten times the cost."""
 
-    def __init__(self, run: Callable[[int, int], object], first: int, last: int) -> None:
-        self.run, self.first, self.last = run, first, last
+    def __init__(self, run: Callable[[int, int], object], parts: deque[tuple[int, int]]) -> None:
+        self.run, self.parts = run, parts
         self.error: BaseException | None = None
         self.ended = threading.Lock()
         self.ended.acquire()
+
+    def do(self) -> None:
+        try:
+            while True:
+                try:
+                    part = self.parts.popleft()
+                except IndexError:
+                    break
+                self.run(*part)
+        except BaseException as error:  # the caller's to raise
+            self.error = error
+        self.ended.release()
 
 
 @functools.cache
@@ -76,11 +90,7 @@ def _helpers(count: int) -> list[SimpleQueue[_Job]]:
     def work(queue: SimpleQueue[_Job]) -> None:
         while True:
             job = queue.get()
-            try:
-                job.run(job.first, job.last)
-            except BaseException as error:  # the caller's to raise
-                job.error = error
-            job.ended.release()
+            job.do()
             del job  # or its arrays would live on until the next
 
     queues: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in range(count)]

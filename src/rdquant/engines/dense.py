@@ -17,11 +17,10 @@ from ..compiled import njit
 from ..graph.operations import Convolution
 from .buffers import HIGH, LOW, WHOLE, gather, store
 from .epilogues import PLAIN, SPAN, enter, finish, rooms
-from .products import BYTES, LANES, POSITIONS, product
+from .products import BYTES, LANES, STEPS, product
 
 #: kernels take a divisor of so many positions
-TOGETHER = math.lcm(*POSITIONS.values())
-_POSITIONS = np.array([0, *(POSITIONS[v] for v in (1, 2, 3, 4))])
+TOGETHER = math.lcm(*STEPS[STEPS > 0].tolist())
 
 
 class Packed(NamedTuple):
@@ -88,7 +87,7 @@ def phases_of(conv: Convolution, merged: bool) -> list[tuple[np.ndarray, np.ndar
 @njit(cache=True, nogil=True)
 def _multiply(buffer, at, stride, taps, k, phase, tile, count):  # type: ignore[no-untyped-def]
     """Accumulators of ``count`` positions, ``stride`` bytes apart, the first at ``at``, into ``tile``."""
-    width, step, line = LANES * k.vectors, _POSITIONS[k.vectors], k.start.shape[1]
+    width, step, line = LANES * k.vectors, STEPS[k.kernel, k.vectors], k.start.shape[1]
     weights, start = k.weights.ctypes.data + k.at[phase], k.start.ctypes.data + 4 * phase * line
     for block in range(line // width):
         for first in range(0, max(len(taps), 1), k.chunk):

@@ -28,7 +28,7 @@ from ..graph.arithmetic import (
 )
 from ..graph.operations import Compensate, DivisiveNormalization, Operation, Requantize
 from ..threads import share
-from .products import LANES, PORTABLE, POSITIONS, WORDS, instructions, product, transpose
+from .products import LANES, POSITIONS, STEPS, WORD_KERNELS, instructions, product, transpose
 
 #: positions of a tile: a multiple of what any kernel takes
 SPAN = 48
@@ -36,7 +36,6 @@ PLAIN, REQUANTIZE, COMPENSATE, NORMALIZE, DENORMALIZE = range(5)
 #: arguments of kernels that are no Python integers, for which numba compiles them anew
 NONE, ONE = np.int64(0), np.int64(1)
 
-_POSITIONS = np.array([0, *(POSITIONS[n] for n in (1, 2, 3, 4))])
 _ROOT_FACTOR, _ROOT_ONE = float(4**ROOT_SHIFT), float(2**ROOT_SHIFT)
 _ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
 _ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
@@ -92,15 +91,13 @@ def packed_words(weights: np.ndarray, vectors: int) -> np.ndarray:
 
 def words_kernel() -> int:
     """That of products of words."""
-    return PORTABLE if instructions() == "portable" else WORDS
+    return WORD_KERNELS[instructions()]
 
 
 def vectors_for(outputs: int) -> int:
     """How many vectors a kernel best has."""
     blocks = -(-outputs // LANES)
-    if instructions() == "portable":
-        return 1
-    return min((4, 3, 2, 1), key=lambda n: -(-blocks // n) * (n + 0.3))
+    return min(sorted(POSITIONS[words_kernel()], reverse=True), key=lambda n: -(-blocks // n) * (n + 0.3))
 
 
 def prepared(op: Operation | None, channels: int) -> Epilogue:
@@ -255,7 +252,7 @@ def _compensate(line, count, e, out):  # type: ignore[no-untyped-def]
         first = group * LANES
         width = min(LANES, e.channels - first)
         if first > 0:
-            for p in range(0, count, _POSITIONS[1]):
+            for p in range(0, count, STEPS[e.kernel, 1]):
                 product(
                     e.kernel, ONE, np.int64(before.ctypes.data) + 2 * p * line, 2 * line,
                     np.int64(taps.ctypes.data), ONE, first // 2, np.int64(e.matrix.ctypes.data) + 2 * at,
@@ -317,7 +314,7 @@ def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
             _compensate_wide(line, count, e, out)
         return
     vectors = e.group
-    width, words, step, wide = LANES * vectors, (channels + 1) // 2, _POSITIONS[vectors], len(e.start)
+    width, words, step, wide = LANES * vectors, (channels + 1) // 2, STEPS[e.kernel, vectors], len(e.start)
     norms, taps = np.empty(SPAN * wide, np.int32), np.zeros(1, np.int64)
     for first in range(0, wide, width):
         for p in range(0, count, step):

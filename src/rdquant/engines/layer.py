@@ -33,7 +33,12 @@ class Layer:
         self.split = form.size > 2 or bound + int(np.abs(conv.bias).max()) >= 2**31
         self.direct = conv.groups > 1 or (self.split and 256 * load >= 2**31)
         self._epilogue, self._zero = prepared(after, conv.out_channels), out.zero
-        if self.direct:
+        single = conv.groups == conv.in_channels == conv.out_channels and not conv.transposed
+        self.depthwise = single and not self.split and conv.groups > 1
+        if self.depthwise:
+            self._kernel = np.ascontiguousarray(conv.weight[:, 0].transpose(1, 2, 0), np.int32)
+            self._bias = conv.bias.astype(np.int32)
+        elif self.direct:
             self._kernel = conv.by_output().astype(np.float64).transpose(2, 3, 1, 0).copy()
             self._bias = conv.bias.astype(np.float64)
         else:
@@ -51,7 +56,7 @@ class Layer:
         self._zero = np.tile(self._zero, copies)
         self._epilogue = e._replace(channels=outputs, factors=np.tile(e.factors, copies))
         small = bool((np.abs(conv.weight.astype(np.int32)) < 128).all())
-        bytewise = instructions() != "portable" and self.form.size == 1 and not self.split and small
+        bytewise = instructions() == "avx512vnni" and self.form.size == 1 and not self.split and small
         vectors, each = vectors_for(outputs), 4 if bytewise else 2
         words, width = -(-conv.in_channels // each), LANES * vectors
         weights, start = [], np.zeros((len(phases), -(-outputs // width) * width), np.int64)
@@ -96,15 +101,31 @@ class Layer:
         out = np.empty((b, sides[0] * up, sides[1] * up, conv.out_channels), self.out.dtype)
         whole = out
         if self.direct:
-            shift, bytes_of = origin - conv.padding, out.reshape(b, out.shape[1], -1).view(np.uint8)
-            whole_values = values.astype(np.int32) + self.form.zero
+            shift, stored = origin - conv.padding, out.reshape(b, out.shape[1], -1).view(np.uint8)
+            after = (
+                self._kernel,
+                self._bias,
+                self._epilogue,
+                stored,
+                self.out.size,
+                self.out.zero,
+                out.shape[2],
+            )
+            if self.depthwise:
+                narrow = values if values.dtype == np.int16 else values.astype(np.int32) + self.form.zero
+                share(
+                    b * out.shape[1],
+                    lambda first, last: direct.depthwise(first, last, narrow, shift, stride, *after),
+                )
+                return whole
+            wide, how = (
+                values.astype(np.int32) + self.form.zero,
+                (shift, stride, up, conv.transposed, conv.groups),
+            )
             share(
                 b * out.shape[1],
-                lambda first, last: direct.convolve(
-                    first, last, whole_values, shift, stride, up, conv.transposed, self._kernel, self._bias,
-                    conv.groups, self._epilogue, bytes_of, self.out.size, self.out.zero, out.shape[2],
-                ),
-            )  # fmt: skip
+                lambda first, last: direct.convolve(first, last, wide, *how, *after),
+            )
             return whole
         if conv.is_matrix:  # positions are all alike
             values, out = (t.reshape(1, 1, b * h * w, -1) for t in (values, out))

@@ -4,9 +4,9 @@ A **word** is 4 bytes: 4 unsigned 8-bit activations or 2 signed 16-bit ones. A k
 (`POSITIONS`) and one to four vectors of 16 outputs, broadcasts word after word of each position, and adds
 its dot products with the words of the weights, modulo 2^32: exact wherever the sum itself fits.
 
-Byte kernels need AVX512-VNNI (``vpdpbusd``). Word kernels have two forms: AVX512-VNNI (``vpdpwssd``), and
-plain vector code that LLVM compiles for any machine. ``RDQUANT_ISA`` (``portable`` or ``avx512vnni``) limits
-the choice.
+Byte kernels need AVX512-VNNI (``vpdpbusd``). Word kernels have three forms: AVX512-VNNI (``vpdpwssd``), AVX2
+(``vpmaddwd``), and plain vector code that LLVM compiles for any machine. ``RDQUANT_ISA`` (``portable``,
+``avx2`` or ``avx512vnni``) limits the choice.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 from typing import Any
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -26,36 +27,65 @@ from ..errors import UsageError
 
 llvmlite.binding.initialize_native_asmparser()
 LANES = 16  #: int32 outputs of a vector
-#: positions that a kernel of so many vectors takes: what fits 32 registers
-POSITIONS = {1: 8, 2: 8, 3: 8, 4: 6}
-PORTABLE, BYTES, WORDS = 0, 1, 2  #: the kernels
+PORTABLE, BYTES, WORDS, PAIRS = range(4)  #: the kernels; `PAIRS`: words by AVX2
+#: positions that a kernel takes, by its vectors: what fits 32 registers, or the 16 of AVX2
+POSITIONS = {
+    PORTABLE: {1: 8}, BYTES: {1: 8, 2: 8, 3: 8, 4: 6}, WORDS: {1: 8, 2: 8, 3: 8, 4: 6}, PAIRS: {1: 6},
+}  # fmt: skip
+#: the same as an array
+STEPS = np.array([[POSITIONS[kernel].get(n, 0) for n in range(5)] for kernel in sorted(POSITIONS)])
+#: needed by each set of instructions, the best first
+_FEATURES = {
+    "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni"),
+    "avx2": ("avx2",),
+    "portable": (),
+}
+#: multiplies words
+WORD_KERNELS = {"avx512vnni": WORDS, "avx2": PAIRS, "portable": PORTABLE}
 
 
 @functools.cache
-def _has_vnni() -> bool:
+def available() -> tuple[str, ...]:
+    """Sets of instructions that this machine has, the best first."""
     features = llvmlite.binding.get_host_cpu_features()
-    return all(features.get(f, False) for f in ("avx512f", "avx512bw", "avx512vl", "avx512vnni"))
+    return tuple(name for name, needed in _FEATURES.items() if all(features.get(f, False) for f in needed))
 
 
 def instructions() -> str:
-    """``avx512vnni`` or ``portable``. Raises `UsageError` for an ``RDQUANT_ISA`` that is not there."""
-    chosen = os.environ.get("RDQUANT_ISA", "avx512vnni" if _has_vnni() else "portable")
-    if chosen not in ("portable", "avx512vnni") or (chosen == "avx512vnni" and not _has_vnni()):
-        raise UsageError(f"RDQUANT_ISA must be portable or what this machine has, got {chosen!r}")
+    """The best there is, or ``RDQUANT_ISA``. Raises `UsageError` for one that is not there."""
+    chosen = os.environ.get("RDQUANT_ISA", available()[0])
+    if chosen not in available():
+        raise UsageError(f"RDQUANT_ISA must be one of {', '.join(available())} here, got {chosen!r}")
     return chosen
 
 
-_I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+_VNNI, _AVX2 = ("avx512vnni" in available()), ("avx2" in available())
+
+
+_I16, _I32, _I64 = (ir.IntType(n) for n in (16, 32, 64))
 _SUMS = ir.VectorType(_I32, LANES)
 
 
 def _dot(builder: Any, kernel: int, acc: Any, word: Any, weights: Any) -> Any:
     """``acc + sum of word * weights`` in each lane, all of them vectors of 16 i32."""
-    if kernel != PORTABLE and _has_vnni():
+    if kernel in (BYTES, WORDS):
         # as text: LLVM would take vpdpwssd apart again, for a latency that is hidden here
         name = "vpdpbusd" if kernel == BYTES else "vpdpwssd"
         code = ir.InlineAsm(ir.FunctionType(_SUMS, (_SUMS,) * 3), f"{name} $3, $2, $0", "=v,0,v,v")
         return builder.call(code, (acc, word, weights))
+    if kernel == PAIRS:
+        half, pairs = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16)
+        kind = ir.FunctionType(half, (pairs, pairs))
+        multiply = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
+        sums = []
+        for first in (0, 8):
+            pick = ir.Constant(ir.VectorType(_I32, 8), list(range(first, first + 8)))
+            parts = (
+                builder.shuffle_vector(v, ir.Constant(_SUMS, ir.Undefined), pick) for v in (word, weights)
+            )
+            sums.append(builder.call(multiply, [builder.bitcast(v, pairs) for v in parts]))
+        pick = ir.Constant(_SUMS, list(range(LANES)))
+        return builder.add(acc, builder.shuffle_vector(*sums, pick))
     halves = ir.VectorType(_I16, 2 * LANES)
     wide = ir.VectorType(_I32, 2 * LANES)
     a, b = (builder.sext(builder.bitcast(v, halves), wide) for v in (word, weights))
@@ -68,7 +98,7 @@ def _dot(builder: Any, kernel: int, acc: Any, word: Any, weights: Any) -> Any:
 def _emit(typingctx, kernel, vectors, a, stride, taps, count, words, w, start, line, c, ldc):  # type: ignore[no-untyped-def]
     """``kernel`` and ``vectors`` are literals."""
     kind, n = kernel.literal_value, vectors.literal_value
-    m = POSITIONS[n]
+    m = POSITIONS[kind][n]
     signature = types.void(kernel, vectors, *[types.int64] * 10)
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -130,23 +160,29 @@ def product(kernel, vectors, a, stride, taps, count, words, w, start, line, c, l
     """
     if kernel == 0:
         _product(0, 1, a, stride, taps, count, words, w, start, line, c, ldc)
-    elif kernel == 1:
-        if vectors == 1:
-            _product(1, 1, a, stride, taps, count, words, w, start, line, c, ldc)
-        elif vectors == 2:
-            _product(1, 2, a, stride, taps, count, words, w, start, line, c, ldc)
-        elif vectors == 3:
-            _product(1, 3, a, stride, taps, count, words, w, start, line, c, ldc)
-        else:
-            _product(1, 4, a, stride, taps, count, words, w, start, line, c, ldc)
-    elif vectors == 1:
-        _product(2, 1, a, stride, taps, count, words, w, start, line, c, ldc)
-    elif vectors == 2:
-        _product(2, 2, a, stride, taps, count, words, w, start, line, c, ldc)
-    elif vectors == 3:
-        _product(2, 3, a, stride, taps, count, words, w, start, line, c, ldc)
-    else:
-        _product(2, 4, a, stride, taps, count, words, w, start, line, c, ldc)
+    # constants: what this machine lacks is not compiled
+    if _AVX2:  # noqa: SIM102
+        if kernel == 3:
+            _product(3, 1, a, stride, taps, count, words, w, start, line, c, ldc)
+    if _VNNI:
+        if kernel == 1:
+            if vectors == 1:
+                _product(1, 1, a, stride, taps, count, words, w, start, line, c, ldc)
+            elif vectors == 2:
+                _product(1, 2, a, stride, taps, count, words, w, start, line, c, ldc)
+            elif vectors == 3:
+                _product(1, 3, a, stride, taps, count, words, w, start, line, c, ldc)
+            else:
+                _product(1, 4, a, stride, taps, count, words, w, start, line, c, ldc)
+        elif kernel == 2:
+            if vectors == 1:
+                _product(2, 1, a, stride, taps, count, words, w, start, line, c, ldc)
+            elif vectors == 2:
+                _product(2, 2, a, stride, taps, count, words, w, start, line, c, ldc)
+            elif vectors == 3:
+                _product(2, 3, a, stride, taps, count, words, w, start, line, c, ldc)
+            else:
+                _product(2, 4, a, stride, taps, count, words, w, start, line, c, ldc)
 
 
 def _emit_transpose(typingctx, a, a_line, b, b_line):  # type: ignore[no-untyped-def]

@@ -182,7 +182,8 @@ def layer_norm(q, least, m, power, bias, lo, hi, zero, out):  # type: ignore[no-
 def attend(start, stop, x, window, shift, bias, logit, exponential, m, power, lo, hi, zero, out):  # type: ignore[no-untyped-def]
     """Windows ``start .. stop - 1`` of `rdquant.graph.operations.WindowAttention`.
 
-    ``x: (B, H, W, 3 C)``, ``out: (B, H, W, C)``, sides multiples of ``window``. All else float64: ``bias: (heads, window^2, window^2)``, ``logit: (heads,)``,
+    ``x: (B, H, W, 3 C)``, ``out: (B, H, W, C)``, sides multiples of ``window``. All else float64:
+    ``bias: (heads, window^2, window^2)``, ``logit: (heads,)``,
     ``exponential: (K,)``, ``m, power: (C,)``, power being 2^shift of the factor.
     """
     _, h, w, channels = out.shape
