@@ -44,6 +44,8 @@ NAME = "rd-s"
 RESULTS = Path("benchmarks/results")
 QUALITIES = (1, 15, 30, 45, 60, 75, 90, 100)
 CALIBRATION_PICTURES = 96
+#: of activations in the context networks and hyper_synthesis
+PRIOR_BITS = 12
 #: of a curve: model, quantizer, effort
 CURVES = {
     "float": (NAME, "uniform", 0),
@@ -70,7 +72,10 @@ def store(run: Path, calib: Path, quantizer: str | None) -> None:
     meta = {LAMBDAS: told[LAMBDAS], "parent": name, "calibration_pictures": len(crops)}
     if quantizer is not None:
         meta[LATENTS] = {"quantizer": quantizer}
-    save_integer(quantize(codec, crops, QuantizeConfig(), meta), folder / f"{name}-w8a8.rdqm")
+    save_integer(
+        quantize(codec, crops, QuantizeConfig(prior_activation_bits=PRIOR_BITS), meta),
+        folder / f"{name}-w8a8.rdqm",
+    )
 
 
 def entry(name: str, curve: Curve) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def measure(images: Path, dataset: str, only: list[str]) -> None:
         if label != "float":
             config |= {
                 "weight_bits": "8 (hyper-coder and context: 7; first and last layers of both transforms: 12)",
-                "activation_bits": "8 (inputs of the transforms' last layers: 12)",
+                "activation_bits": "8 (hyper_synthesis, context, inputs of the transforms' last layers: 12)",
                 "granularity": "per channel, static", "quantized": "every network and table",
             }  # fmt: skip
         command = f"python benchmarks/rd_s.py measure --images {dataset.upper()} --dataset {dataset}"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import small_codec
+from rdquant.errors import UsageError
 from rdquant.graph.capture import capture
 from rdquant.graph.operations import Convolution
 from rdquant.passes import QuantizeConfig, quantize
@@ -32,3 +33,18 @@ def test_integers_have_them(architecture: str, photo: np.ndarray) -> None:
     layers = [n.op for n in nodes if isinstance(n.op, Convolution)]
     peaks = [int(np.abs(layer.weight).max()) for layer in (layers[0], layers[-1])]
     assert all((127 < p < 2048) == (architecture == "unshuffle8") for p in peaks)
+
+
+def test_activations_of_the_prior_can_have_more_bits(photo: np.ndarray) -> None:
+    codec = quantize(small_codec("unshuffle8"), [photo[:128, :128]], QuantizeConfig(prior_activation_bits=12))
+    widest = {}
+    for name, graph in codec.networks.items():
+        ports = graph.ports()
+        inner = [
+            e for n in graph.nodes if isinstance(n.op, Convolution) for e in n.inputs if e not in graph.inputs
+        ]
+        widest[name] = max((ports[e].hi - ports[e].lo for e in inner), default=0)
+    wide = {name for name, span in widest.items() if span > 255}
+    assert {"hyper_synthesis", "parameters_1"} <= wide and "hyper_analysis" not in wide
+    with pytest.raises(UsageError, match=r"prior_activation_bits must be 4\.\.15, got 3"):
+        QuantizeConfig(prior_activation_bits=3)

@@ -44,7 +44,7 @@ from ..graph.operations.pointwise import PIECEWISE_LINEAR
 from ..latents import FIXED_HI, FIXED_LO
 from . import number_forms
 from .calibration import Calibration
-from .config import QuantizeConfig
+from .config import OUTSIDE_PRIOR, QuantizeConfig
 from .latent_range import HEADROOM, latent_shift
 from .mixed import Mixing, is_mixing
 from .ranges import ActivationFormat, activation_format, full_range_format, tied
@@ -57,8 +57,6 @@ NARROW, WIDE, INDEX = "narrow", "wide", "index"
 PRODUCTS = (Convolution, WindowAttention)
 #: and those that only hand integers on
 ARRANGEMENTS = (Concatenate, Slice, Shuffle, Unshuffle)
-#: networks that a decoder does not need to read symbols
-FREE = ("analysis", "hyper_analysis", "synthesis")
 
 
 @dataclass(frozen=True)
@@ -276,7 +274,7 @@ class Lowering:
                 op, unit, kernel = number_forms.integer_convolution(
                     node.op, source.format, self.seen.grams[node.name], sensitivity, self.config,
                     self.config.bits_of(node.name, self.network),
-                    self.config.format_of(node.name, self.network), self.network not in FREE,
+                    self.config.format_of(node.name, self.network), self.network not in OUTSIDE_PRIOR,
                     float(self.stretch.get(f"{node.name}.weight", 1.0)),
                 )  # fmt: skip
             self.add(node.name, op, source.name)
