@@ -19,14 +19,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "2 threads": {},
-    "1 thread": {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+    "1 thread": {"OMP_NUM_THREADS": "1"},
+    "5 threads": {"OMP_NUM_THREADS": "5"},
+    "portable instructions": {"RDQUANT_ISA": "portable"},
     "oneDNN SSE4.1": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
     "oneDNN AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
     "oneDNN AVX512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "batches of 3": {"BATCH": "3"},
+    "PyTorch, CPU": {"RDQUANT_ENGINE": "torch:cpu"},
+    "PyTorch, CUDA": {"RDQUANT_ENGINE": "torch:cuda"},
     "float64 reference": {"RDQUANT_ENGINE": "reference"},
 }
 #: what must not differ, and what may
@@ -88,6 +93,8 @@ def main() -> None:
     rows: dict[str, dict] = {}
     counts: dict[str, int] = {}
     for name, environment in CONFIGURATIONS.items():
+        if "cuda" in str(environment) and not torch.cuda.is_available():
+            continue
         folder = args.runs / name.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         done = folder / "done"
@@ -118,7 +125,8 @@ def main() -> None:
         rows[name] = row
         print(name, {k: v["differ"] for k, v in row.items()}, flush=True)
     result = {
-        "command": "python benchmarks/determinism.py --images " + " ".join(f"{k}={k.upper()}" for k in sets),
+        "command": "python benchmarks/determinism.py --images " + " ".join(f"{k}={k.upper()}" for k in sets)
+        + f" --model {args.model} --parent {args.parent}",
         "machine": machine(), "model": args.model, "parent": args.parent, "pictures": counts,
         "environments": CONFIGURATIONS, "against": next(iter(CONFIGURATIONS)), "differences": rows,
         "approximate against exact": gap,

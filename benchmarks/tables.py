@@ -181,21 +181,26 @@ def serial() -> str:
 
 
 def determinism() -> str:
-    """What differs between configurations of one machine."""
-    r = json.loads((RESULTS / "determinism.json").read_text())
+    """What differs between configurations of one machine, for a codec of one rate and one of all."""
+    return "\n\n".join(_determinism(n) for n in ("determinism", "determinism-rd-s"))
+
+
+def _determinism(file: str) -> str:
+    r = json.loads((RESULTS / f"{file}.json").read_text())
     kinds = list(next(iter(r["differences"].values())))
     rows = ["| configuration | pictures | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 2) + "|"]
     for name, row in r["differences"].items():
         cells = [f"{c['differ']:,}" + (f" (by {c['largest']})" if c["differ"] else "") for c in row.values()]
         rows.append(f"| {name} | {r['pictures'][name]} | " + " | ".join(cells) + " |")
     counts = ", ".join(f"{k}: {v['of']:,}" for k, v in next(iter(r["differences"].values())).items())
-    gap = r["approximate against exact"]
+    gap, sets = r["approximate against exact"], r["command"].partition("--images ")[2].split(" --")[0]
     note = (
-        f"Values that differ from those of `{r['against']}`, pictures of Kodak (24) and TecNick (25), "
+        f"Values that differ from those of `{r['against']}`, {r['pictures'][r['against']]} pictures of "
+        f"{' and '.join(pair.partition('=')[0].capitalize() for pair in sets.split())}, "
         f"{r['model']}; in brackets the largest difference. Of {counts}. Approximate pixels "
         f"differ from exact ones in {100 * gap['differ'] / gap['of']:.1f} % of samples, by more than 1 in "
         f"{100 * gap['more than 1'] / gap['of']:.2g} %, by {gap['largest']} at most. {r['machine']['cpu']}, "
-        f"{r['machine']['date']}. (`determinism.json`)"
+        f"{r['machine']['date']}. (`{file}.json`)"
     )
     return "\n".join([*rows, "", note])
 
