@@ -11,6 +11,7 @@ from rdquant.passes import QuantizeConfig, quantize
 from rdquant.passes.config import PROFILES
 from rdquant.passes.ends import with_wide_ends
 from rdquant.passes.mixed import is_mixing
+from rdquant.passes.prepare import FewPictures
 
 
 def test_first_and_last_layers_get_more_bits() -> None:
@@ -36,7 +37,9 @@ def test_integers_have_them(architecture: str, photo: np.ndarray) -> None:
 
 
 def test_activations_of_the_prior_can_have_more_bits(photo: np.ndarray) -> None:
-    codec = quantize(small_codec("unshuffle8"), [photo[:128, :128]], QuantizeConfig(prior_activation_bits=12))
+    config = QuantizeConfig(prior_activation_bits=12)
+    with pytest.warns(FewPictures, match="1 calibration pictures"):
+        codec = quantize(small_codec("unshuffle8"), [photo[:128, :128]], config)
     widest = {}
     for name, graph in codec.networks.items():
         ports = graph.ports()
