@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -80,6 +81,7 @@ def _everywhere(function: Callable[..., Any]) -> Callable[..., Any]:
         **rest: Any,
     ) -> None:
         vars(console.settings).update(json=as_json, quiet=quiet, verbose=verbose)
+        logging.basicConfig(handlers=[_Said()], level=logging.INFO if not quiet else logging.ERROR)
         if count is not None:
             threads.limit(count)
         if device is not None:
@@ -95,6 +97,17 @@ def _everywhere(function: Callable[..., Any]) -> Callable[..., Any]:
     verb.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = {p.name: p.annotation for p in parameters}
     return verb
+
+
+class _Said(logging.Handler):
+    """What the library logs, as the command line says things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addFilter(logging.Filter("rdquant"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.say(record.getMessage())
 
 
 def _peak() -> str:
