@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numba
 import numpy as np
 from cold_start import measure
 
@@ -28,6 +27,7 @@ from rdquant.files.atomic import read_file
 from rdquant.files.images import list_images, read_image, write_image
 from rdquant.load import open_coder
 from rdquant.measure import machine
+from rdquant.threads import allowed
 from rdquant.zoo import DEFAULT
 
 RESULTS = Path(__file__).parent / "results" / "large.json"
@@ -91,7 +91,7 @@ def main() -> None:
     ratio = rows["large"]["nanoseconds_a_pixel"] / rows["small"]["nanoseconds_a_pixel"]
     result = {
         "command": f"python benchmarks/large.py --images KODAK --side {args.side} --rounds {args.rounds}",
-        "machine": machine(), "model": args.model, "threads": numba.get_num_threads(), "rows": rows,
+        "machine": machine(), "model": args.model, "threads": allowed(), "rows": rows,
         "large_to_small_a_pixel": ratio,
     }  # fmt: skip
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")

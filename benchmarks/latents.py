@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from statistics import median
 
-import numba
-
 from rdquant.coder import ImageCoder
 from rdquant.files.images import list_images, read_image
 from rdquant.latents.coding import TCQ_STEP
@@ -22,6 +20,7 @@ from rdquant.latents.parts import quantized
 from rdquant.load import open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.pixels import pad_to, to_batch
+from rdquant.threads import allowed, limit
 
 RESULTS = Path(__file__).parent / "results"
 FAMILY, LAMBDAS = "mean-scale-s", ("0035", "0067", "0130", "0250")
@@ -46,7 +45,7 @@ def speed(files: list[Path]) -> dict[str, float]:
     c = quantized(codec, to_batch(pad_to(rgb, codec.downsampling)), coder.coding)
     found = {}
     for name, threads in (("one_thread", 1), ("two_threads", 2)):
-        numba.set_num_threads(threads)
+        limit(threads)
         found[name] = c.y.size / _seconds(lambda: coder.coding.levels(codec, c.y, c.means, c.indexes)) / 1e6
     found["picture_seconds"] = c.y.size / found["two_threads"] / 1e6
     files_of = {c: c.encode(rgb) for c in (plain, coder)}
@@ -85,7 +84,7 @@ def main() -> None:
         "command": f"python benchmarks/latents.py --images {names}", "machine": machine(),
         "models": f"{FAMILY} W8A8", "anchor": "uniform", "interpolation": "pchip", "step": TCQ_STEP,
         "quantizers": QUANTIZERS, "bd_rate_psnr": results, "viterbi": timing,
-        "threads": numba.get_num_threads(),
+        "threads": allowed(),
     }  # fmt: skip
     (RESULTS / "latents.json").write_text(json.dumps(summary, indent=1) + "\n")
 

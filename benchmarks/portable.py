@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numba
 import numpy as np
 
 from rdquant import zoo
@@ -34,6 +33,7 @@ from rdquant.load import coder_of
 from rdquant.measure import bd_rate_points, machine, psnr
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
 from rdquant.passes.config import PROFILES
+from rdquant.threads import allowed
 
 LAMBDAS = ("0035", "0067", "0130", "0250")
 ENGINES = ("exact", "torch", "openvino", "onnx")
@@ -143,7 +143,7 @@ def engines(args: argparse.Namespace) -> None:
     found = {w: 1e3 * median(t) for w, t in times.items()}
     result = {
         "command": f"python benchmarks/portable.py engines --images KODAK --rounds {args.rounds}",
-        "machine": machine(), "threads": numba.get_num_threads(), "same latents in all engines": same,
+        "machine": machine(), "threads": allowed(), "same latents in all engines": same,
         "agreement_with_exact": agreement, "synthesis_ms_768x512": found,
         "times_faster_than_float": {w: found["float parent, PyTorch"] / t for w, t in found.items()},
     }  # fmt: skip
