@@ -43,15 +43,15 @@ def share(count: int, run: Callable[[int, int], object], least: int = 1) -> None
     ``run`` calls a kernel compiled with ``nogil``, and nothing that calls `share`. What it raises is raised
     once all have ended.
     """
-    whole = count // max(least, 1)
-    threads = min(whole, allowed())
+    whole, most = count // max(least, 1), allowed()
+    threads = min(whole, most)
     if threads <= 1:
         run(0, count)
         return
     n = min(whole, PARTS * threads)
     parts = deque((count * i // n, count * (i + 1) // n) for i in range(n))
     jobs = [_Job(run, parts) for _ in range(threads)]
-    for queue, job in zip(_helpers(allowed() - 1), jobs[1:], strict=False):
+    for queue, job in zip(_helpers(most - 1)[: threads - 1], jobs[1:], strict=True):
         queue.put(job)
     jobs[0].do()
     for job in jobs:
@@ -62,7 +62,7 @@ def share(count: int, run: Callable[[int, int], object], least: int = 1) -> None
 
 
 class _Job:
-    """What one thread does: parts, as long as there are any. A `Future` would do, at ten times the cost."""
+    """What one thread does: parts, as long as there are any. Handing over a `Future` takes longer."""
 
     def __init__(self, run: Callable[[int, int], object], parts: deque[tuple[int, int]]) -> None:
         self.run, self.parts = run, parts
