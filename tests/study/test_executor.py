@@ -122,7 +122,9 @@ def test_any_number_of_processes_makes_the_same_and_shares_threads(
 def test_interrupting_keeps_what_is_made_and_leaves_no_process(tmp_path: Path) -> None:
     cells = [Cell(0), Cell(1), Cell(2, seconds=600), Cell(3, seconds=600)]
     code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background may not have
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from test_executor import Cell, run
 if __name__ == "__main__":
