@@ -81,7 +81,9 @@ def _everywhere(function: Callable[..., Any]) -> Callable[..., Any]:
         **rest: Any,
     ) -> None:
         vars(console.settings).update(json=as_json, quiet=quiet, verbose=verbose)
-        logging.basicConfig(handlers=[_Said()], level=logging.INFO if not quiet else logging.ERROR)
+        logger = logging.getLogger("rdquant")
+        logger.setLevel(logging.INFO)
+        logger.handlers = [_Said()]
         if count is not None:
             threads.limit(count)
         if device is not None:
@@ -101,10 +103,6 @@ def _everywhere(function: Callable[..., Any]) -> Callable[..., Any]:
 
 class _Said(logging.Handler):
     """What the library logs, as the command line says things."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.addFilter(logging.Filter("rdquant"))
 
     def emit(self, record: logging.LogRecord) -> None:
         console.say(record.getMessage())

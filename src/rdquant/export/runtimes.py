@@ -4,7 +4,7 @@ They compute the same integers where they multiply integers, and floats in betwe
 ours but for some that are next to a rounding tie. What must be exact is never run here.
 
 Where an x86 CPU has no better instruction (VNNI), both multiply bytes with one that adds pairs of products in
-16 bits, which saturates: pixels were off by up to 158 levels. There they are told to compute in float32.
+16 bits, which saturates: pixels are far off. There they are told to compute in float32.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from .mixing import Progress, find_mixings
 
 #: of the calibration pictures, how many measure the synthesis gain
 GAIN_PICTURES = 8
-#: so many show a codec of every rate enough: each picture is seen at one quality, and 8 cost 0.2 dB
+#: so many show a codec of every rate enough: each picture is seen at one quality
 ENOUGH_PICTURES = 32
 
 
