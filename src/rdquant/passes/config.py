@@ -85,8 +85,8 @@ class QuantizeConfig:
     prior_activation_bits: int | None = None
     """Bits of activations in the networks that a decoder needs to read symbols (hyper_synthesis and all that
     follows it in the prior); None: ``activation_bits``. Where contexts are deep, what is rounded there costs
-    most of the rate that quantization costs, and 12 bits take a good part of it away; 8-bit products are faster
-    than wider ones where they have an instruction (VNNI).
+    most of the rate that quantization costs, and 12 bits take a good part of it away. Products of 8 bits are
+    faster than wider ones where they have an instruction (VNNI).
     """
     scope: tuple[str, ...] = ()
     """Networks that get these widths, e.g. synthesis; none named: all. The others keep `WIDE_BITS`, which is
