@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..compiled import njit
-from .epilogues import whole_vectors
+from .products import whole_vectors
 
 #: what of an activation is multiplied: ``256 high + low``; no Python integers, for which numba compiles anew
 WHOLE, LOW, HIGH = np.arange(3)
@@ -45,11 +45,16 @@ def _part(value, part):  # type: ignore[no-untyped-def]
 def _fill(x, size, at, count, channels, zero, part, bytewise, cell, into, start):  # type: ignore[no-untyped-def]
     """``count`` positions of ``x`` from element ``at``, ``size`` bytes each, to cells from byte ``start``."""
     whole_vectors()
+    if cell == channels * size and (bytewise or (size == 2 and part == WHOLE)):  # nothing between positions
+        words, first, o = x.view(np.int32), at * size // 4, into.view(np.int32)[start // 4 :]
+        for i in range(count * cell // 4):
+            o[i] = words[first + i]
+        return
     if bytewise:
         for i in range(count):
-            to, of = start + i * cell, at + i * channels
+            a, to = x[at + i * channels : at + (i + 1) * channels], start + i * cell
             for c in range(channels):
-                into[to + c] = x[of + c]
+                into[to + c] = a[c]
         return
     halves = into.view(np.int16)
     for i in range(count):
@@ -108,6 +113,11 @@ def gather(x, size, shape, zero, part, bytewise, cell, rows, columns, buffer, wi
 def store(tile, line, count, first, channels, zero, out, size, at, step):  # type: ignore[no-untyped-def]
     """Channels ``first ..`` of a tile's positions to elements ``at``, ``at + step`` ... of ``out``."""
     whole_vectors()
+    if size == 2 and first == 0 and channels == line and channels == step:  # nothing between positions
+        flat = out.view(np.int16)[at : at + count * line]
+        for i in range(len(flat)):
+            flat[i] = np.int16(tile[i])
+        return
     for p in range(count):
         a, to = (
             tile[p * line + first : p * line + first + channels],

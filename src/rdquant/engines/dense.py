@@ -16,8 +16,8 @@ import numpy as np
 from ..compiled import njit
 from ..graph.operations import Convolution
 from .buffers import HIGH, LOW, WHOLE, gather, store
-from .epilogues import PLAIN, SPAN, enter, finish, rooms
-from .products import BYTES, LANES, STEPS, product
+from .epilogues import PLAIN, enter, finish, rooms
+from .products import BYTES, LANES, SPAN, STEPS, product
 
 #: kernels take a divisor of so many positions
 TOGETHER = math.lcm(*STEPS[STEPS > 0].tolist())

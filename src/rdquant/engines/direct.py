@@ -8,7 +8,8 @@ import numpy as np
 
 from ..compiled import njit
 from .buffers import store
-from .epilogues import LANES, NONE, PLAIN, SPAN, enter, finish, rooms
+from .epilogues import NONE, PLAIN, enter, finish, rooms
+from .products import LANES, SPAN
 
 
 @njit(cache=True, nogil=True)

@@ -8,17 +8,12 @@ operations on integers, or integers times powers of two, of at most 53 bits. Ref
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
 from ..compiled import njit
 from ..graph.arithmetic import (
-    ERROR_BITS,
-    ERROR_LIMIT,
-    FEEDBACK_BITS,
     GDN_BITS,
     ROOT_SHIFT,
     SQUARE_SHIFT,
@@ -28,34 +23,28 @@ from ..graph.arithmetic import (
 )
 from ..graph.operations import Compensate, DivisiveNormalization, Operation, Requantize
 from ..threads import share
-from .products import LANES, POSITIONS, STEPS, WORD_KERNELS, instructions, product, transpose
+from .compensation import IN_WORDS, compensate, compensate_wide
+from .products import (
+    LANES,
+    POSITIONS,
+    SPAN,
+    STEPS,
+    WORD_KERNELS,
+    instructions,
+    packed_words,
+    product,
+    whole_vectors,
+)
 
-#: positions of a tile: a multiple of what any kernel takes
-SPAN = 48
 PLAIN, REQUANTIZE, COMPENSATE, NORMALIZE, DENORMALIZE = range(5)
 #: arguments of kernels that are no Python integers, for which numba compiles them anew
 NONE, ONE = np.int64(0), np.int64(1)
 
 _ROOT_FACTOR, _ROOT_ONE = float(4**ROOT_SHIFT), float(2**ROOT_SHIFT)
-_ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
-_ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
+_V_LIMIT = float(V_LIMIT)
 _X_LO, _X_HI = float(X_LO), float(X_HI)
 _HALF_SQUARE = 1 << SQUARE_SHIFT - 1
 _MIDDLE = 1 << GDN_BITS - 1
-_ERRORS_WORD = 2**31 // ERROR_LIMIT  #: sums of feedback below it: what errors pass on has 32 bits
-
-
-def _emit(typingctx):  # type: ignore[no-untyped-def]
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-#: lets LLVM use the widest vectors of the machine in the function that calls this
-whole_vectors: Any = intrinsic(_emit)
 
 
 class Epilogue(NamedTuple):
@@ -69,24 +58,15 @@ class Epilogue(NamedTuple):
     ends: np.ndarray
     """float64, lo and hi."""
     matrix: np.ndarray
-    """int16, flat: weights of a product of words, by group of outputs."""
+    """int16, flat: weights of a product of words, by group of outputs; of compensate, up to itself."""
     start: np.ndarray
-    """int32: what that product starts with."""
+    """int32: what that product starts with; of compensate, 16 zeros, then low and high."""
     feedback: np.ndarray
-    """float64 ``(C, C)`` of compensate, else (0, 0)."""
+    """float64 ``(C, C)`` of compensate that has no group, else (0, 0)."""
     group: int
     """Channels that compensate in a row before a product passes errors on, or 1; vectors of gdn's."""
     kernel: int
     """That of products of words."""
-
-
-def packed_words(weights: np.ndarray, vectors: int) -> np.ndarray:
-    """``(K, O)`` -> ``(blocks, K / 2, 16 vectors, 2)`` int16 flat, zeros beyond."""
-    k, o = weights.shape
-    width = LANES * vectors
-    room = np.zeros((k + k % 2, -(-o // width) * width), np.int16)
-    room[:k, :o] = weights
-    return room.reshape(len(room) // 2, 2, -1, width).transpose(2, 0, 3, 1).reshape(-1).copy()
 
 
 def words_kernel() -> int:
@@ -116,13 +96,17 @@ def prepared(op: Operation | None, channels: int) -> Epilogue:
         feedback = op.feedback.astype(np.int64)
         factors[:2] = op.factor.as_float()
         factors[2:] = op.ends()
-        group = 1
-        if int(np.abs(feedback).sum(0).max()) < _ERRORS_WORD:
-            group = LANES
-            groups = [packed_words(feedback[:c, c : c + LANES], 1) for c in range(LANES, channels, LANES)]
-            matrix, start = np.concatenate([matrix, *groups]), np.zeros(LANES, np.int32)
-        real = np.ascontiguousarray(feedback.astype(np.float64))
-        return Epilogue(COMPENSATE, channels, factors, ends, matrix, start, real, group, words)
+        if int(np.abs(feedback).sum(0).max()) >= IN_WORDS:
+            return Epilogue(
+                COMPENSATE, channels, factors, ends, matrix, start, op.feedback.astype(float), 1, words
+            )
+        beyond = -channels % LANES
+        room = np.pad(feedback, ((0, beyond), (0, beyond)))
+        columns = range(0, channels, LANES)
+        matrix = np.concatenate([packed_words(room[: c + LANES, c : c + LANES], 1) for c in columns])
+        limits = [np.pad(end.astype(np.int32), (0, beyond)) for end in op.ends()]
+        start = np.concatenate([np.zeros(LANES, np.int32), *limits])
+        return Epilogue(COMPENSATE, channels, factors, ends, matrix, start, none, LANES, words)
     assert isinstance(op, DivisiveNormalization) and op.widen is not None and op.factor is not None
     factors[0] = op.widen.as_float()
     if op.inverse:
@@ -146,8 +130,8 @@ def _requantize(acc, line, count, channels, factors, lo, hi, out):  # type: igno
     for p in range(count):
         a, o = acc[p * line : p * line + channels], out[p * line : p * line + channels]
         for c in range(channels):
-            v = np.float64(a[c])
-            v = np.floor(v * (factor[c] if v >= 0 else negative[c]) + 0.5)
+            v, above, below = np.float64(a[c]), factor[c], negative[c]  # loaded first: no gather of either
+            v = np.floor(v * (above if v >= 0 else below) + 0.5)
             o[c] = np.int32(min(max(v, lo), hi))
 
 
@@ -199,95 +183,6 @@ def _normalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # 
             o[c] = np.int32(min(max(v, lo), hi))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _round_group(v, passed, errors, q, width, factors, first, feedback):  # type: ignore[no-untyped-def]
-    """Channels ``first .. first + width - 1``: ``v, passed, errors, q: (16, SPAN)``, what is to be rounded
-    and what earlier groups pass on -> errors and results.
-    """
-    whole_vectors()
-    u, exact = np.empty((LANES, SPAN)), np.empty(SPAN)
-    for i in range(width):
-        for p in range(SPAN):
-            u[i, p] = np.float64(v[i, p]) * _FEEDBACK_ONE + np.float64(passed[i, p])
-    for i in range(width):
-        low, high = factors[2, first + i], factors[3, first + i]
-        for p in range(SPAN):
-            r = min(max(np.floor(u[i, p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5), low), high)
-            error = np.floor(u[i, p] * (1 / _FEEDBACK_ONE) + 0.5) - r * _ERROR_ONE
-            exact[p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
-            errors[i, p] = np.int32(exact[p])
-            q[i, p] = np.int32(r)
-        for j in range(i + 1, width):
-            share = feedback[first + i, first + j]
-            for p in range(SPAN):
-                u[j, p] += exact[p] * share
-
-
-@njit(cache=True, nogil=True)
-def _turn(a, a_line, b, b_line, rows):  # type: ignore[no-untyped-def]
-    """16 columns of int32 to as many rows: addresses, bytes from row to row, multiples of 16 rows."""
-    for p in range(0, rows, LANES):
-        transpose(a + p * a_line, a_line, b + 4 * p, b_line)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _narrow(errors, line, count, first, before):  # type: ignore[no-untyped-def]
-    whole_vectors()
-    for p in range(count):
-        a, b = errors[p], before[p * line + first : p * line + first + LANES]
-        for c in range(LANES):
-            b[c] = np.int16(a[c])
-
-
-@njit(cache=True, nogil=True)
-def _compensate(line, count, e, out):  # type: ignore[no-untyped-def]
-    """Channels in groups of 16; errors go to later groups by a product of words."""
-    groups = (e.channels + LANES - 1) // LANES
-    before, taps = np.empty(SPAN * line, np.int16), np.zeros(1, np.int64)
-    v, q = np.zeros((LANES, SPAN), np.int32), np.zeros((LANES, SPAN), np.int32)
-    errors, passed = np.zeros((LANES, SPAN), np.int32), np.zeros((LANES, SPAN), np.int32)
-    room = np.zeros((SPAN, LANES), np.int32)
-    at, wide = 0, 4 * LANES
-    for group in range(groups):
-        first = group * LANES
-        width = min(LANES, e.channels - first)
-        if first > 0:
-            for p in range(0, count, STEPS[e.kernel, 1]):
-                product(
-                    e.kernel, ONE, np.int64(before.ctypes.data) + 2 * p * line, 2 * line,
-                    np.int64(taps.ctypes.data), ONE, first // 2, np.int64(e.matrix.ctypes.data) + 2 * at,
-                    np.int64(e.start.ctypes.data), NONE, np.int64(room.ctypes.data) + p * wide, wide,
-                )  # fmt: skip
-            at += first * LANES
-            _turn(np.int64(room.ctypes.data), wide, passed.ctypes.data, 4 * SPAN, SPAN)
-        _turn(np.int64(out.ctypes.data) + 4 * first, 4 * line, v.ctypes.data, 4 * SPAN, SPAN)
-        _round_group(v, passed, errors, q, width, e.factors, first, e.feedback)
-        for p in range(0, SPAN, LANES):
-            transpose(q.ctypes.data + 4 * p, 4 * SPAN, out.ctypes.data + 4 * (p * line + first), 4 * line)
-            transpose(errors.ctypes.data + 4 * p, 4 * SPAN, room.ctypes.data + p * wide, wide)
-        _narrow(room, line, count, first, before)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _compensate_wide(line, count, e, out):  # type: ignore[no-untyped-def]
-    """The same where what errors pass on can exceed 32 bits: all in float64."""
-    whole_vectors()
-    u, errors = np.zeros((e.channels, SPAN)), np.zeros(SPAN)
-    for p in range(count):
-        for c in range(e.channels):
-            u[c, p] = np.float64(out[p * line + c]) * _FEEDBACK_ONE
-    for i in range(e.channels):
-        for p in range(count):
-            r = np.floor(u[i, p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5)
-            r = min(max(r, e.factors[2, i]), e.factors[3, i])
-            error = np.floor(u[i, p] * (1 / _FEEDBACK_ONE) + 0.5) - r * _ERROR_ONE
-            errors[p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
-            out[p * line + i] = np.int32(r)
-        for j in range(i + 1, e.channels):
-            for p in range(count):
-                u[j, p] += errors[p] * e.feedback[i, j]
-
-
 @njit(cache=True, nogil=True)
 def enter(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
     """``acc``, a tile of accumulators, int32 or float64 -> ``out``, what `finish` goes on from, or for GDN
@@ -309,9 +204,9 @@ def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
         return
     if e.kind == COMPENSATE:
         if e.group > 1:
-            _compensate(line, count, e, out)
+            compensate(line, count, e.kernel, e.matrix, e.start, out)
         else:
-            _compensate_wide(line, count, e, out)
+            compensate_wide(line, count, channels, factors, e.feedback, out)
         return
     vectors = e.group
     width, words, step, wide = LANES * vectors, (channels + 1) // 2, STEPS[e.kernel, vectors], len(e.start)

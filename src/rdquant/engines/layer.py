@@ -14,8 +14,8 @@ from ..graph.operations import Convolution, Operation, Requantize
 from ..threads import allowed, share
 from . import dense, direct
 from .buffers import Form, flat
-from .epilogues import SPAN, prepared, vectors_for
-from .products import BYTES, LANES, instructions
+from .epilogues import prepared, vectors_for
+from .products import BYTES, LANES, SPAN, instructions
 
 #: bytes of weights that stay in the first cache while a tile goes through
 _CACHED = 24 * 2**10

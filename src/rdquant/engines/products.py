@@ -27,6 +27,7 @@ from ..errors import UsageError
 
 llvmlite.binding.initialize_native_asmparser()
 LANES = 16  #: int32 outputs of a vector
+SPAN = 48  #: positions of a tile: a multiple of what any kernel takes
 PORTABLE, BYTES, WORDS, PAIRS = range(4)  #: the kernels; `PAIRS`: words by AVX2
 #: positions that a kernel takes, by its vectors: what fits 32 registers, or the 16 of AVX2
 POSITIONS = {
@@ -59,19 +60,19 @@ def instructions() -> str:
     return chosen
 
 
-_VNNI, _AVX2 = ("avx512vnni" in available()), ("avx2" in available())
+VNNI, AVX2 = ("avx512vnni" in available()), ("avx2" in available())
 
 
 _I16, _I32, _I64 = (ir.IntType(n) for n in (16, 32, 64))
-_SUMS = ir.VectorType(_I32, LANES)
+SUMS = ir.VectorType(_I32, LANES)
 
 
-def _dot(builder: Any, kernel: int, acc: Any, word: Any, weights: Any) -> Any:
+def dot(builder: Any, kernel: int, acc: Any, word: Any, weights: Any) -> Any:
     """``acc + sum of word * weights`` in each lane, all of them vectors of 16 i32."""
     if kernel in (BYTES, WORDS):
         # as text: LLVM would take vpdpwssd apart again, for a latency that is hidden here
         name = "vpdpbusd" if kernel == BYTES else "vpdpwssd"
-        code = ir.InlineAsm(ir.FunctionType(_SUMS, (_SUMS,) * 3), f"{name} $3, $2, $0", "=v,0,v,v")
+        code = ir.InlineAsm(ir.FunctionType(SUMS, (SUMS,) * 3), f"{name} $3, $2, $0", "=v,0,v,v")
         return builder.call(code, (acc, word, weights))
     if kernel == PAIRS:
         half, pairs = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16)
@@ -81,10 +82,10 @@ def _dot(builder: Any, kernel: int, acc: Any, word: Any, weights: Any) -> Any:
         for first in (0, 8):
             pick = ir.Constant(ir.VectorType(_I32, 8), list(range(first, first + 8)))
             parts = (
-                builder.shuffle_vector(v, ir.Constant(_SUMS, ir.Undefined), pick) for v in (word, weights)
+                builder.shuffle_vector(v, ir.Constant(SUMS, ir.Undefined), pick) for v in (word, weights)
             )
             sums.append(builder.call(multiply, [builder.bitcast(v, pairs) for v in parts]))
-        pick = ir.Constant(_SUMS, list(range(LANES)))
+        pick = ir.Constant(SUMS, list(range(LANES)))
         return builder.add(acc, builder.shuffle_vector(*sums, pick))
     halves = ir.VectorType(_I16, 2 * LANES)
     wide = ir.VectorType(_I32, 2 * LANES)
@@ -110,12 +111,12 @@ def _emit(typingctx, kernel, vectors, a, stride, taps, count, words, w, start, l
         def times(value, k):  # type: ignore[no-untyped-def]
             return builder.mul(value, ir.Constant(_I64, k))
 
-        sums = [[cgutils.alloca_once(builder, _SUMS) for _ in range(n)] for _ in range(m)]
+        sums = [[cgutils.alloca_once(builder, SUMS) for _ in range(n)] for _ in range(m)]
         place = cgutils.alloca_once_value(builder, w)
         for i in range(m):
             for j in range(n):
                 address = builder.add(builder.add(start, times(line, i)), ir.Constant(_I64, 64 * j))
-                builder.store(builder.load(at(address, _SUMS), align=4), sums[i][j])
+                builder.store(builder.load(at(address, SUMS), align=4), sums[i][j])
         with cgutils.for_range(builder, count, intp=_I64) as tap:
             offset = builder.load(builder.gep(at(taps, _I64), [tap.index]))
             rows = [builder.add(builder.add(a, offset), times(stride, i)) for i in range(m)]
@@ -123,24 +124,24 @@ def _emit(typingctx, kernel, vectors, a, stride, taps, count, words, w, start, l
                 here = builder.load(place)
                 step = times(k.index, 4)
                 weights = [
-                    builder.load(at(builder.add(here, ir.Constant(_I64, 64 * j)), _SUMS), align=4)
+                    builder.load(at(builder.add(here, ir.Constant(_I64, 64 * j)), SUMS), align=4)
                     for j in range(n)
                 ]
                 for i in range(m):
                     one = builder.load(at(builder.add(rows[i], step), _I32), align=1)
-                    lane = builder.insert_element(ir.Constant(_SUMS, ir.Undefined), one, ir.Constant(_I32, 0))
+                    lane = builder.insert_element(ir.Constant(SUMS, ir.Undefined), one, ir.Constant(_I32, 0))
                     word = builder.shuffle_vector(
-                        lane, ir.Constant(_SUMS, ir.Undefined), ir.Constant(_SUMS, None)
+                        lane, ir.Constant(SUMS, ir.Undefined), ir.Constant(SUMS, None)
                     )
                     for j in range(n):
                         builder.store(
-                            _dot(builder, kind, builder.load(sums[i][j]), word, weights[j]), sums[i][j]
+                            dot(builder, kind, builder.load(sums[i][j]), word, weights[j]), sums[i][j]
                         )
                 builder.store(builder.add(here, ir.Constant(_I64, 64 * n)), place)
         for i in range(m):
             for j in range(n):
                 address = builder.add(builder.add(c, times(ldc, i)), ir.Constant(_I64, 64 * j))
-                builder.store(builder.load(sums[i][j]), at(address, _SUMS), align=4)
+                builder.store(builder.load(sums[i][j]), at(address, SUMS), align=4)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -161,10 +162,10 @@ def product(kernel, vectors, a, stride, taps, count, words, w, start, line, c, l
     if kernel == 0:
         _product(0, 1, a, stride, taps, count, words, w, start, line, c, ldc)
     # constants: what this machine lacks is not compiled
-    if _AVX2:  # noqa: SIM102
+    if AVX2:  # noqa: SIM102
         if kernel == 3:
             _product(3, 1, a, stride, taps, count, words, w, start, line, c, ldc)
-    if _VNNI:
+    if VNNI:
         if kernel == 1:
             if vectors == 1:
                 _product(1, 1, a, stride, taps, count, words, w, start, line, c, ldc)
@@ -185,31 +186,37 @@ def product(kernel, vectors, a, stride, taps, count, words, w, start, line, c, l
                 _product(2, 4, a, stride, taps, count, words, w, start, line, c, ldc)
 
 
-def _emit_transpose(typingctx, a, a_line, b, b_line):  # type: ignore[no-untyped-def]
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """16 vectors of 16 lanes, row ``i`` lane ``j`` to row ``j`` lane ``i``."""
+    rows = list(rows)
+    for d in (8, 4, 2, 1):  # exchanges this bit of row and lane
+        for i in (i for i in range(LANES) if not i & d):
+            x, y = rows[i], rows[i + d]
+            picks = [
+                [lane if not lane & d else LANES + lane - d for lane in range(LANES)],
+                [lane + d if not lane & d else LANES + lane for lane in range(LANES)],
+            ]
+            rows[i], rows[i + d] = (builder.shuffle_vector(x, y, ir.Constant(SUMS, pick)) for pick in picks)
+    return rows
+
+
+def packed_words(weights: np.ndarray, vectors: int) -> np.ndarray:
+    """``(K, O)`` -> ``(blocks, K / 2, 16 vectors, 2)`` int16 flat, zeros beyond."""
+    k, o = weights.shape
+    width = LANES * vectors
+    room = np.zeros((k + k % 2, -(-o // width) * width), np.int16)
+    room[:k, :o] = weights
+    return room.reshape(len(room) // 2, 2, -1, width).transpose(2, 0, 3, 1).reshape(-1).copy()
+
+
+def _emit_width(typingctx):  # type: ignore[no-untyped-def]
+
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        a, a_line, b, b_line = args
-
-        def place(start, line, i):  # type: ignore[no-untyped-def]
-            address = builder.add(start, builder.mul(line, ir.Constant(_I64, i)))
-            return builder.inttoptr(address, _SUMS.as_pointer())
-
-        rows = [builder.load(place(a, a_line, i), align=4) for i in range(LANES)]
-        for d in (8, 4, 2, 1):  # exchanges this bit of row and lane
-            for i in (i for i in range(LANES) if not i & d):
-                x, y = rows[i], rows[i + d]
-                picks = [
-                    [lane if not lane & d else LANES + lane - d for lane in range(LANES)],
-                    [lane + d if not lane & d else LANES + lane for lane in range(LANES)],
-                ]
-                rows[i], rows[i + d] = (
-                    builder.shuffle_vector(x, y, ir.Constant(_SUMS, pick)) for pick in picks
-                )
-        for i, row in enumerate(rows):
-            builder.store(row, place(b, b_line, i), align=4)
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), codegen
+    return types.void(), codegen
 
 
-#: ``(a, a_line, b, b_line)``: 16 rows of 16 int32 at ``a`` to columns at ``b``; lines in bytes
-transpose: Any = intrinsic(_emit_transpose)
+#: lets LLVM use the widest vectors of the machine in the function that calls this
+whole_vectors: Any = intrinsic(_emit_width)

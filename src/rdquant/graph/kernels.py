@@ -118,8 +118,8 @@ def rescale(q, up, down, lo, hi, zero, out):  # type: ignore[no-untyped-def]
     rows, channels = q.shape
     for p in range(rows):
         for c in range(channels):
-            v = np.float64(q[p, c])
-            v = np.floor(v * (up[c] if v >= 0 else down[c]) + 0.5)
+            v, above, below = np.float64(q[p, c]), up[c], down[c]  # loaded first: no gather of either
+            v = np.floor(v * (above if v >= 0 else below) + 0.5)
             out[p, c] = np.int32(min(max(v, lo), hi)) - zero[c]
 
 

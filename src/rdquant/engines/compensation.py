@@ -1,0 +1,171 @@
+"""Rounding channel after channel, each error passed on to the channels still to come, a tile at a time.
+
+Channels go in groups of 16. Errors reach later groups by a product of words (`products`), and the rest of
+their own group in registers: 16 positions at once, a vector for each channel. Reference:
+`rdquant.graph.arithmetic.compensate`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ..compiled import njit
+from ..graph.arithmetic import ERROR_BITS, ERROR_LIMIT, FEEDBACK_BITS
+from .products import (
+    AVX2,
+    LANES,
+    PAIRS,
+    STEPS,
+    SUMS,
+    VNNI,
+    WORDS,
+    dot,
+    product,
+    transposed,
+    whole_vectors,
+)
+
+#: arguments of kernels that are no Python integers, for which numba compiles them anew
+_NONE, _ONE = np.int64(0), np.int64(1)
+_ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
+_ERROR_LIMIT = float(ERROR_LIMIT)
+#: sums of feedback below it: what errors pass on has 32 bits
+IN_WORDS = 2**31 // ERROR_LIMIT
+_I64, _LINE = ir.IntType(64), 4 * LANES
+
+
+def _emit(typingctx, kernel, v, line, passed, feedback, low, high, errors, errors_line):  # type: ignore[no-untyped-def]
+    """``kernel`` is a literal."""
+    kind = kernel.literal_value
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        v, line, passed, feedback, low, high, errors, errors_line = args[1:]
+        undefined, pick = ir.Constant(SUMS, ir.Undefined), ir.Constant(SUMS, None)
+
+        def at(address, offset, kind):  # type: ignore[no-untyped-def]
+            place = builder.add(
+                address, offset if isinstance(offset, ir.Value) else ir.Constant(_I64, offset)
+            )
+            return builder.inttoptr(place, kind.as_pointer())
+
+        def row(i, distance):  # type: ignore[no-untyped-def]
+            return builder.mul(distance, ir.Constant(_I64, i))
+
+        def load(address, offset):  # type: ignore[no-untyped-def]
+            return builder.load(at(address, offset, SUMS), align=4)
+
+        def every(address, offset):  # type: ignore[no-untyped-def]
+            one = builder.load(at(address, offset, SUMS.element), align=4)
+            lane = builder.insert_element(undefined, one, ir.Constant(SUMS.element, 0))
+            return builder.shuffle_vector(lane, undefined, pick)
+
+        def constant(value):  # type: ignore[no-untyped-def]
+            return ir.Constant(SUMS, [value] * LANES)
+
+        def clipped(x, least, most):  # type: ignore[no-untyped-def]
+            x = builder.select(builder.icmp_signed(">", x, least), x, least)
+            return builder.select(builder.icmp_signed("<", x, most), x, most)
+
+        whole = transposed(builder, [load(v, row(i, line)) for i in range(LANES)])
+        given = transposed(builder, [load(passed, i * _LINE) for i in range(LANES)])
+        found, words, before = [], [], undefined
+        for i in range(LANES):
+            near = builder.add(whole[i], builder.ashr(given[i], constant(FEEDBACK_BITS)))
+            r = builder.ashr(builder.add(near, constant(1 << ERROR_BITS - 1)), constant(ERROR_BITS))
+            r = clipped(r, every(low, 4 * i), every(high, 4 * i))
+            up = builder.and_(builder.lshr(given[i], constant(FEEDBACK_BITS - 1)), constant(1))
+            error = builder.sub(builder.add(near, up), builder.shl(r, constant(ERROR_BITS)))
+            error = clipped(error, constant(-ERROR_LIMIT), constant(ERROR_LIMIT))
+            found.append(r)
+            if i % 2:
+                low_half = builder.and_(before, constant(0xFFFF))
+                words.append(builder.or_(low_half, builder.shl(error, constant(16))))
+            before = error if i % 2 == 0 else words[-1]
+            # words of feedback are of pairs; the one of a pair to its own second has zero above
+            for j in range(i + 1, LANES) if i % 2 else (i + 1,):
+                given[j] = dot(builder, kind, given[j], before, every(feedback, i // 2 * _LINE + 4 * j))
+        for i, r in enumerate(transposed(builder, found)):
+            builder.store(r, at(v, row(i, line), SUMS), align=4)
+        half = ir.VectorType(SUMS.element, LANES // 2)
+        first = ir.Constant(half, list(range(LANES // 2)))
+        for i, word in enumerate(transposed(builder, words + [undefined] * (LANES // 2))):
+            narrow = builder.shuffle_vector(word, undefined, first)
+            builder.store(narrow, at(errors, row(i, errors_line), half), align=2)
+        return context.get_dummy_value()
+
+    return types.void(kernel, *[types.int64] * 8), codegen
+
+
+_round: Any = intrinsic(prefer_literal=True)(_emit)
+
+
+@njit(cache=True, nogil=True)
+def _round_group(kernel, v, line, passed, feedback, low, high, errors, errors_line):  # type: ignore[no-untyped-def]
+    """16 positions of a group: ``v`` to results in its place, and errors, int16. Addresses, and bytes from
+    position to position.
+
+    ``passed``: int32 ``(16, 16)``, by earlier groups; ``feedback``: words ``(8, 16)``, pairs of channels to
+    each; ``low, high``: int32. ``v 2^8 + passed`` may have more than 32 bits; what it is rounded to, in units
+    of 2^8 and 2^16, has not.
+    """
+    if kernel == 0:
+        _round(0, v, line, passed, feedback, low, high, errors, errors_line)
+    # constants: what this machine lacks is not compiled
+    if AVX2:  # noqa: SIM102
+        if kernel == PAIRS:
+            _round(3, v, line, passed, feedback, low, high, errors, errors_line)
+    if VNNI:  # noqa: SIM102
+        if kernel == WORDS:
+            _round(2, v, line, passed, feedback, low, high, errors, errors_line)
+
+
+@njit(cache=True, nogil=True)
+def compensate(line, count, kernel, matrix, start, out):  # type: ignore[no-untyped-def]
+    """A tile ``out``, int32, in units of 2^-8 -> activations. ``matrix, start``: of `Epilogue`."""
+    places = count + 2 * LANES  # and what kernels take beyond
+    before, taps = np.empty(places * line, np.int16), np.zeros(1, np.int64)
+    room = np.zeros((places, LANES), np.int32)
+    at, step = np.int64(0), STEPS[kernel, 1]
+    zeros = np.int64(start.ctypes.data)
+    for first in range(0, line, LANES):
+        weights = np.int64(matrix.ctypes.data) + 2 * at
+        if first > 0:
+            for p in range(0, count, step):
+                product(
+                    kernel, _ONE, np.int64(before.ctypes.data) + 2 * p * line, 2 * line,
+                    np.int64(taps.ctypes.data), _ONE, first // 2, weights, zeros, _NONE,
+                    np.int64(room.ctypes.data) + p * _LINE, np.int64(_LINE),
+                )  # fmt: skip
+        low = zeros + 4 * (LANES + first)
+        for p in range(0, count, LANES):
+            _round_group(
+                kernel, np.int64(out.ctypes.data) + 4 * (p * line + first), 4 * line,
+                np.int64(room.ctypes.data) + p * _LINE, weights + 2 * first * LANES, low, low + 4 * line,
+                np.int64(before.ctypes.data) + 2 * (p * line + first), 2 * line,
+            )  # fmt: skip
+        at += (first + LANES) * LANES
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def compensate_wide(line, count, channels, factors, feedback, out):  # type: ignore[no-untyped-def]
+    """The same where what errors pass on can exceed 32 bits: all in float64."""
+    whole_vectors()
+    u, errors = np.zeros((channels, count)), np.zeros(count)
+    for p in range(count):
+        for c in range(channels):
+            u[c, p] = np.float64(out[p * line + c]) * _FEEDBACK_ONE
+    for i in range(channels):
+        for p in range(count):
+            r = np.floor(u[i, p] * (1 / (_ERROR_ONE * _FEEDBACK_ONE)) + 0.5)
+            r = min(max(r, factors[2, i]), factors[3, i])
+            error = np.floor(u[i, p] * (1 / _FEEDBACK_ONE) + 0.5) - r * _ERROR_ONE
+            errors[p] = min(max(error, -_ERROR_LIMIT), _ERROR_LIMIT)
+            out[p * line + i] = np.int32(r)
+        for j in range(i + 1, channels):
+            for p in range(count):
+                u[j, p] += errors[p] * feedback[i, j]
