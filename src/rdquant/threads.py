@@ -17,6 +17,8 @@ from queue import SimpleQueue
 #: held while networks or searches run: they use all cores by themselves, and two at once would need the
 #: memory of two
 PARALLEL = threading.RLock()
+#: whether a thread does part of a `share`
+_here = threading.local()
 #: that work is cut into for each thread: cores are not all as fast, and may be wanted by others
 PARTS = 2
 
@@ -40,17 +42,22 @@ def limit(count: int) -> None:
 def share(count: int, run: Callable[[int, int], object], least: int = 1) -> None:
     """``run(first, last)`` for parts of ``range(count)``, each of ``least`` or more, by all threads.
 
-    ``run`` calls a kernel compiled with ``nogil``, and nothing that calls `share`. What it raises is raised
-    once all have ended.
+    ``run`` calls kernels compiled with ``nogil``; what it shares in turn, its thread does alone. What it
+    raises is raised once all have ended.
     """
-    whole, most = count // max(least, 1), allowed()
+    whole, most = count // max(least, 1), 1 if getattr(_here, "within", False) else allowed()
     threads = min(whole, most)
     if threads <= 1:
         run(0, count)
         return
     n = min(whole, PARTS * threads)
-    parts = deque((count * i // n, count * (i + 1) // n) for i in range(n))
-    jobs = [_Job(run, parts) for _ in range(threads)]
+    ends = [count * i // n for i in range(n + 1)]
+    # the same part of the rows to each thread, kernel after kernel: they are in its core's cache
+    shares = [
+        deque((ends[i], ends[i + 1]) for i in range(n * t // threads, n * (t + 1) // threads))
+        for t in range(threads)
+    ]
+    jobs = [_Job(run, shares[t:] + shares[:t]) for t in range(threads)]
     for queue, job in zip(_helpers(most - 1)[: threads - 1], jobs[1:], strict=True):
         queue.put(job)
     jobs[0].do()
@@ -62,24 +69,31 @@ def share(count: int, run: Callable[[int, int], object], least: int = 1) -> None
 
 
 class _Job:
-    """What one thread does: parts, as long as there are any. Handing over a `Future` takes longer."""
+    """What one thread does: its own share, then the last parts of the others'. Handing over a `Future` takes
+    longer.
+    """
 
-    def __init__(self, run: Callable[[int, int], object], parts: deque[tuple[int, int]]) -> None:
-        self.run, self.parts = run, parts
+    def __init__(self, run: Callable[[int, int], object], shares: list[deque[tuple[int, int]]]) -> None:
+        self.run, self.shares = run, shares
         self.error: BaseException | None = None
         self.ended = threading.Lock()
         self.ended.acquire()
 
     def do(self) -> None:
+        _here.within = True
         try:
-            while True:
-                try:
-                    part = self.parts.popleft()
-                except IndexError:
-                    break
-                self.run(*part)
+            for share, take in zip(
+                self.shares, (deque.popleft, *[deque.pop] * len(self.shares)), strict=False
+            ):
+                while share:
+                    try:
+                        part = take(share)
+                    except IndexError:  # another thread was faster
+                        break
+                    self.run(*part)
         except BaseException as error:  # the caller's to raise
             self.error = error
+        _here.within = False
         self.ended.release()
 
 

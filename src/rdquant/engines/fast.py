@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,10 +36,11 @@ from ..graph.operations.attention import relative_positions
 from ..threads import share
 from .buffers import Form
 from .cache import per_graph
+from .chain import Prepared, Step, chained
 from .epilogues import finish_rows, prepared
 from .layer import Layer
+from .products import LANES
 
-Step = Callable[..., np.ndarray]
 #: elements that one thread is quicker with
 _FEW = 2**14
 EPILOGUES = (Requantize, Compensate, DivisiveNormalization)
@@ -166,13 +166,32 @@ def _attention(op: WindowAttention, form: Form) -> Step:
     return run
 
 
+def _moved(
+    q: np.ndarray, apart: tuple[int, ...], order: tuple[int, ...], shape: tuple[int, ...], form: Form
+) -> np.ndarray:
+    """``q`` as ``apart``, its axes in another order, as ``shape``."""
+    if form.zero.any():
+        return form.store(q.reshape(apart).transpose(order).reshape(shape))
+    parts = q.astype(form.dtype, copy=False).reshape(apart).transpose(order)
+    result = np.empty(parts.shape, form.dtype)
+    few = parts.shape[-1] < LANES  # then numpy's inner loop is to be over another axis
+    columns = [np.s_[..., c] for c in range(parts.shape[-1])] if few else [np.s_[...]]
+
+    def run(first: int, last: int) -> None:
+        for column in columns:
+            result[:, first:last][column] = parts[:, first:last][column]
+
+    share(parts.shape[1], run, max(1, _FEW * parts.shape[1] // parts.size))
+    return result.reshape(shape)
+
+
 def _shuffle(op: Shuffle, form: Form) -> Step:
     r = op.factor
 
     def run(q: np.ndarray) -> np.ndarray:
         b, h, w, c = q.shape
-        parts = q.reshape(b, h, w, c // r**2, r, r).transpose(0, 1, 4, 2, 5, 3)
-        return form.store(parts.reshape(b, h * r, w * r, c // r**2))
+        apart, shape = (b, h, w, c // r**2, r, r), (b, h * r, w * r, c // r**2)
+        return _moved(q, apart, (0, 1, 4, 2, 5, 3), shape, form)
 
     return run
 
@@ -182,8 +201,8 @@ def _unshuffle(op: Unshuffle, form: Form) -> Step:
 
     def run(q: np.ndarray) -> np.ndarray:
         b, h, w, c = q.shape
-        parts = q.reshape(b, h // r, r, w // r, r, c).transpose(0, 1, 3, 5, 2, 4)
-        return form.store(parts.reshape(b, h // r, w // r, c * r**2))
+        apart, shape = (b, h // r, r, w // r, r, c), (b, h // r, w // r, c * r**2)
+        return _moved(q, apart, (0, 1, 3, 5, 2, 4), shape, form)
 
     return run
 
@@ -222,14 +241,10 @@ STEPS: dict[type[Operation], Callable[..., Step]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    name: str
-    run: Step
-    inputs: tuple[str, ...]
-    done: tuple[str, ...]
-    """What nothing needs any more afterwards."""
-    pads: bool
+#: take each position by itself
+_POINTWISE = (
+    *EPILOGUES, Sum, Product, Pointwise, LayerNorm, Gain, Concatenate, Slice,
+)  # fmt: skip
 
 
 class Plan:
@@ -241,7 +256,8 @@ class Plan:
         forms = {name: _form(graph, ports, name) for name in (*graph.inputs, *(n.name for n in graph.nodes))}
         self._inputs = {name: (port, forms[name]) for name, port in graph.inputs.items()}
         self._output = graph.output
-        steps: list[tuple[str, Step, tuple[str, ...], bool]] = []
+        at = graph.resolutions()
+        found: list[tuple[str, Step, Node]] = []
         fused: set[str] = set()
         for node in graph.nodes:
             if node.name in fused:
@@ -255,24 +271,25 @@ class Plan:
                 run: Step = _Convolution(node.op, given[0], forms[node.inputs[0]], last, forms[name])
             else:
                 run = STEPS.get(type(node.op), _general)(node.op, forms[name])
-            steps.append((name, run, node.inputs, isinstance(node.op, Convolution)))
-        last_use = {edge: i for i, (_, _, inputs, _) in enumerate(steps) for edge in inputs}
-        last_use[self._output] = len(steps)
-        self._steps = [
-            _Prepared(name, run, inputs, tuple(e for e in set(inputs) if last_use[e] == i), pads)
-            for i, (name, run, inputs, pads) in enumerate(steps)
-        ]
+            found.append((name, run, node))
+        last_use = {edge: i for i, (_, _, node) in enumerate(found) for edge in node.inputs}
+        last_use[self._output] = len(found)
+        steps = []
+        for i, (name, run, node) in enumerate(found):
+            op, done = node.op, tuple(e for e in set(node.inputs) if last_use[e] == i)
+            alone = op.is_matrix if isinstance(op, Convolution) else isinstance(op, _POINTWISE)
+            pads = isinstance(op, Convolution)
+            steps.append(Prepared(name, run, node.inputs, done, pads, at[name] if alone else None))
+        self._steps = chained(steps, {name: (ports[name].channels, forms[name].dtype) for name in forms})
 
     def run(self, *given: np.ndarray, valid: bool = False) -> np.ndarray:
         """`rdquant.engines.run`: in integers of as few bytes as hold what can come out."""
         values: dict[str, np.ndarray] = {}
         for (name, (port, form)), t in zip(self._inputs.items(), given, strict=True):
-            values[name] = form.store(_clipped(t.transpose(0, 2, 3, 1), port))
+            b, c, h, w = t.shape
+            values[name] = _moved(_clipped(t, port), t.shape, (0, 2, 3, 1), (b, h, w, c), form)
         for step in self._steps:
-            inputs = [values[edge] for edge in step.inputs]
-            values[step.name] = step.run(*inputs, valid=valid) if step.pads else step.run(*inputs)
-            for edge in step.done:
-                del values[edge]
+            step(values, valid)
         return values[self._output].transpose(0, 3, 1, 2)
 
 

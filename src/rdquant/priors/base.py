@@ -44,11 +44,13 @@ class Part:
     """What is decoded at a time: some positions of each of ``channels``, row by row, in the order given here.
 
     ``positions: (G, n)`` int64, into the H * W of the latent, rising in each row; row g is that of the g-th
-    G-th of the channels. None: all positions.
+    G-th of the channels. None: all positions. ``step``: 0, or a row has all positions that are so many rows
+    and columns apart, from its first one on, which is one of the first so many; slices of them are quicker.
     """
 
     channels: slice
     positions: np.ndarray | None = None
+    step: int = 0
 
     def take(self, t: np.ndarray) -> np.ndarray:
         """``t: (B, M, H, W)`` -> ``(B, C, 1, n)``."""
@@ -59,28 +61,30 @@ class Part:
         if self.positions is None:
             return t.reshape(*t.shape[:2], 1, -1)
         found = np.empty((*t.shape[:2], 1, self.positions.shape[1]), t.dtype)
-        for own, at in self._groups(
-            t.shape[1]
-        ):  # large tensors, channels last in memory, are not copied whole
-            found[:, own, 0] = t[:, own, at // t.shape[3], at % t.shape[3]]
+        for own, place in self._groups(t.shape):
+            there = t[:, own][..., *place]
+            found[:, own].reshape(there.shape)[:] = there
         return found
 
     def put(self, values: np.ndarray, into: np.ndarray) -> None:
-        """The inverse, in place: ``values: (B, C, 1, n)`` into ``(B, M, H, W)``, which must be contiguous."""
-        own = into[:, self.channels]
-        rows, values = own.reshape(*own.shape[:2], -1), values[:, :, 0]
+        """The inverse, in place: ``values: (B, C, 1, n)`` into ``(B, M, H, W)``."""
+        t = into[:, self.channels]
         if self.positions is None:
-            rows[:] = values
-        else:
-            for channels, at in self._groups(rows.shape[1]):
-                rows[:, channels, at] = values[:, channels]
+            t[:] = values.reshape(t.shape)
+            return
+        for own, place in self._groups(t.shape):
+            there = t[:, own]
+            there[..., *place] = values[:, own].reshape(there[..., *place].shape)
 
-    def _groups(self, channels: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Channels that share positions, and these."""
+    def _groups(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, tuple[Any, Any]]]:
+        """Channels that share positions, and the rows and columns of these."""
         assert self.positions is not None
-        each = channels // len(self.positions)
+        each = shape[1] // len(self.positions)
         for g, at in enumerate(self.positions):
-            yield slice(g * each, (g + 1) * each), at
+            place: tuple[Any, Any] = np.divmod(at, shape[3])
+            if self.step:
+                place = slice(int(place[0][0]), None, self.step), slice(int(place[1][0]), None, self.step)
+            yield slice(g * each, (g + 1) * each), place
 
 
 @dataclass(frozen=True)

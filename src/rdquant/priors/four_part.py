@@ -54,7 +54,7 @@ class FourPart(Prior):
 
     def parts(self, channels: int, height: int, width: int) -> list[Part]:
         groups = (self._groups(height, width, k).reshape(4, -1) for k in range(4))
-        return [Part(slice(0, channels), g.nonzero()[1].reshape(4, -1)) for g in groups]
+        return [Part(slice(0, channels), g.nonzero()[1].reshape(4, -1), step=2) for g in groups]
 
     def _run(self, run: Run[V], features: V, y_hat: V, k: int) -> V:
         return run(f"parameters_{k}", *((features, y_hat) if k else (features,)))
