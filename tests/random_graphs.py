@@ -175,5 +175,27 @@ def branching(g: torch.Generator, channels: int = 6) -> Graph:
     return Graph({"a": Port(c, -100, 155), "b": Port(c, 0, 2**16 - 1)}, tuple(nodes), "out.out")
 
 
+def pointwise(g: torch.Generator, channels: int = 6) -> Graph:
+    """Positions by themselves: 1x1 convolutions and what follows them, a skip, two readers of most edges; and
+    one 3x3 convolution in between.
+    """
+    c = channels
+    nodes = [
+        Node("a.mix", convolution(g, c, 2 * c, 1), ("a",)),
+        Node("a.out", epilogue(g, "leaky", 2 * c, 90 * 60 * math.sqrt(c)), ("a.mix",)),
+        Node("first", Slice(0, c), ("a.out",)),
+        Node("second", Slice(c, 2 * c), ("a.out",)),
+        Node("gate", Product(multiplier(g, c, 0.005, 0.05), -120, 130), ("first", "second")),
+        Node("wide", convolution(g, c, c, 3), ("gate",)),
+        Node("wide.out", epilogue(g, "requantize", c, 90 * 60 * math.sqrt(9 * c)), ("wide",)),
+        Node("sum", Sum((1, 1), *_weights(g, 2, c), -120, 130), ("gate", "wide.out")),
+        Node("both", Concatenate(), ("sum", "a.out")),
+        Node("mix", convolution(g, 3 * c, c, 1), ("both",)),
+        Node("mix.out", epilogue(g, "compensate", c, 90 * 60 * math.sqrt(3 * c)), ("mix",)),
+        Node("narrow", epilogue(g, "requantize", c, 60), ("mix.out",)),
+    ]
+    return Graph({"a": Port(c, -100, 155)}, tuple(nodes), "narrow")
+
+
 def _weights(g: torch.Generator, n: int, c: int) -> tuple[np.ndarray, np.ndarray]:
     return integers(g, 2**14, 2**15, n, c).astype(np.int32), np.full(c, 16, np.int32)

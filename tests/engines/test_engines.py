@@ -24,9 +24,10 @@ from random_graphs import (
     inputs_of,
     integers,
     operation,
+    pointwise,
 )
 from rdquant import engines
-from rdquant.engines import cache, dense, epilogues, products, run
+from rdquant.engines import cache, chain, dense, epilogues, products, run
 from rdquant.engines.fast import plan
 from rdquant.engines.layer import Layer
 from rdquant.errors import BadModel, UsageError
@@ -106,6 +107,23 @@ def test_a_graph_with_branches() -> None:
     graph.check()
     found = _agree(graph, inputs_of(graph, g, 12, 10, 2))
     assert found.shape == (2, 3, 12, 10) and float(found.std()) > 5
+
+
+@pytest.mark.parametrize("channels", [3, 16, 40])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_positions_go_through_chains_part_by_part(
+    channels: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    monkeypatch.setattr(chain, "_FEW", 4)
+    monkeypatch.setattr(chain, "_TOGETHER", 13)
+    g = torch.Generator().manual_seed(channels)
+    graph = pointwise(g, channels)
+    graph.check()
+    assert [len(s.steps) for s in plan(graph)._steps if isinstance(s, chain.Chain)] == [4, 4]
+    for size in ((1, 1), (3, 2), (12, 10)):
+        found = _agree(graph, inputs_of(graph, g, *size, 2))
+    assert float(found.std()) > 5
 
 
 def test_accumulators_can_be_the_output() -> None:

@@ -31,7 +31,7 @@ class Packed(NamedTuple):
     merged: bool
     """One phase gives all ``up^2`` outputs of a base position, row by row, column by column."""
     taps: np.ndarray
-    """``(T, 2)`` int64, rows and columns from the base position, phase after phase."""
+    """``(T, 2)`` int64, rows and columns from the base position, phase after phase; of a run, the first."""
     phases: np.ndarray
     """Where each phase's taps start, and end."""
     least: int
@@ -41,6 +41,8 @@ class Packed(NamedTuple):
     vectors: int
     words: int
     """Of a position."""
+    run: int
+    """Taps next to each other in a row that a product takes as one, of so many times the words."""
     weights: np.ndarray
     """Bytes; by phase ``(blocks, T, words, 16 vectors)`` words."""
     at: np.ndarray
@@ -51,7 +53,7 @@ class Packed(NamedTuple):
     """float64, added to ``256 high + low`` if ``split``."""
     split: bool
     chunk: int
-    """Taps whose weights stay in cache while a tile goes through."""
+    """Runs whose weights stay in cache while a tile goes through."""
 
 
 def phases_of(conv: Convolution, merged: bool) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -89,16 +91,17 @@ def _multiply(buffer, at, stride, taps, k, phase, tile, count):  # type: ignore[
     """Accumulators of ``count`` positions, ``stride`` bytes apart, the first at ``at``, into ``tile``."""
     width, step, line = LANES * k.vectors, STEPS[k.kernel, k.vectors], k.start.shape[1]
     weights, start = k.weights.ctypes.data + k.at[phase], k.start.ctypes.data + 4 * phase * line
+    words = k.words * k.run
     for block in range(line // width):
         for first in range(0, max(len(taps), 1), k.chunk):
             n = min(k.chunk, len(taps) - first)
-            w = weights + (block * len(taps) + first) * k.words * width * 4
+            w = weights + (block * len(taps) + first) * words * width * 4
             for p in range(0, count, step):
                 c = tile.ctypes.data + 4 * (p * line + block * width)
                 begin, along = (start + 4 * block * width, 0) if first == 0 else (c, 4 * line)
                 product(
                     k.kernel, k.vectors, buffer.ctypes.data + at + p * stride, stride,
-                    taps.ctypes.data + 8 * first, n, k.words, w, begin, along, c, 4 * line,
+                    taps.ctypes.data + 8 * first, n, words, w, begin, along, c, 4 * line,
                 )  # fmt: skip
 
 

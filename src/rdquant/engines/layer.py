@@ -69,23 +69,26 @@ class Layer:
             if bytewise:
                 line[:outputs] += np.einsum("tio,i->o", kernel, zero)
         taps = np.concatenate([taps for taps, _ in phases]).astype(np.int64)
+        side, size = conv.kernel_size, words * width * 4
+        run = 1 if conv.transposed or side * size > _CACHED else side
         return dense.Packed(
             stride=1 if conv.transposed else conv.stride,
             up=conv.stride if conv.transposed else 1,
             merged=merged,
-            taps=taps,
-            phases=np.cumsum([0, *(len(taps) for taps, _ in phases)]),
+            taps=np.ascontiguousarray(taps[::run]),
+            phases=np.cumsum([0, *(len(taps) // run for taps, _ in phases)]),
             least=int(taps.min()),
             most=int(taps.max()),
             kernel=BYTES if bytewise else e.kernel,
             vectors=vectors,
             words=words,
+            run=run,
             weights=np.concatenate(weights),
             at=np.cumsum([0, *map(len, weights)])[:-1],
             start=start.astype(np.int32),
             bias=conv.bias.astype(np.float64),
             split=self.split,
-            chunk=max(1, _CACHED // (words * width * 4)),
+            chunk=max(1, _CACHED // (size * run)),
         )
 
     def __call__(self, values: np.ndarray, valid: bool = False) -> np.ndarray:
