@@ -42,6 +42,7 @@ docs-test: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py --images $(IMAGES) --threads 1
 	$(BIN)/python benchmarks/bench.py --images $(IMAGES) --threads 2
+	$(BIN)/python benchmarks/bench.py --images $(IMAGES) --threads 2 --untrained 128 192
 	$(BIN)/python benchmarks/large.py --images $(IMAGES)
 	$(BIN)/python benchmarks/cold_start.py --image $(firstword $(wildcard $(IMAGES)/*.png))
 	$(BIN)/python benchmarks/tables.py

@@ -1,14 +1,15 @@
 """Seconds to decode and to encode: rdquant's engines, CompressAI, and the formats of today, in turns.
 
     make bench IMAGES=KODAK
-    python benchmarks/bench.py --images KODAK --threads 2 [--pictures 4] [--rounds 3]
+    python benchmarks/bench.py --images KODAK --threads 2 [--pictures 4] [--rounds 3] [--untrained 128 192]
 
 In every round each way codes each picture once: crops of 256x256, the pictures as they are, and one of
 2048x2048 that they are tiled to. Ways are the float parent; the integer model exactly, unrounded in PyTorch,
 and in the engines that are installed; rd-s at quality 50; CompressAI's mean-scale codec of the same widths,
 untrained, where it can be imported; and JPEG, WebP and AVIF by Pillow and JPEG XL by imagecodecs, of about as
 many bytes as the integer model's. Encoding is that of effort 0, and of the defaults of each library. Medians
-over pictures and rounds. It adds its threads to benchmarks/results/bench.json; cold_start.py, large.py have
+over pictures and rounds. ``--untrained``: of mean-scale codecs of these widths, N and M, all untrained, the
+pictures as they are alone. It adds its threads to benchmarks/results/bench.json; cold_start.py, large.py have
 memory and starts.
 """
 
@@ -24,18 +25,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from large import tiled
 from PIL import AvifImagePlugin, Image
 
+from rdquant.codecs import build
 from rdquant.coder import ImageCoder
 from rdquant.engines.products import instructions
 from rdquant.export.runtimes import PACKAGES, available
+from rdquant.files.float_models import save_float
 from rdquant.files.images import list_images, read_image
+from rdquant.files.integer_models import save_integer
 from rdquant.load import open_coder
 from rdquant.measure import machine
+from rdquant.passes import QuantizeConfig, quantize
 from rdquant.pixels import pad_to, to_batch
 from rdquant.threads import limit
 
@@ -139,14 +145,34 @@ def at_size(make: Callable[[int], Way], pictures: list[np.ndarray], wanted: int)
     return make(low)
 
 
-def ways_for(pictures: list[np.ndarray], model: str, parent: str, threads: int) -> dict[str, Way]:
-    exact = rdquant(model, "exact")
+def networks(model: str, parent: str) -> dict[str, Way]:
+    """A model in floats, in integers, in each engine, and CompressAI's of its widths."""
     engines = ["torch", *(engine for engine in PACKAGES if available(engine))]
-    found = {"float": rdquant(parent, "exact"), "exact": exact}
+    found = {"float": rdquant(parent, "exact"), "exact": rdquant(model, "exact")}
     found |= {engine: rdquant(model, engine, encodes=False) for engine in engines}
-    found |= {"rd-s, float": rdquant("rd-s", "exact"), "rd-s, exact": rdquant("rd-s-w8a8", "exact")}
     if (other := compressai(open_coder(model))) is not None:
         found["CompressAI"] = other
+    return found
+
+
+def untrained(n: int, m: int, folder: Path) -> tuple[str, str]:
+    """A mean-scale codec of random weights: W8A8, calibrated on noise, and float."""
+    import torch
+
+    torch.manual_seed(0)
+    codec = build("mbt2018-mean", n, m)
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (256, 256, 3), dtype=np.uint8) for _ in range(2)]
+    model, parent = folder / "untrained.rdqm", folder / "untrained.safetensors"
+    save_integer(quantize(codec, noise, QuantizeConfig(), {"lambda": 0.013}), model)
+    save_float(codec, parent, {"lambda": 0.013})
+    return str(model), str(parent)
+
+
+def ways_for(pictures: list[np.ndarray], model: str, parent: str, threads: int) -> dict[str, Way]:
+    found = networks(model, parent)
+    exact = found["exact"]
+    found |= {"rd-s, float": rdquant("rd-s", "exact"), "rd-s, exact": rdquant("rd-s-w8a8", "exact")}
     size = sum(len(exact.encode(p)) for p in pictures)
     AvifImagePlugin.DEFAULT_MAX_THREADS = threads
     for kind in ("JPEG", "WEBP", "AVIF"):
@@ -194,6 +220,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parent", default="mean-scale-s-0130")
     parser.add_argument("--model", default="mean-scale-s-0130-w8a8")
+    parser.add_argument("--untrained", type=int, nargs=2, metavar=("N", "M"))
     args = parser.parse_args()
     limit(args.threads)
     every = list_images(args.images)
@@ -203,21 +230,31 @@ def main() -> None:
         "768x512": whole,
         "2048x2048": [tiled(whole, 2048)],
     }
-    ways = ways_for(whole, args.model, args.parent, args.threads)
     import torch
 
+    with TemporaryDirectory() as folder:
+        if args.untrained:
+            sizes = {"768x512": whole}
+            ways = networks(*untrained(*args.untrained, Path(folder)))
+        else:
+            ways = ways_for(whole, args.model, args.parent, args.threads)
     torch.set_num_threads(args.threads)
     rows = {}
     for size, pictures in sizes.items():
         rows[size] = measured(ways, pictures, args.rounds if size != "2048x2048" else 1)
         print(size, json.dumps(rows[size], indent=1), flush=True)
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-    result["runs"][str(args.threads)] = {
-        "command": f"python benchmarks/bench.py --images KODAK --threads {args.threads} "
-        f"--pictures {args.pictures} --rounds {args.rounds}",
-        "machine": machine(), "instructions": instructions(), "model": args.model, "parent": args.parent,
-        "rows": rows,
-    }  # fmt: skip
+    command = (
+        f"python benchmarks/bench.py --images KODAK --threads {args.threads} "
+        f"--pictures {args.pictures} --rounds {args.rounds}"
+    )
+    run = {"command": command, "machine": machine(), "instructions": instructions(), "rows": rows}
+    if args.untrained:
+        n, m = args.untrained
+        run["command"] += f" --untrained {n} {m}"
+        result["untrained"] = {**run, "N": n, "M": m}
+    else:
+        result["runs"][str(args.threads)] = {**run, "model": args.model, "parent": args.parent}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

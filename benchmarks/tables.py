@@ -241,7 +241,8 @@ def headline() -> str:
 
 def decode() -> str:
     """Decoding and encoding beside other codecs."""
-    runs = json.loads((RESULTS / "bench.json").read_text())["runs"]
+    stored = json.loads((RESULTS / "bench.json").read_text())
+    runs, wide = stored["runs"], stored["untrained"]
     counts, most, middle = sorted(runs, key=int), max(runs, key=int), "768x512"
     last = runs[most]
     others = [size for size in last["rows"] if size != middle]
@@ -254,10 +255,50 @@ def decode() -> str:
         found += [last["rows"][size][way]["decode"] for size in others]
         shown = ["" if v is None else f"{1e3 * v:.1f}" for v in found]
         rows.append([way, *shown, f"{row['bytes']:.0f}" if "bytes" in row else ""])
+
+    def times(run: dict) -> str:
+        own, other = (run["rows"][middle][way] for way in ("exact", "CompressAI"))
+        return f"{other['decode'] / own['decode']:.1f} times and {other['encode'] / own['encode']:.1f} times"
+
+    row = wide["rows"][middle]
+    ratio = (
+        f"Exact integers decode and encode {times(last)} as fast as CompressAI's floats of these widths; "
+        f"with N={wide['N']} M={wide['M']}, both untrained, {times(wide)} "
+        f"({1e3 * row['exact']['decode']:.0f} and {1e3 * row['exact']['encode']:.0f} ms, "
+        f"`{wide['command']}`)."
+    )
     note = (
         f"Medians, ways taking turns; pictures of Kodak, {middle} unless said otherwise, {last['model']}, "
         f"{most} threads but for the column of 1; {last['machine']['cpu']}, {last['machine']['date']}; "
         "CompressAI 1.2.8 with the same widths, untrained. (`bench.json`)"
+    )
+    return "\n".join([*_table(columns, rows), "", ratio, "", note])
+
+
+def stages() -> str:
+    """Steps of the synthesis, and the floor of their products."""
+    r = json.loads((RESULTS / "stages.json").read_text())
+    peak = ", ".join(f"{v:.0f} GMAC/s of {name}" for name, v in r["GMAC_a_second"].items())
+    rows = []
+    for model, networks in r["models"].items():
+        for name, network in networks.items():
+            floor = sum(row["floor_ms"] for row in network["rows"])
+            most = max(network["rows"], key=lambda row: row["ms"])
+            longest = f"{most['step']}: {most['ms']:.1f}, {most['floor_ms']:.1f}"
+            share = f"{100 * floor / network['ms']:.0f} %"
+            rows.append([model, name, f"{network['ms']:.1f}", f"{floor:.1f}", share, longest])
+    columns = [
+        "model",
+        "network",
+        "ms, 1 thread",
+        "its products at the peak",
+        "share",
+        "longest step, its products",
+    ]
+    note = (
+        f"The peak: {peak}, products of the same kernels that stay in the first cache. What is above it "
+        "is gathering, requantization, GDN and compensated rounding. Best of rounds; "
+        f"{r['picture']}; {r['machine']['cpu']}, {r['instructions']}, {r['machine']['date']}. (`stages.json`)"
     )
     return "\n".join([*_table(columns, rows), "", note])
 
@@ -493,7 +534,7 @@ def updated(text: str) -> str:
         "headline": headline, "zoo": zoo, "rd_s": rd_s, "rd_s_bdrate": rd_s_bdrate, "rd_s_brief": rd_s_brief,
         "bdrate": bdrate, "rans": rans, "serial": serial,
         "widths": widths, "growth": growth, "determinism": determinism, "damage": damage,
-        "decode": decode, "allocate": allocate, "searches": searches, "scales": scales, "compare": compare,
+        "decode": decode, "stages": stages, "allocate": allocate, "searches": searches, "scales": scales, "compare": compare,
         "latents": latents, "retrain": retrain,
         "retrain_studies": retrain_studies, "effort": effort,
     }  # fmt: skip
