@@ -534,7 +534,8 @@ def updated(text: str) -> str:
         "headline": headline, "zoo": zoo, "rd_s": rd_s, "rd_s_bdrate": rd_s_bdrate, "rd_s_brief": rd_s_brief,
         "bdrate": bdrate, "rans": rans, "serial": serial,
         "widths": widths, "growth": growth, "determinism": determinism, "damage": damage,
-        "decode": decode, "stages": stages, "allocate": allocate, "searches": searches, "scales": scales, "compare": compare,
+        "decode": decode, "stages": stages,
+        "allocate": allocate, "searches": searches, "scales": scales, "compare": compare,
         "latents": latents, "retrain": retrain,
         "retrain_studies": retrain_studies, "effort": effort,
     }  # fmt: skip

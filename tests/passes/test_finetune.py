@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import small_codec
 from rdquant.errors import CalibrationError, UsageError
@@ -11,6 +12,7 @@ from rdquant.files.integer_models import integer_fingerprint
 from rdquant.passes import QuantizeConfig
 from rdquant.passes.config import PROFILES, profile_options
 from rdquant.passes.finetune import FinetuneConfig, Finetuning
+from rdquant.quality import SPREAD
 
 CONFIG = QuantizeConfig(**PROFILES["portable"])
 
@@ -29,7 +31,7 @@ def test_the_synthesis_alone_moves_and_gets_better(crops: list[np.ndarray]) -> N
     run = _run(crops, minutes=0.05)
     found, report = run.run()
     assert report["MSE after"] < report["MSE before"] and report["steps"] > 0
-    assert report["MSE after"] == pytest.approx(run.error(found)) != run.error(run.integer)
+    assert report["MSE after"] == pytest.approx(run.errors(found)[0]) != run.errors(run.integer)[0]
     for name, graph in run.integer.networks.items():
         same = all(
             np.array_equal(getattr(a.op, f), getattr(b.op, f))
@@ -41,9 +43,24 @@ def test_the_synthesis_alone_moves_and_gets_better(crops: list[np.ndarray]) -> N
     assert len(found.prior.networks) == 2 and found.y_tables is run.integer.y_tables
 
 
+def test_every_quality_gets_better(photo: np.ndarray) -> None:
+    crops = [photo[32 * i : 32 * i + 64, 64 * j : 64 * j + 64] for i in range(5) for j in range(5)]
+    config = FinetuneConfig(minutes=0.1, batch=2)
+    codec = small_codec("unshuffle8")
+    codec.gain.log_gain.data = torch.linspace(-1, 1, 8)[:, None].repeat(1, codec.M)
+    codec.inverse_gain.log_gain.data = -codec.gain.log_gain.data
+    run = Finetuning(codec, crops[:SPREAD], crops, QuantizeConfig(), config)
+    found, report = run.run()
+    assert report["MSE after"] < report["MSE before"] and found is not run.integer
+    assert found.gains == run.integer.gains  # at the quality where it was
+    assert (run.errors(found) < run.errors(run.integer)).sum() > SPREAD / 2
+    with pytest.raises(CalibrationError, match="needs 8 pictures, got 3"):
+        Finetuning(codec, crops[:SPREAD], crops[:3], QuantizeConfig(), config)
+
+
 def test_what_does_not_help_is_undone(crops: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     run = _run(crops)
-    monkeypatch.setattr(run, "error", lambda codec: 2.0 if codec is not run.integer else 1.0)
+    monkeypatch.setattr(run, "errors", lambda codec: np.ones(1) * (2.0 if codec is not run.integer else 1.0))
     assert run.run()[0] is run.integer
 
 

@@ -4,7 +4,8 @@ What quantization costs at 8 bits is mostly rounded activations of the synthesis
 roundings brings that back. So its weights learn to live with it: the twin computes with all roundings,
 gradients pass straight through, and the loss is the error of true pictures. y_hat is what the integer codec
 itself puts into files, computed once; analysis, hyper networks and tables stay as they are, and so do symbols
-and rates.
+and rates. A codec of many rates learns for each in turn; errors count in shares of what they were at the
+start, so that each rate gains as many dB.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ..files.atomic import atomic_write
 from ..graph.capture import capture
 from ..latents.parts import quantized
 from ..pixels import pad_to, to_batch
+from ..quality import SPREAD, at_spread
 from .config import QuantizeConfig
 from .convert import to_integer
 from .mixing import Progress
@@ -62,7 +64,8 @@ class Latents:
     """Crops of one size and what the integer codec makes of them."""
 
     pixels: Tensor  #: (K, 3, side, side) uint8
-    y_hat: Tensor  #: (K, M, side/s, side/s) int16
+    y_hat: Tensor  #: (K, M, side/s, side/s) int16; of a codec of many rates, at `quality.at_spread`
+    qualities: int  #: that crops are at, in turn
 
     @classmethod
     def of(cls, codec: Codec, pictures: list[np.ndarray], say: Callable[[int, int], None]) -> Latents:
@@ -72,9 +75,14 @@ class Latents:
         pixels = [to_batch(pad_to(p, codec.downsampling)) for p in pictures]
         found = []
         for i, x in enumerate(pixels):
-            found.append(quantized(codec, x).y_hat.astype(np.int16))
+            found.append(quantized(at_spread(codec, i), x).y_hat.astype(np.int16))
             say(i + 1, len(pixels))
-        return cls(torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(np.concatenate(found)))
+        qualities = SPREAD if codec.gains else 1
+        if len(pixels) < qualities:
+            raise CalibrationError(f"a model of many rates needs {qualities} pictures, got {len(pixels)}")
+        return cls(
+            torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(np.concatenate(found)), qualities
+        )
 
     def batch(self, indexes: Tensor) -> tuple[Tensor, Tensor]:
         """Float32."""
@@ -95,8 +103,7 @@ class Finetuning:
         progress: Progress | None = None,
     ) -> None:
         """``calibration``: what ranges are observed on, and in the end whether it helped; ``pictures``: crops
-        of one size to learn from. Raises `CalibrationError` for none, or a folder of another run, and
-        `UsageError` for a model with gains.
+        of one size to learn from. Raises `CalibrationError` for none, or a folder of another run.
         """
         if not pictures:
             raise CalibrationError("no pictures to learn from")
@@ -107,8 +114,6 @@ class Finetuning:
         self.integer, unrounded = to_integer(
             *prepare(capture(trained), calibration, quantize, progress, store), quantize
         )
-        if self.integer.gains:
-            raise UsageError("a model for many rates would learn for one; it cannot be fine-tuned yet")
         self.twin = Twin(self.integer, unrounded, trained.entropy_bottleneck)
 
         def say(done: int, total: int) -> None:
@@ -117,6 +122,9 @@ class Finetuning:
 
         self.latents = Latents.of(self.integer, pictures, say)
         self.judges = Latents.of(self.integer, calibration, say)
+        errors = self.errors(self.integer)
+        #: what an error counts, by quality
+        self.weights = errors.mean() / errors
         names = self.twin.of_network("synthesis")
         self.groups = [
             {"params": p, "lr": config.lr * rate, "peak": config.lr * rate}
@@ -152,9 +160,11 @@ class Finetuning:
             torch.save(state, handle)
 
     def _indexes(self) -> Tensor:
-        """The crops of this step, a function of it and the seed."""
+        """The crops of this step, a function of it and the seed; of one quality, steps going through all."""
         random = np.random.default_rng((self.config.seed, self.step))
-        return torch.from_numpy(random.integers(len(self.latents.pixels), size=self.config.batch))
+        many = self.latents.qualities
+        found = random.integers(len(self.latents.pixels) // many, size=self.config.batch)
+        return torch.from_numpy(found * many + self.step % many)
 
     def run(self, progress: Progress | None = None) -> tuple[Codec, dict[str, float]]:
         """The integer codec, and the error of the calibration pictures before and after. If it rose, the
@@ -173,7 +183,9 @@ class Finetuning:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             y_hat, x = self.latents.batch(self._indexes())
-            loss = torch.mean((twin.run("synthesis", y_hat) - x) ** 2)
+            quality = self.step % self.latents.qualities
+            twin.take_gains(at_spread(self.integer, quality))
+            loss = self.weights[quality] * torch.mean((twin.run("synthesis", y_hat) - x) ** 2)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise CalibrationError(f"the error became {value} at step {self.step}; lower lr")
@@ -191,16 +203,20 @@ class Finetuning:
         self._save()
         twin.requires_grad_(False)
         twin.soft_end = False
+        twin.take_gains(self.integer)
         moved = {"synthesis": twin.export().networks["synthesis"]}
         found = dataclasses.replace(self.integer, networks={**self.integer.networks, **moved})
-        report = {"MSE before": self.error(self.integer), "MSE after": self.error(found)}
+        before_after = (float((self.weights * self.errors(c)).mean()) for c in (self.integer, found))
+        report = dict(zip(("MSE before", "MSE after"), before_after, strict=True))
         report.update(steps=self.step, seconds=round(self.seconds, 1))
         return found if report["MSE after"] < report["MSE before"] else self.integer, report
 
-    def error(self, codec: Codec) -> float:
-        """Mean squared error of the calibration pictures, in exact integers."""
-        total = 0.0
-        for k in range(len(self.judges.pixels)):
-            out = codec.synthesis(self.judges.y_hat[k : k + 1].numpy()).astype(np.float64)
-            total += float(np.mean((out - self.judges.pixels[k : k + 1].numpy()) ** 2))
-        return total / len(self.judges.pixels)
+    def errors(self, codec: Codec) -> np.ndarray:
+        """Mean squared error of the calibration pictures, in exact integers: ``(qualities,)`` float64."""
+        judges = self.judges
+        found: list[list[float]] = [[] for _ in range(judges.qualities)]
+        for k in range(len(judges.pixels)):
+            out = at_spread(codec, k).synthesis(judges.y_hat[k : k + 1].numpy()).astype(np.float64)
+            error = float(np.mean((out - judges.pixels[k : k + 1].numpy()) ** 2))
+            found[k % judges.qualities].append(error)
+        return np.array([np.mean(errors) for errors in found])
