@@ -75,8 +75,8 @@ def finetune(
     """Quantize, and let the synthesis learn to live with it: quantization-aware training on true pictures.
 
     Only the synthesis moves: symbols and rates are those of the quantized model. If the calibration pictures
-    do not gain, the model is the one that `rdquant quantize` would have made. A model of many rates learns for
-    all of them: each quality is to gain as many dB.
+    do not gain, the model is the one that `rdquant quantize` would have made. A model of many rates learns
+    for all of them: each quality is to gain as many dB.
     """
     from ..files.float_models import load_float
     from ..files.integer_models import save_integer

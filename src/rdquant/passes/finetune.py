@@ -59,6 +59,11 @@ class FinetuneConfig:
             raise UsageError(f"minutes, lr and batch must be positive, got {self}")
 
 
+def _spread(codec: Codec) -> list[Codec]:
+    """The codec at the qualities that pictures are at, in turn."""
+    return [at_spread(codec, i) for i in range(SPREAD)] if codec.gains else [codec]
+
+
 @dataclass(frozen=True)
 class Latents:
     """Crops of one size and what the integer codec makes of them."""
@@ -73,15 +78,15 @@ class Latents:
         shape = pictures[0].shape
         pictures = [p for p in pictures if p.shape == shape]
         pixels = [to_batch(pad_to(p, codec.downsampling)) for p in pictures]
+        codecs = _spread(codec)
+        if len(pixels) < len(codecs):
+            raise CalibrationError(f"a model of many rates needs {len(codecs)} pictures, got {len(pixels)}")
         found = []
         for i, x in enumerate(pixels):
-            found.append(quantized(at_spread(codec, i), x).y_hat.astype(np.int16))
+            found.append(quantized(codecs[i % len(codecs)], x).y_hat.astype(np.int16))
             say(i + 1, len(pixels))
-        qualities = SPREAD if codec.gains else 1
-        if len(pixels) < qualities:
-            raise CalibrationError(f"a model of many rates needs {qualities} pictures, got {len(pixels)}")
         return cls(
-            torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(np.concatenate(found)), qualities
+            torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(np.concatenate(found)), len(codecs)
         )
 
     def batch(self, indexes: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,10 +218,10 @@ class Finetuning:
 
     def errors(self, codec: Codec) -> np.ndarray:
         """Mean squared error of the calibration pictures, in exact integers: ``(qualities,)`` float64."""
-        judges = self.judges
-        found: list[list[float]] = [[] for _ in range(judges.qualities)]
+        judges, codecs = self.judges, _spread(codec)
+        found: list[list[float]] = [[] for _ in codecs]
         for k in range(len(judges.pixels)):
-            out = at_spread(codec, k).synthesis(judges.y_hat[k : k + 1].numpy()).astype(np.float64)
+            out = codecs[k % len(codecs)].synthesis(judges.y_hat[k : k + 1].numpy()).astype(np.float64)
             error = float(np.mean((out - judges.pixels[k : k + 1].numpy()) ** 2))
-            found[k % judges.qualities].append(error)
+            found[k % len(codecs)].append(error)
         return np.array([np.mean(errors) for errors in found])
