@@ -12,6 +12,7 @@ from .products import whole_vectors
 
 #: what of an activation is multiplied: ``256 high + low``; no Python integers, for which numba compiles anew
 WHOLE, LOW, HIGH = np.arange(3)
+_BYTE, _TWO_BYTES = np.int32(8), np.int32(16)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ def _fill(x, size, at, count, channels, zero, part, bytewise, cell, into, start)
         words, first, o = x.view(np.int32), at * size // 4, into.view(np.int32)[start // 4 :]
         for i in range(count * cell // 4):
             o[i] = words[first + i]
+        return
+    if bytewise and channels == 3:  # a picture
+        a, o = x[at : at + 3 * count], into.view(np.int32)[start // 4 : start // 4 + count]
+        for i in range(count):
+            two = np.int32(a[3 * i]) | np.int32(np.int32(a[3 * i + 1]) << _BYTE)
+            o[i] = two | np.int32(np.int32(a[3 * i + 2]) << _TWO_BYTES)
         return
     if bytewise:
         for i in range(count):
