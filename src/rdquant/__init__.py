@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .graph.capture import capture
     from .passes import QuantizeConfig
 
-__version__ = "0.2.0"
+__version__ = "1.0.0"
 
 __all__ = [
     "Codec",
