@@ -1,6 +1,6 @@
 """The portable profile and other engines: what W8A8 for everybody costs, and how fast and how near it is.
 
-    python benchmarks/portable.py rates --calib TRAIN --images KODAK [--tuned 0130=FILE ...]
+    python benchmarks/portable.py rates --calib TRAIN --images KODAK [--only 0130] [--tuned 0130=FILE ...]
     python benchmarks/portable.py engines --images KODAK [--model FILE]
 
 "rates" quantizes the zoo's float codecs with ``--profile portable``, and measures rate (ideal
@@ -27,6 +27,7 @@ from rdquant.coder import ImageCoder
 from rdquant.files.float_models import load_float
 from rdquant.files.images import list_images, read_image
 from rdquant.files.integer_models import load_integer, save_integer
+from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.graph.capture import capture
 from rdquant.load import coder_of
@@ -66,8 +67,10 @@ def rates(args: argparse.Namespace) -> None:
     pictures = [read_image(f) for f in list_images(args.images)]
     crops = load_calibration(split_files(args.calib, "val"), args.calibration, 256)
     tuned = dict(item.split("=") for item in args.tuned)
+    stored = json.loads(OUT.read_text()).get("rates", {}) if OUT.exists() else {}
     curves: dict[str, dict[str, list[float]]] = {"float": {}, "portable": {}, "finetuned": {}}
-    for lam in LAMBDAS:
+    curves |= stored.get("points_bpp_psnr", {})  # of the lambdas that are not measured now
+    for lam in args.only:
         parent = load_float(zoo.find(f"mean-scale-s-{lam}"))  # type: ignore[arg-type]
         curves["float"][lam] = point(capture(parent), pictures)
         path = args.models / f"portable-{lam}.rdqm"
@@ -82,7 +85,8 @@ def rates(args: argparse.Namespace) -> None:
     table = {k: np.array(list(v.values())) for k, v in curves.items() if len(v) == len(LAMBDAS)}
     anchor = table.pop("float")
     result = {
-        "command": "python benchmarks/portable.py rates --calib TRAIN --images KODAK",
+        "command": "python benchmarks/portable.py rates --calib TRAIN --images KODAK --tuned ...",
+        "finetuned": {lam: model_description(Path(file))["finetune"] for lam, file in tuned.items()},
         "calibration_pictures": len(crops),
         "points_bpp_psnr": curves,
         "bd_rate_percent": {k: bd_rate_points(*anchor.T, *v.T)[0] for k, v in table.items()},
@@ -162,6 +166,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=Path("portable/portable-0130.rdqm"))
     parser.add_argument("--parent", default="mean-scale-s-0130")
+    parser.add_argument("--only", nargs="*", default=LAMBDAS, choices=LAMBDAS)
     parser.add_argument("--tuned", nargs="*", default=[], metavar="LAMBDA=FILE")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()

@@ -49,7 +49,7 @@ class FinetuneConfig:
 
     minutes: float = 20.0
     """Of gradient steps; what comes before (calibration, latents) is not counted."""
-    lr: float = 0.03
+    lr: float = 0.004
     """Adam's rate for weights, in units of the distance of levels; falls to 0 along a cosine."""
     batch: int = 4
     seed: int = 1
