@@ -1,9 +1,9 @@
 #!/bin/sh
-# rd-s from nothing: sh benchmarks/train_zoo.sh RUN TRAIN. About five and a half hours of one core; goes on where it stopped.
-# RUN/plain is for plain rounding, RUN/larger and RUN/again go on from it with larger crops, each from the full rate
-# down; RUN/tcq8 goes on with the levels that a trellis chooses.
-# The zoo's plain one was made of two runs: 1,511 steps at the full rate, then 23,500 of cosine decay; its last one had
-# products in bfloat16, and a decay over 13,500 steps, then 17,000, then 15,000, as time was seen to allow.
+# rd-s from nothing: sh benchmarks/train_zoo.sh RUN TRAIN. About six hours of one core; goes on where it stopped.
+# RUN/plain is for plain rounding, RUN/larger, RUN/again and RUN/last go on from it with larger crops, each from a high
+# rate down; RUN/tcq8 goes on with the levels that a trellis chooses.
+# The zoo's plain one was made of two runs: 1,511 steps at the full rate, then 23,500 of cosine decay; its last two had
+# products in bfloat16, and RUN/again a decay over 13,500 steps, then 17,000, then 15,000, as time was seen to allow.
 # On a GPU: add --set batch=64, and fewer steps.
 set -e
 run=$1 data=$2
@@ -23,5 +23,8 @@ train larger "$run/plain/model.safetensors" --set 'start="components"' --set lr=
 train again "$run/larger/model.safetensors" --set 'start="components"' --set lr=6e-4 --set edge_lr=0.2 \
     --set weight_decay=0.03 --set crop=192 --set batch=4 --set rate_weight=0.45 --set seed=11 --set steps=15000 \
     --set validate_every=2000 --set compile=false
-train tcq8 "$run/again/model.safetensors" --set 'latent_mode="quantized"' --set 'quantizer="tcq8"' --set lr=3e-4 \
+train last "$run/again/model.safetensors" --set 'start="components"' --set lr=4e-4 --set edge_lr=0.2 \
+    --set weight_decay=0.03 --set crop=192 --set batch=4 --set rate_weight=0.45 --set seed=13 --set steps=5500 \
+    --set validate_every=2000 --set compile=false
+train tcq8 "$run/last/model.safetensors" --set 'latent_mode="quantized"' --set 'quantizer="tcq8"' --set lr=3e-4 \
     --set warmup=50 --set steps=1300
