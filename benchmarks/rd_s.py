@@ -1,7 +1,6 @@
 """rd-s, one model for every rate: into the zoo, measured, compared with published and classical curves.
 
     python benchmarks/rd_s.py store --run RUN --calib TRAIN       # float16 parent and W8A8 integers
-                              [--minutes 15]                      # the synthesis fine-tuned
     python benchmarks/rd_s.py measure --images KODAK --dataset kodak [--only float w8a8]
     python benchmarks/rd_s.py monotone --images KODAK --dataset kodak   # size by quality, size for a target
     python benchmarks/rd_s.py compare --dataset kodak
@@ -13,7 +12,6 @@ Calibrates on the val split of the training folder; test sets are only measured 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections import Counter
 from functools import partial
@@ -37,7 +35,6 @@ from rdquant.latents.gains import latent_gains
 from rdquant.load import LATENTS, open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
-from rdquant.passes.finetune import FinetuneConfig, Finetuning
 from rdquant.quality import LAMBDAS
 from rdquant.train.components import start_from_components
 from rdquant.train.data import CropSource, centre_crops
@@ -46,7 +43,7 @@ from rdquant.train.loop import initialise
 NAME = "rd-s"
 RESULTS = Path("benchmarks/results")
 QUALITIES = (1, 15, 30, 45, 60, 75, 90, 100)
-CALIBRATION_PICTURES, LEARNING_PICTURES = 96, 800
+CALIBRATION_PICTURES = 96
 #: of activations in the context networks and hyper_synthesis
 PRIOR_BITS = 12
 #: of a curve: model, quantizer, effort
@@ -62,10 +59,8 @@ ANCHORS = ("jpeg", "webp", "jpeg2000", "jpegxl", "avif")
 PUBLISHED_RANGE = (28.5, 35.0)
 
 
-def store(run: Path, calib: Path, quantizer: str | None, minutes: float) -> None:
-    """``quantizer``: what the run was trained for, if not plain rounding; its float parent is not kept.
-    ``minutes``: of fine-tuning.
-    """
+def store(run: Path, calib: Path, quantizer: str | None) -> None:
+    """``quantizer``: what the run was trained for, if not plain rounding; its float parent is not kept."""
     name = NAME if quantizer is None else f"{NAME}-{quantizer}"
     folder = Path(zoo.__file__).parent
     crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)
@@ -77,18 +72,10 @@ def store(run: Path, calib: Path, quantizer: str | None, minutes: float) -> None
     meta = {LAMBDAS: told[LAMBDAS], "parent": name, "calibration_pictures": len(crops)}
     if quantizer is not None:
         meta[LATENTS] = {"quantizer": quantizer}
-    config = QuantizeConfig(prior_activation_bits=PRIOR_BITS)
-    if minutes:
-        pictures = load_calibration(split_files(calib, "train"), LEARNING_PICTURES, 256)
-        tuning = FinetuneConfig(minutes=minutes)
-        work = Finetuning(codec, crops, pictures, config, tuning, run / "finetune")
-        integer, report = work.run()
-        meta["finetune"] = {**dataclasses.asdict(tuning), **report}
-        integer = dataclasses.replace(integer, description={**integer.description, **meta})
-        print(report)
-    else:
-        integer = quantize(codec, crops, config, meta)
-    save_integer(integer, folder / f"{name}-w8a8.rdqm")
+    save_integer(
+        quantize(codec, crops, QuantizeConfig(prior_activation_bits=PRIOR_BITS), meta),
+        folder / f"{name}-w8a8.rdqm",
+    )
 
 
 def entry(name: str, curve: Curve) -> dict[str, Any]:
@@ -240,13 +227,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--calib", type=Path)
     parser.add_argument("--quantizer", choices=("rdoq", "tcq8"), help="that the run was trained for")
-    parser.add_argument("--minutes", type=float, default=0.0, help="of fine-tuning")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--dataset", default="kodak")
     parser.add_argument("--only", nargs="*", choices=CURVES, default=[])
     args = parser.parse_args()
     if args.what == "store":
-        store(args.run, args.calib, args.quantizer, args.minutes)
+        store(args.run, args.calib, args.quantizer)
     elif args.what == "measure":
         measure(args.images, args.dataset, args.only)
     elif args.what == "index":

@@ -47,6 +47,13 @@ def test_an_error_of_any_part_is_raised_when_all_have_ended(
     assert len(ended) == min(12, 4 * PARTS) - 1
 
 
+def test_what_is_shared_within_a_part_is_done_by_its_thread_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    inner: list[tuple[int, int]] = []
+    share(6, lambda first, last: share(50, lambda a, b: inner.append((a, b))))
+    assert inner == [(0, 50)] * 6
+
+
 def test_threads_that_share_at_once_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     sums = np.zeros(16, int)

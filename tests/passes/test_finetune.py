@@ -23,7 +23,7 @@ def crops(photo: np.ndarray) -> list[np.ndarray]:
 
 
 def _run(crops: list[np.ndarray], folder: Path | None = None, minutes: float = 0.02) -> Finetuning:
-    config = FinetuneConfig(minutes=minutes, batch=2)
+    config = FinetuneConfig(minutes=minutes, batch=2, lr=0.03)
     return Finetuning(small_codec("mbt2018-mean"), crops[:2], crops, CONFIG, config, folder)
 
 
@@ -45,7 +45,7 @@ def test_the_synthesis_alone_moves_and_gets_better(crops: list[np.ndarray]) -> N
 
 def test_every_quality_gets_better(photo: np.ndarray) -> None:
     crops = [photo[32 * i : 32 * i + 64, 64 * j : 64 * j + 64] for i in range(5) for j in range(5)]
-    config = FinetuneConfig(minutes=0.1, batch=2)
+    config = FinetuneConfig(minutes=0.1, batch=2, lr=0.03)
     codec = small_codec("unshuffle8")
     codec.gain.log_gain.data = torch.linspace(-1, 1, 8)[:, None].repeat(1, codec.M)
     codec.inverse_gain.log_gain.data = -codec.gain.log_gain.data
