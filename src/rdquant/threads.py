@@ -82,12 +82,10 @@ class _Job:
     def do(self) -> None:
         _here.within = True
         try:
-            for share, take in zip(
-                self.shares, (deque.popleft, *[deque.pop] * len(self.shares)), strict=False
-            ):
-                while share:
+            for i, parts in enumerate(self.shares):
+                while parts:
                     try:
-                        part = take(share)
+                        part = parts.pop() if i else parts.popleft()
                     except IndexError:  # another thread was faster
                         break
                     self.run(*part)

@@ -19,6 +19,8 @@ from ..graph.arithmetic import ERROR_BITS, ERROR_LIMIT, FEEDBACK_BITS
 from .products import (
     AVX2,
     LANES,
+    NONE,
+    ONE,
     PAIRS,
     STEPS,
     SUMS,
@@ -30,8 +32,6 @@ from .products import (
     whole_vectors,
 )
 
-#: arguments of kernels that are no Python integers, for which numba compiles them anew
-_NONE, _ONE = np.int64(0), np.int64(1)
 _ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
 _ERROR_LIMIT = float(ERROR_LIMIT)
 #: sums of feedback below it: what errors pass on has 32 bits
@@ -137,8 +137,8 @@ def compensate(line, count, kernel, matrix, start, out):  # type: ignore[no-unty
         if first > 0:
             for p in range(0, count, step):
                 product(
-                    kernel, _ONE, np.int64(before.ctypes.data) + 2 * p * line, 2 * line,
-                    np.int64(taps.ctypes.data), _ONE, first // 2, weights, zeros, _NONE,
+                    kernel, ONE, np.int64(before.ctypes.data) + 2 * p * line, 2 * line,
+                    np.int64(taps.ctypes.data), ONE, first // 2, weights, zeros, NONE,
                     np.int64(room.ctypes.data) + p * _LINE, np.int64(_LINE),
                 )  # fmt: skip
         low = zeros + 4 * (LANES + first)

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..compiled import njit
 from .buffers import store
-from .epilogues import NONE, PLAIN, enter, finish, rooms
-from .products import LANES, SPAN
+from .epilogues import PLAIN, enter, finish, rooms
+from .products import LANES, NONE, SPAN
 
 
 @njit(cache=True, nogil=True)

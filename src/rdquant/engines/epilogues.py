@@ -26,6 +26,8 @@ from ..threads import share
 from .compensation import IN_WORDS, compensate, compensate_wide
 from .products import (
     LANES,
+    NONE,
+    ONE,
     POSITIONS,
     SPAN,
     STEPS,
@@ -37,8 +39,6 @@ from .products import (
 )
 
 PLAIN, REQUANTIZE, COMPENSATE, NORMALIZE, DENORMALIZE = range(5)
-#: arguments of kernels that are no Python integers, for which numba compiles them anew
-NONE, ONE = np.int64(0), np.int64(1)
 
 _ROOT_FACTOR, _ROOT_ONE = float(4**ROOT_SHIFT), float(2**ROOT_SHIFT)
 _V_LIMIT = float(V_LIMIT)

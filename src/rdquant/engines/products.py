@@ -27,6 +27,8 @@ from ..errors import UsageError
 
 llvmlite.binding.initialize_native_asmparser()
 LANES = 16  #: int32 outputs of a vector
+#: arguments of kernels that are no Python integers, for which numba compiles them anew
+NONE, ONE = np.int64(0), np.int64(1)
 SPAN = 48  #: positions of a tile: a multiple of what any kernel takes
 PORTABLE, BYTES, WORDS, PAIRS = range(4)  #: the kernels; `PAIRS`: words by AVX2
 #: positions that a kernel takes, by its vectors: what fits 32 registers, or the 16 of AVX2
