@@ -8,7 +8,8 @@ folder. Test pictures are only measured on. Per point: J = lambda * 255^2 * MSE 
 its increase. Per architecture, where it has two points or more: the rate that each quantized point needs
 more than the float curve at its PSNR (PCHIP of log-rate over PSNR, a straight line for two points, which goes
 on beyond its ends); and with three or more a BD-rate. Models and measured points are kept in --run, so that
-the command resumes. Writes benchmarks/results/architectures.json, where other architectures stay.
+the command resumes. Writes benchmarks/results/architectures.json, where other architectures stay,
+and of an architecture the points of models that are not given, if its others are the very same float models.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
 from rdquant.study.ablation import Measured, rate_increase
 
+#: what sums of floats may change of a float model's rate, from machine to machine
+SAME = 1e-3
 RESULT = Path(__file__).parent / "results" / "architectures.json"
 
 
@@ -52,6 +55,30 @@ def summary_of(point: Point, lambda_: float) -> dict:
     return {**{k: getattr(point, k) for k in keys}, "J": lambda_ * mean_mse(point) + point.bpp}
 
 
+def with_points_of(before: dict, row: dict, width: str) -> None:
+    """Into a width of ``row``: the curve of ``before``, and its points of models that ``row`` lacks."""
+    place = {name: i for i, name in enumerate(before["models"])}
+    known = [name for name in row["models"] if name in place]
+    changes = [
+        abs(row["float"][i]["bpp"] / before["float"][place[n]]["bpp"] - 1)
+        for i, n in enumerate(row["models"]) if n in place
+    ]  # fmt: skip
+    if known != row["models"] or max(changes) > SAME or len(place) == len(known):
+        return
+    curve = [Measured(p["bpp"], p["psnr"], 0.0) for p in before["float"]]
+    new, old = row["widths"][width], before["widths"].get(width, {})
+    new["rate_increase_at_equal_psnr_percent"] = [
+        rate_increase(curve, Measured(p["bpp"], p["psnr"], 0.0)) for p in new["points"]
+    ]
+    new["not_measured_again"] = {
+        name: {key: values[i] for key, values in old.items() if key != "calibration_seconds"}
+        for name, i in place.items() if name not in known
+    }  # fmt: skip
+    row["float_curve"] = before.get("float_curve") or dict(
+        zip(before["models"], before["float"], strict=True)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", type=Path, nargs="+", required=True)
@@ -72,6 +99,7 @@ def main() -> None:
     # of the other architectures, what was measured before
     rows: dict[str, dict] = json.loads(args.out.read_text())["architectures"] if args.out.exists() else {}
     for architecture, paths in families.items():
+        before = rows.get(architecture)
         row = rows[architecture] = {
             "options": load_float(paths[0]).options(), "models": [], "widths": {}, "machine": machine(),
         }  # fmt: skip
@@ -111,6 +139,8 @@ def main() -> None:
                 found["bd_rate_psnr"] = vars(bd_rate(*pair))
             found["calibration_seconds"] = seconds
             row["widths"][width] = found
+            if before is not None:
+                with_points_of(before, row, width)
             shown = {k: v for k, v in found.items() if k.endswith("percent")}
             print(architecture, width, json.dumps(shown), flush=True)
             result = {

@@ -368,9 +368,12 @@ class Codec:
         self.prior.check(self.M, int(at["y"] * self.downsampling))
 
     def _check_entropy_path(self, name: str) -> None:
+        ports = self.networks[name].ports()
         for node in self.networks[name].nodes:
             op = node.op
             if isinstance(op, Convolution) and op.bits <= 8 and op.levels is None:
+                if ports[node.inputs[0]].hi - ports[node.inputs[0]].lo >= 2**8:
+                    continue  # no product of bytes
                 largest = int(np.abs(op.weight.astype(np.int32)).max())
                 # int8 engines multiply in pairs: wider weights than 7 bits could saturate theirs
                 if largest > 63:

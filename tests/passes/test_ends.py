@@ -48,6 +48,13 @@ def test_activations_of_the_prior_can_have_more_bits(photo: np.ndarray) -> None:
         ]
         widest[name] = max((ports[e].hi - ports[e].lo for e in inner), default=0)
     wide = {name for name, span in widest.items() if span > 255}
-    assert {"hyper_synthesis", "parameters_1"} <= wide and "hyper_analysis" not in wide
+    assert {"hyper_analysis", "hyper_synthesis", "parameters_1"} <= wide
+    within = codec.networks["analysis"].ports()
+    assert within["g_a.1.leaky_relu"].hi - within["g_a.1.leaky_relu"].lo == 255
     with pytest.raises(UsageError, match=r"prior_activation_bits must be 4\.\.15, got 3"):
         QuantizeConfig(prior_activation_bits=3)
+
+
+def test_sums_with_the_latent_have_more_bits() -> None:
+    found = with_wide_ends(QuantizeConfig(), capture(small_codec("cheng2020-anchor")))
+    assert found.layer_activation_bits == {"g_a.5.add": 12, "g_s.0.add": 12, "g_s.6.add": 12}

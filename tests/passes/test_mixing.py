@@ -14,7 +14,7 @@ from rdquant.graph.operations import Compensate
 from rdquant.passes import QuantizeConfig, prepare, quantize
 from rdquant.passes.flow import through
 from rdquant.passes.mixed import is_mixing, mixing_name
-from rdquant.passes.mixing import LATENT, Mixing, learn_matrix, rounding_cost
+from rdquant.passes.mixing import LATENT, Mixing, Samples, learn_matrix, rounding_cost
 from rdquant.pixels import to_batch
 
 
@@ -65,8 +65,8 @@ def test_mixing_and_passing_on_each_lower_what_rounding_costs(monkeypatch: pytes
     monkeypatch.setattr("rdquant.passes.mixing.STEPS", 80)
     f, sensitivity = _heavy()
     first = torch.arange(1000)
-    plain = learn_matrix(f, first, sensitivity, None)
-    both = learn_matrix(f, first, sensitivity, 0.0)
+    plain = learn_matrix([Samples(f, first, sensitivity)], None)
+    both = learn_matrix([Samples(f, first, sensitivity)], 0.0)
     nothing = _cost(f, sensitivity, torch.eye(len(f)), False)
     assert _cost(f, sensitivity, plain, False) < 0.6 * nothing
     assert _cost(f, sensitivity, both, True) < 0.6 * _cost(f, sensitivity, plain, False)

@@ -52,6 +52,8 @@ def profile_options(name: str) -> Mapping[str, Any]:
 
 #: networks that a decoder does not need to read symbols
 OUTSIDE_PRIOR = ("analysis", "hyper_analysis", "synthesis")
+#: networks between pixels and latents
+TRANSFORMS = ("analysis", "synthesis")
 #: of weights and activations outside the scope
 WIDE_BITS = 12
 
@@ -62,7 +64,7 @@ class QuantizeConfig:
 
     weight_bits: int = 8
     """Convolution weights and GDN gammas: symmetric, per output channel. Layers that a decoder needs to read
-    symbols (hyper_synthesis and all that follows it in the prior) use at most 7."""
+    symbols (hyper_synthesis and all that follows it in the prior) use at most 7 where they read 8 bits."""
     activation_bits: int = 8
     """Activations between layers: static, as wide to each side as was observed."""
     weight_range: RangeRule = "mse"
@@ -80,11 +82,11 @@ class QuantizeConfig:
     layer_activation_bits: Mapping[str, int] = field(default_factory=dict)
     """Bits of what single nodes (``g_a.1``) put out, over ``activation_bits``."""
     wide_ends: bool = True
-    """Four bits more, up to 12, for the weights of the transforms' first and last convolutions and for the
-    last one's input, where ``mixing`` is wanted and there is none: see `rdquant.passes.ends`."""
+    """Four bits more, up to 12, for the weights of the transforms' first and last convolutions, for what the
+    last one reads and for sums with y_hat, unless a mixing does their work: see `rdquant.passes.ends`."""
     prior_activation_bits: int | None = None
-    """Bits of activations in the networks that a decoder needs to read symbols (hyper_synthesis and all that
-    follows it in the prior); None: ``activation_bits``. Where contexts are deep, what is rounded there costs
+    """Bits of activations in the hyper-coder and in the networks that follow it in the prior; None:
+    ``activation_bits``. Where contexts are deep, what is rounded there costs
     most of the rate that quantization costs, and 12 bits take a good part of it away. Products of 8 bits are
     faster than wider ones where they have an instruction (VNNI).
     """
@@ -101,7 +103,9 @@ class QuantizeConfig:
     percentile: float = 0.9999
     """By "percentile": the share of samples below the upper end of the range, and above the lower."""
     mixing: Mix = "compensated"
-    """Of the channels behind each GDN, before they are rounded: see `rdquant.passes.mixing`."""
+    """Of the channels behind each GDN, before they are rounded: see `rdquant.passes.mixing`. With any,
+    residual streams change their basis (`rdquant.passes.streams`) and activations are centred
+    (`rdquant.passes.centring`), both of which cost nothing at run time."""
     mixing_steps: int | None = None
     """Gradient steps of each round that learns a mixing; None: `rdquant.passes.mixing.STEPS`."""
 
@@ -164,7 +168,7 @@ class QuantizeConfig:
     def activation_bits_of(self, edge: str, network: str) -> int:
         """Bits of what a node puts out, where products take it."""
         default = self.activation_bits if self.in_scope(network) else WIDE_BITS
-        if self.prior_activation_bits is not None and network not in OUTSIDE_PRIOR:
+        if self.prior_activation_bits is not None and network not in TRANSFORMS:
             default = max(default, self.prior_activation_bits)
         return self.layer_activation_bits.get(edge, default)
 

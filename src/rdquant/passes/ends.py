@@ -1,9 +1,10 @@
-"""More bits for the first and the last convolution of the transforms.
+"""More bits for the first and the last convolution of the transforms, and for sums with the latent itself.
 
 What is rounded there goes straight into pixels or latents, with nothing behind it that has learned to live
-with it: most of what eight bits cost a codec of many rates came from one edge, the input of its last layer. A
-mixing behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such
-transforms are left as they are.
+with it, or has a latent's tails: most of what eight bits cost a codec of many rates came from one edge, the
+input of its last layer, and half of what they cost a `cheng2020-anchor` from y_hat plus its first residual
+branch. A mixing behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such transforms
+keep their widths at the ends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 
 from ..codec import Codec
 from ..graph import Graph, Node
-from ..graph.operations import Convolution, Shuffle, Unshuffle
+from ..graph.operations import Convolution, Gain, Shuffle, Sum, Unshuffle
 from .config import WIDE_BITS, QuantizeConfig
 from .mixed import is_mixing
 
@@ -35,6 +36,12 @@ def _origin(graph: Graph, edge: str) -> str:
     return edge
 
 
+def _latent_sums(graph: Graph) -> list[str]:
+    """The sums that take an input of the graph as it is, or times a gain."""
+    latents = {*graph.inputs, *graph.names(Gain)}
+    return [n.name for n in graph.nodes if isinstance(n.op, Sum) and not latents.isdisjoint(n.inputs)]
+
+
 def with_wide_ends(config: QuantizeConfig, codec: Codec) -> QuantizeConfig:
     """``config`` with these bits among those of single layers; what it says of a layer itself stays."""
     if not config.wide_ends or config.mixing == "none":
@@ -46,7 +53,8 @@ def with_wide_ends(config: QuantizeConfig, codec: Codec) -> QuantizeConfig:
         for node in ends:
             bits = config.bits_of(node.name, name)
             weights.setdefault(node.name, max(bits, min(bits + MORE, WIDE_BITS)))
-        for edge in (_origin(graph, node.inputs[0]) for node in ends[1:]):
+        sums = _latent_sums(graph) if name == "synthesis" else []
+        for edge in (*(_origin(graph, node.inputs[0]) for node in ends[1:]), *sums):
             bits = config.activation_bits_of(edge, name)
             if edge not in graph.inputs:
                 activations.setdefault(edge, max(bits, min(bits + MORE, WIDE_BITS)))

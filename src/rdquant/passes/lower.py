@@ -44,12 +44,12 @@ from ..graph.operations.pointwise import PIECEWISE_LINEAR
 from ..latents import FIXED_HI, FIXED_LO
 from . import number_forms
 from .calibration import Calibration
-from .config import OUTSIDE_PRIOR, QuantizeConfig
+from .config import OUTSIDE_PRIOR, WIDE_BITS, QuantizeConfig
 from .latent_range import HEADROOM, latent_shift
 from .mixed import Mixing, is_mixing
 from .ranges import ActivationFormat, activation_format, full_range_format, tied
 
-#: room above the largest mixed value seen: all channels of a position clip at once
+#: room above the largest value seen, of mixed ones (all channels of a position clip at once) and wide ones
 MIXED_HEADROOM = 1.5
 #: widths in which an edge can be wanted
 NARROW, WIDE, INDEX = "narrow", "wide", "index"
@@ -166,17 +166,19 @@ class Lowering:
             return number_forms.index_format(seen)
         if width == WIDE:
             return tied(number_forms.wide_format(seen), tie)
-        bits = self.config.activation_bits_of(edge, self.network)
+        bits, stretch = self.config.activation_bits_of(edge, self.network), self.stretch.get(edge, 1.0)
         try:
             if is_mixing(edge):
                 found = full_range_format(seen, bits, MIXED_HEADROOM)
             else:
                 c, kind = self.config, self.config.granularity if tie else "tensor"
                 rule, exponent, clips = c.activation_range, c.channel_exponent, c.clip_cost
+                if bits >= WIDE_BITS:  # to spare: nothing is clipped
+                    rule, stretch = "minmax", stretch * MIXED_HEADROOM
                 found = activation_format(seen, bits, rule, kind, exponent, clips, c.percentile)
         except CalibrationError as error:
             raise CalibrationError(f"{edge}: {error}") from None
-        return tied(dataclasses.replace(found, scale=found.scale * self.stretch.get(edge, 1.0)), tie)
+        return tied(dataclasses.replace(found, scale=found.scale * stretch), tie)
 
     # lowering
 

@@ -137,8 +137,7 @@ def _collect(
                     continue
                 flow = flows.setdefault(name, _Flow([], torch.zeros(len(f))))
                 flow.largest = torch.maximum(flow.largest, f.abs().amax(1))
-                energy = (f / flow.largest[:, None].clamp(min=1e-12)).square().sum(0)
-                flow.pool.append(f[:, energy.topk(min(KEPT, f.shape[1])).indices].half())
+                flow.pool.append(most_energy(f, flow.largest, KEPT))
     return _Collected(flows, sensitivities, latent_energy)
 
 
@@ -160,39 +159,57 @@ def rounding_cost(matrix: Tensor, samples: Tensor, sensitivity: Tensor, share: f
     return (ranges.double() ** 2 * price).sum()
 
 
-def learn_matrix(
-    pool: Tensor,
-    first: Tensor,
-    sensitivity: Tensor,
-    share: float | None,
-    seed: int = 0,
-    steps: int | None = None,
-) -> Tensor:
-    """An invertible ``(C, C)`` with a low `rounding_cost`, by Adam from a random rotation.
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """One edge that a matrix is learned for."""
 
-    ``pool: (C, S)``: all that may decide a range; ``first``: indexes into it to begin with.
-    """
-    channels, steps = len(pool), steps or STEPS
+    pool: Tensor  #: (C, S), all that may decide a range
+    first: Tensor  #: indexes into it to begin with
+    sensitivity: Tensor  #: (C, C) float64
+
+    @classmethod
+    def of(cls, pools: list[Tensor], sensitivity: Tensor, begin: int = FIRST) -> Samples:
+        """``pools``: ``(C, S)`` of each picture, most energy first; ``begin``: with so many of each."""
+        starts = torch.tensor([0, *(p.shape[1] for p in pools[:-1])]).cumsum(0)
+        first = [s + torch.arange(min(begin, p.shape[1])) for s, p in zip(starts, pools, strict=True)]
+        return cls(torch.cat(pools, 1), torch.cat(first), sensitivity)
+
+
+def most_energy(f: Tensor, largest: Tensor, kept: int) -> Tensor:
+    """The positions of ``f: (C, S)`` with most energy in units of ``largest: (C,)``, most first; float16."""
+    energy = (f / largest[:, None].clamp(min=1e-12)).square().sum(0)
+    return f[:, energy.topk(min(kept, f.shape[1])).indices].half()
+
+
+def learn_matrix(
+    edges: list[Samples], share: float | None, seed: int = 0, steps: int | None = None
+) -> Tensor:
+    """An invertible ``(C, C)`` with a low `rounding_cost` on all edges, by Adam from a random rotation."""
+    channels, steps = len(edges[0].pool), steps or STEPS
     generator = torch.Generator().manual_seed(seed)
     start = torch.linalg.qr(torch.randn(channels, channels, generator=generator))[0]
     # channels of one energy to begin with, so that the rate of the steps suits all of them
-    energy = pool[:, first].float().square().mean(1).sqrt().clamp(min=1e-12)
-    sensitivity = sensitivity * energy[:, None] * energy[None, :]
+    means = [e.pool[:, e.first].float().square().mean(1) for e in edges]
+    energy = torch.stack(means).mean(0).sqrt().clamp(min=1e-12)
+    costs = [e.sensitivity * energy[:, None] * energy[None, :] for e in edges]
     matrix = start.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([matrix], lr=RATE)
-    chosen = first
+    chosen = [e.first for e in edges]
     for k in range(ROUNDS):
-        samples = pool[:, chosen].float() / energy[:, None]
+        samples = [e.pool[:, c].float() / energy[:, None] for e, c in zip(edges, chosen, strict=True)]
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = RATE * (1 - (k + step / steps) / ROUNDS)
-            loss = torch.log(rounding_cost(matrix, samples, sensitivity, share))
+            parts = [rounding_cost(matrix, s, c, share) for s, c in zip(samples, costs, strict=True)]
+            loss = torch.log(torch.stack(parts).sum())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        reached = torch.cat([(matrix.detach() / energy) @ part.float() for part in pool.split(2**16, 1)], 1)
-        count = min(FURTHEST, reached.shape[1])
-        ends = [reached.topk(count, largest=side).indices.flatten() for side in (True, False)]
-        chosen = torch.unique(torch.cat([chosen, *ends]))
+        for i, edge in enumerate(edges):
+            pieces = [(matrix.detach() / energy) @ part.float() for part in edge.pool.split(2**16, 1)]
+            reached = torch.cat(pieces, 1)
+            count = min(FURTHEST, reached.shape[1])
+            ends = [reached.topk(count, largest=side).indices.flatten() for side in (True, False)]
+            chosen[i] = torch.unique(torch.cat([chosen[i], *ends]))
     found = matrix.detach()
     if not bool(torch.isfinite(found).all()):
         raise CalibrationError("mixing an activation's channels did not converge; pass mixing=none")
@@ -227,16 +244,12 @@ def find_mixings(
         bits = config.activation_bits_of(gdn, network)
         top = 2 ** (min(bits + GUARD_BITS, MOST_INPUT_BITS) - 1) - 1
         largest = flow.largest.double().clamp(min=1e-3 * float(flow.largest.max()))
-        pool = torch.cat(flow.pool, 1)
-        starts = torch.tensor([0, *(p.shape[1] for p in flow.pool[:-1])]).cumsum(0)
-        first = torch.cat(
-            [s + torch.arange(min(FIRST, p.shape[1])) for s, p in zip(starts, flow.pool, strict=True)]
-        )
         cost = found.sensitivities[gdn]
         share = WEIGHT_SHARE * 4.0 ** (bits - config.bits_of(read.name, network))
         steps = config.mixing_steps
         try:
-            matrix = learn_matrix(pool, first, cost, share if compensated else None, steps=steps)
+            samples = Samples.of(flow.pool, cost)
+            matrix = learn_matrix([samples], share if compensated else None, steps=steps)
         except torch.linalg.LinAlgError:  # some directions do not matter at all: there is nothing to mix for
             continue
         scale = INPUT_HEADROOM * largest / top
@@ -261,7 +274,7 @@ def _latent_mixing(first: Convolution, energy: Tensor, steps: int | None) -> Mix
     weight = first.by_output()
     rows = weight / weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     pool = rows.transpose(0, 1).flatten(1)  # (M, O * k * k)
-    matrix = learn_matrix(pool, torch.arange(pool.shape[1]), energy, 0.0, steps=steps)
+    matrix = learn_matrix([Samples(pool, torch.arange(pool.shape[1]), energy)], 0.0, steps=steps)
     matrix = matrix / (matrix @ pool.double()).abs().amax(1, keepdim=True)
     step = torch.full((len(matrix),), 2.0**-LATENT_BITS, dtype=torch.float64)
     return Mixing.of(torch.linalg.inv(matrix).T.contiguous(), step, FIXED_HI, LATENT_MIXING_BITS)

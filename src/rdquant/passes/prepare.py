@@ -14,10 +14,12 @@ from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
 from ..latents.gains import latent_gains
 from .calibration import Calibration, observe
+from .centring import centrable, centred
 from .config import QuantizeConfig
 from .flow import networks_in_order
 from .mixed import Mixing, insert
 from .mixing import Progress, find_mixings
+from .streams import find_streams, insert_streams
 
 #: of the calibration pictures, how many measure the synthesis gain
 GAIN_PICTURES = 8
@@ -56,21 +58,26 @@ def prepare(
     gains = torch.from_numpy(latent_gains(codec, pictures[:GAIN_PICTURES]))
     if store is not None and store.exists():
         state = torch.load(store, weights_only=True)
+        if "streams" not in state:
+            raise CalibrationError(f"{store} is of an older release; use a new folder")
         found = {k: Mixing(**v) for k, v in state["mixings"].items()}
-        sensitivities = state["sensitivities"]
+        sensitivities, streams = state["sensitivities"], state["streams"]
     else:
         found, sensitivities = find_mixings(codec, pictures, config, gains, progress)
+        streams = find_streams(insert(codec, found), pictures, sensitivities, config, progress)
         if store is not None:
             fields = [f.name for f in dataclasses.fields(Mixing)]
             state = {k: {f: getattr(m, f) for f in fields} for k, m in found.items()}
             with atomic_write(store) as handle:
-                torch.save({"mixings": state, "sensitivities": sensitivities}, handle)
-    codec = insert(codec, found)
+                torch.save({"mixings": state, "sensitivities": sensitivities, "streams": streams}, handle)
+    codec, sensitivities = insert_streams(insert(codec, found), streams, sensitivities)
 
     def observed(done: int, total: int) -> None:
         if progress:
             progress(done, total, "observe")
 
+    if config.mixing != "none" and any(centrable(graph) for graph in codec.networks.values()):
+        codec = centred(codec, observe(codec, pictures[:ENOUGH_PICTURES], observed))
     seen = observe(codec, pictures, observed)
     seen.sensitivities, seen.gains, seen.mixings = sensitivities, gains, found
     return codec, seen
