@@ -5,6 +5,7 @@
     python benchmarks/rd_s.py monotone --images KODAK --dataset kodak   # size by quality, size for a target
     python benchmarks/rd_s.py compare --dataset kodak
     python benchmarks/rd_s.py about --calib TRAIN   # multiplications; what its start keeps of pictures
+    python benchmarks/rd_s.py hours   # J on the val split over hours of training, from the logs
 
 Calibrates on the val split of the training folder; test sets are only measured on.
 """
@@ -36,12 +37,20 @@ from rdquant.load import LATENTS, open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
 from rdquant.quality import LAMBDAS
+from rdquant.study.plots import lines_figure
 from rdquant.train.components import start_from_components
 from rdquant.train.data import CropSource, centre_crops
 from rdquant.train.loop import initialise
 
 NAME = "rd-s"
 RESULTS = Path("benchmarks/results")
+LOGS = RESULTS / "training/all-rates"
+FIGURE = Path("docs/figures/rd-s-hours.svg")
+#: logs of what the zoo's model came from, in order
+RUNS = (
+    "components-edge-0.2", "components-start", "rd-s", "rd-s-larger",
+    *(f"rd-s-larger-{k}" for k in range(2, 6)),
+)  # fmt: skip
 QUALITIES = (1, 15, 30, 45, 60, 75, 90, 100)
 CALIBRATION_PICTURES = 96
 #: of activations in the context networks and hyper_synthesis
@@ -110,8 +119,8 @@ def measure(images: Path, dataset: str, only: list[str]) -> None:
         config: dict[str, Any] = {"latents": quantizer, "effort": effort}
         if label != "float":
             config |= {
-                "weight_bits": "8 (hyper-coder and context: 7; first and last layers of both transforms: 12)",
-                "activation_bits": "8 (hyper_synthesis, context, inputs of the transforms' last layers: 12)",
+                "weight_bits": "8 (first and last layers of both transforms: 12)",
+                "activation_bits": "8 (hyper-coder, context, inputs of the transforms' last layers: 12)",
                 "granularity": "per channel, static", "quantized": "every network and table",
             }  # fmt: skip
         command = f"python benchmarks/rd_s.py measure --images {dataset.upper()} --dataset {dataset}"
@@ -219,11 +228,39 @@ def about(calib: Path, pictures: int = 32) -> None:
     print(found)
 
 
+def hours() -> None:
+    """What training was worth: a JSON and a figure, over CPU hours of one core, run after run."""
+    before, rows = 0.0, []
+    for name in RUNS:
+        entries = [json.loads(line) for line in (LOGS / f"{name}.jsonl").read_text().splitlines()]
+        for entry in entries:
+            if "val" in entry:
+                values = {str(v["lambda"]): v["J"] for v in entry["val"]}
+                hour = round((before + entry["cpu"]) / 3600, 3)
+                rows.append({"run": name, "step": entry["step"], "hours": hour, "J": values})
+        before += entries[-1]["cpu"]
+    told = {
+        "command": "python benchmarks/rd_s.py hours",
+        "total_hours": round(before / 3600, 2),
+        "rows": rows,
+    }
+    (RESULTS / f"{NAME}-hours.json").write_text(json.dumps(told, indent=1) + "\n")
+    last = rows[-1]["J"]
+    figure = lines_figure(
+        {f"lambda {k}": [(r["hours"], 100 * (r["J"][k] / last[k] - 1)) for r in rows] for k in last},
+        "rd-s: J on the val split", "hours of one core", "% above the last",
+    )  # fmt: skip
+    figure.axes[0].set_ylim(-0.5, 14)
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("store", "measure", "index", "monotone", "compare", "about"))
+    parser.add_argument(
+        "what", choices=("store", "measure", "index", "monotone", "compare", "about", "hours")
+    )
     parser.add_argument("--run", type=Path)
     parser.add_argument("--calib", type=Path)
     parser.add_argument("--quantizer", choices=("rdoq", "tcq8"), help="that the run was trained for")
@@ -237,6 +274,8 @@ def main() -> None:
         measure(args.images, args.dataset, args.only)
     elif args.what == "index":
         index()
+    elif args.what == "hours":
+        hours()
     elif args.what == "about":
         about(args.calib)
     elif args.what == "monotone":

@@ -118,6 +118,20 @@ def rd_s_brief() -> str:
 WIDTHS = ("W8A8", "W10A10", "W6A8", "W4A8")
 
 
+def rd_s_hours() -> str:
+    """J on the val split where each run of training was last validated."""
+    found = json.loads((RESULTS / "rd-s-hours.json").read_text())
+    ends = {row["run"]: row for row in found["rows"]}
+    columns = ["log", "hours", "J at 0.0035", "0.013", "0.05"]
+    rows = [
+        [f"`{name}`", f"{row['hours']:.1f}", *(f"{j:.3f}" for j in row["J"].values())]
+        for name, row in ends.items()
+    ]
+    hours = f"{found['total_hours']:.1f} hours of one core in all"
+    note = f"Centre crops of 32 pictures of the val split, estimated bits; {hours}. (`rd-s-hours.json`)"
+    return "\n".join([*_table(columns, rows), "", note])
+
+
 def widths() -> str:
     """What each width costs, on both sets."""
     rows = ["| width | Kodak | TecNick | calibration of one model | peak memory |", "|---|---|---|---|---|"]
@@ -532,6 +546,7 @@ def updated(text: str) -> str:
     """``text`` with every marked block made anew."""
     makers = {
         "headline": headline, "zoo": zoo, "rd_s": rd_s, "rd_s_bdrate": rd_s_bdrate, "rd_s_brief": rd_s_brief,
+        "rd_s_hours": rd_s_hours,
         "bdrate": bdrate, "rans": rans, "serial": serial,
         "widths": widths, "growth": growth, "determinism": determinism, "damage": damage,
         "decode": decode, "stages": stages,

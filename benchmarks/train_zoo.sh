@@ -1,9 +1,10 @@
 #!/bin/sh
-# rd-s from nothing: sh benchmarks/train_zoo.sh RUN TRAIN. About six hours of one core; goes on where it stopped.
-# RUN/plain is for plain rounding, RUN/larger, RUN/again and RUN/last go on from it with larger crops, each from a high
-# rate down; RUN/tcq8 goes on with the levels that a trellis chooses.
-# The zoo's plain one was made of two runs: 1,511 steps at the full rate, then 23,500 of cosine decay; its last two had
-# products in bfloat16, and RUN/again a decay over 13,500 steps, then 17,000, then 15,000, as time was seen to allow.
+# rd-s from nothing: sh benchmarks/train_zoo.sh RUN TRAIN. About seven hours of one core; goes on where it stopped.
+# RUN/plain is for plain rounding, RUN/larger, RUN/again, RUN/third, RUN/fourth and RUN/last go on from it with larger
+# crops, each from a high rate down; RUN/tcq8 goes on with the levels that a trellis chooses.
+# The zoo's plain one was made of two runs: 1,511 steps at the full rate, then 23,500 of cosine decay; its last four had
+# products in bfloat16, and RUN/again a decay over 13,500 steps, then 17,000, then 15,000, and
+# RUN/fourth one over 13,000, then 16,500, as time was seen to allow.
 # On a GPU: add --set batch=64, and fewer steps.
 set -e
 run=$1 data=$2
@@ -17,14 +18,17 @@ train() { # RUN INIT options...
 }
 train plain "" --set 'start="components"' --set lr=1e-3 --set edge_lr=0.2 --set weight_decay=0.03 \
     --set steps=25000 --set validate_every=2000
-train larger "$run/plain/model.safetensors" --set 'start="components"' --set lr=6e-4 --set edge_lr=0.2 \
-    --set weight_decay=0.03 --set crop=192 --set batch=4 --set rate_weight=0.45 --set seed=5 --set steps=7800 \
-    --set validate_every=2000
-train again "$run/larger/model.safetensors" --set 'start="components"' --set lr=6e-4 --set edge_lr=0.2 \
-    --set weight_decay=0.03 --set crop=192 --set batch=4 --set rate_weight=0.45 --set seed=11 --set steps=15000 \
-    --set validate_every=2000 --set compile=false
-train last "$run/again/model.safetensors" --set 'start="components"' --set lr=4e-4 --set edge_lr=0.2 \
-    --set weight_decay=0.03 --set crop=192 --set batch=4 --set rate_weight=0.45 --set seed=13 --set steps=5500 \
-    --set validate_every=2000 --set compile=false
+longer() { # RUN INIT LR SEED STEPS options...
+    out=$1 init=$2 lr=$3 seed=$4 steps=$5
+    shift 5
+    train "$out" "$run/$init/model.safetensors" --set 'start="components"' --set lr="$lr" --set edge_lr=0.2 \
+        --set weight_decay=0.03 --set crop=192 --set batch=4 --set rate_weight=0.45 --set seed="$seed" \
+        --set steps="$steps" --set validate_every=2000 "$@"
+}
+longer larger plain 6e-4 5 7800
+longer again larger 6e-4 11 15000 --set compile=false
+longer third again 4e-4 13 5500 --set compile=false
+longer fourth third 5e-4 17 16500 --set compile=false
+longer last fourth 5e-4 19 9500 --set compile=false
 train tcq8 "$run/last/model.safetensors" --set 'latent_mode="quantized"' --set 'quantizer="tcq8"' --set lr=3e-4 \
     --set warmup=50 --set steps=1300

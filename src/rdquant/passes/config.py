@@ -64,7 +64,8 @@ class QuantizeConfig:
 
     weight_bits: int = 8
     """Convolution weights and GDN gammas: symmetric, per output channel. Layers that a decoder needs to read
-    symbols (hyper_synthesis and all that follows it in the prior) use at most 7 where they read 8 bits."""
+    symbols (hyper_synthesis and all that follows it in the prior) use at most 7, unless
+    ``prior_activation_bits`` makes them read more than 8."""
     activation_bits: int = 8
     """Activations between layers: static, as wide to each side as was observed."""
     weight_range: RangeRule = "mse"

@@ -88,7 +88,8 @@ def integer_convolution(
 
     ``stretch``: a factor on the scales that the range rule gives.
     """
-    entropy_path = entropy_path and source.hi - source.lo < 2**8
+    # where wide activations were asked for, products are not of bytes
+    entropy_path = entropy_path and (config.prior_activation_bits is None or source.hi - source.lo < 2**8)
     if entropy_path and bits <= 8 and number_format == "uniform":
         bits = min(bits, ENTROPY_PATH_BITS)
     # the input's scales go into the weights, so that integers of all channels can be added

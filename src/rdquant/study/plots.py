@@ -47,16 +47,23 @@ def ablation_figure(name: str, columns: list[str], rows: list[list[Any]]) -> Any
     return _finished(figure, axes, name, "y", fontsize=8)
 
 
-def pareto_figure(fronts: dict[str, list[tuple[float, float]]], title: str = "") -> Any:
-    """Loss against size: by name, points of (times smaller than float32, BD-rate in percent)."""
+def lines_figure(lines: dict[str, list[tuple[float, float]]], title: str, across: str, up: str) -> Any:
+    """By name, points of (x, y)."""
     figure, axes = _pyplot().subplots(figsize=(7.2, 4.2), dpi=130)
-    for i, (name, points) in enumerate(fronts.items()):
+    for i, (name, points) in enumerate(lines.items()):
         x, y = zip(*sorted(points), strict=True)
         axes.plot(x, y, marker=_MARKERS[i], color=_COLOURS[i], label=name, linewidth=1.6, markersize=5)
-    axes.set_xlabel("times smaller than float32 (model files)")
-    axes.set_ylabel("BD-rate against float (%)")
-    axes.set_yscale("symlog", linthresh=1)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     return _finished(figure, axes, title)
+
+
+def pareto_figure(fronts: dict[str, list[tuple[float, float]]], title: str = "") -> Any:
+    """Loss against size: by name, points of (times smaller than float32, BD-rate in percent)."""
+    across, up = "times smaller than float32 (model files)", "BD-rate against float (%)"
+    figure = lines_figure(fronts, title, across, up)
+    figure.axes[0].set_yscale("symlog", linthresh=1)
+    return figure
 
 
 def bits_figure(plans: dict[str, dict[str, int]], title: str = "") -> Any:
