@@ -28,7 +28,7 @@ from rdquant.files.images import list_images, read_image
 from rdquant.files.integer_models import save_integer
 from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
-from rdquant.latents.refine import EFFORTS
+from rdquant.latents.refine import DISTORTION_WEIGHT, EFFORTS
 from rdquant.load import LATENTS, QuantizerMismatch, open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
@@ -198,11 +198,47 @@ def on_rounded_weights(runs: Path, calib: Path) -> dict[str, dict]:
     return found
 
 
+def compared_with_effort(
+    runs: Path, dataset: str, files: list[Path], before: Curve, anchor: Curve, effort: int, every: int
+) -> dict[str, dict]:
+    """Of `IN_ZOO`: against the parents, itself without effort, and on all of Kodak classical codecs."""
+    refined = measured(runs, IN_ZOO, dataset, files[::every], effort, (dataset, effort) == ("kodak", 1))
+    found = {
+        refined.name: compare(anchor, refined),
+        f"{refined.name}, against {IN_ZOO}": compare(before, refined),
+    }
+    for name in CLASSICAL if dataset == "kodak" and every == 1 else ():
+        classical = Curve.load(RESULTS / f"{dataset}-{name}.json")
+        found[f"{refined.name}, against {name}"] = compare(classical, refined)
+    return found
+
+
+def efforts(runs: Path, sets: dict[str, list[Path]]) -> None:
+    """The zoo's models alone, with effort, anew: into the results as they stand."""
+    summary = json.loads((RESULTS / "retrain.json").read_text())
+    for dataset, files in sets.items():
+        before = Curve.load(RESULTS / f"{dataset}-{SHIPPED_NAME}.json")
+        anchor = Curve.load(RESULTS / f"{dataset}-{PARENTS}.json")
+        for family, effort, every in REFINED.get(dataset, ()):
+            if family == IN_ZOO:
+                found = compared_with_effort(runs, dataset, files, before, anchor, effort, every)
+                summary["bd_rate_psnr"][dataset].update(found)
+    summary["encode_seconds"] = encode_seconds(sets["kodak"][::6])
+    summary["efforts"] = {
+        "of": IN_ZOO, "rounds": EFFORTS, "distortion_weight": DISTORTION_WEIGHT, "machine": machine(),
+        "others": {"rounds": (0, 4), "distortion_weight": 1},
+    }  # fmt: skip
+    (RESULTS / "retrain.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--calib", type=Path)
     parser.add_argument("--images", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument(
+        "--efforts", action="store_true", help="Only measure the zoo's models with effort anew."
+    )
     parser.add_argument("--studies", action="store_true", help="Only take the val tables anew.")
     args = parser.parse_args()
     if args.studies:
@@ -212,10 +248,13 @@ def main() -> None:
             summary["on_rounded_weights"] = on_rounded_weights(args.runs, args.calib)
         (RESULTS / "retrain.json").write_text(json.dumps(summary, indent=1) + "\n")
         return
-    if args.calib is None or args.images is None:
+    if args.images is None or not (args.efforts or args.calib):
         parser.error("measuring needs --calib and --images")
     warnings.simplefilter("ignore", QuantizerMismatch)
     sets = {item.partition("=")[0]: list_images(Path(item.partition("=")[2])) for item in args.images}
+    if args.efforts:
+        efforts(args.runs, sets)
+        return
     results: dict[str, dict] = {}
     integers = shipped(args.runs, args.calib, sets)
     for dataset, files in sets.items():
@@ -225,11 +264,13 @@ def main() -> None:
         found = {f: compare(anchor, c) for f, c in curves.items()}
         found[IN_ZOO] = compare(anchor, integers[dataset])
         for f, effort, every in REFINED.get(dataset, ()):
-            check = (dataset, effort) == ("kodak", 1)
-            refined = measured(args.runs, f, dataset, files[::every], effort, check)
+            if f == IN_ZOO:
+                given = (dataset, files, integers[dataset], anchor, effort, every)
+                found |= compared_with_effort(args.runs, *given)
+                continue
+            refined = measured(args.runs, f, dataset, files[::every], effort, True)
             found[refined.name] = compare(anchor, refined)
-            before = integers[dataset] if f == IN_ZOO else curves[f]
-            found[f"{refined.name}, against {f}"] = compare(before, refined)
+            found[f"{refined.name}, against {f}"] = compare(curves[f], refined)
         if dataset == "kodak":
             for f, before in AGAINST.items():
                 found[f"{f}, against {before}"] = compare(curves[before], curves[f])
@@ -238,12 +279,9 @@ def main() -> None:
             rdoq, tcq = (measured(args.runs, f.split(",")[0], dataset, files, 1, True) for f in both)
             found[f"{both[1]}, against {both[0]}"] = compare(rdoq, tcq)
         if dataset == "kodak":
-            refined = [measured(args.runs, IN_ZOO, dataset, files, effort, True) for effort in (1, 3)]
-            for test in (integers[dataset], *refined):
-                label = test.name if test in refined else IN_ZOO
-                for name in CLASSICAL:
-                    classical = Curve.load(RESULTS / f"{dataset}-{name}.json")
-                    found[f"{label}, against {name}"] = compare(classical, test)
+            for name in CLASSICAL:
+                classical = Curve.load(RESULTS / f"{dataset}-{name}.json")
+                found[f"{IN_ZOO}, against {name}"] = compare(classical, integers[dataset])
         results[dataset] = found
         for name, r in found.items():
             print(f"{dataset} {name}: {r['percent']:+.2f} %", r.get("db_above_rdoq", ""), flush=True)
@@ -251,6 +289,9 @@ def main() -> None:
     summary = {
         "command": f"{COMMAND} {names}", "machine": machine(),
         "models": f"{PARENTS}, float", "anchor": "plain rounding, not retrained", "interpolation": "pchip",
+        "efforts": {
+            "of": "all", "rounds": EFFORTS, "distortion_weight": DISTORTION_WEIGHT, "machine": machine(),
+        },
         "bd_rate_psnr": results, "encode_seconds": encode_seconds(sets["kodak"][::6]),
         "val": studies(args.runs), "on_rounded_weights": on_rounded_weights(args.runs, args.calib),
     }  # fmt: skip

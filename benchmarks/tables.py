@@ -469,12 +469,15 @@ def retrain() -> str:
             if "db_above_rdoq" in f}  # fmt: skip
     over = "; ".join(f"{k}: {min(v):+.2f} to {max(v):+.2f} dB" for k, v in lead.items() if v)
     seconds = ", ".join(f"{s:.1f} s with effort {e}" for e, s in r["encode_seconds"].items())
+    efforts, others = r["efforts"], r["efforts"].get("others")
+    older = f"Effort 1 of others than {efforts['of']}: {others['rounds'][1]} rounds with lambda itself. "
+    m = efforts["machine"]
     note = (
         f"BD-rate (PSNR) of whole files, mean curves, four points, PCHIP; anchor: {r['anchor']}, unless the "
         f"row names another. {r['models']}; W8A8 is quantized as the zoo is, the rest is float. At equal "
         f"rate above retrained RDOQ on Kodak, at the points within its rates: {over}. Encoding a picture of "
-        f"Kodak took {seconds} (medians, W8A8, {r['machine']['cpu']}, {r['machine']['threads']} threads, "
-        f"{r['machine']['date']}). (`retrain.json`)"
+        f"Kodak took {seconds} (medians, W8A8, {m['cpu']}, {m['threads']} threads, {m['date']}). "
+        f"{older if others else ''}(`retrain.json`)"
     )
     return "\n".join([*_table(("retrained for", *sets, "pictures"), rows), "", note])
 
@@ -482,7 +485,7 @@ def retrain() -> str:
 def effort() -> str:
     """The zoo's retrained integer models by effort."""
     r = json.loads((RESULTS / "retrain.json").read_text())
-    sets, m = r["bd_rate_psnr"], r["machine"]
+    sets, m = r["bd_rate_psnr"], r["efforts"]["machine"]
     against = {"the float parents": "", "JPEG": ", against jpeg", "WebP": ", against webp"}
     columns = [(d, f"{d}, against {a}", suffix) for d in sets for a, suffix in against.items()
                if d == "kodak" or not suffix]  # fmt: skip

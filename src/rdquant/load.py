@@ -17,7 +17,7 @@ from .files.container import Profile
 from .files.integer_models import integer_fingerprint, load_integer
 from .files.model_file import model_description, model_kind
 from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
-from .latents.refine import COHERENCE, DEFAULT_EFFORT, Refinement, rounds_of
+from .latents.refine import COHERENCE, DEFAULT_EFFORT, DISTORTION_WEIGHT, Refinement, rounds_of
 from .lazy import extras
 from .quality import DEFAULT_QUALITY, at, described_at, hundredths
 
@@ -175,6 +175,7 @@ def _refinement(
 ) -> Refinement:
     """Of the levels of ``coding``; those of plain rounding are refined by RDOQ's search."""
     gains, lambda_ = _gains(description, codec.M, name)
+    lambda_ *= DISTORTION_WEIGHT
     quantizer, unit, step = "rdoq", codec.quantizer.unit, None
     if isinstance(coding, TrellisCoding):
         quantizer, step = coding.quantizer.name.lower(), coding.step / unit

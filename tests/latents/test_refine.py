@@ -29,6 +29,19 @@ def test_effort_lowers_the_cost_of_the_file(quantizer: str, kind: str, photo: np
     assert refined < 0.97 * plain
 
 
+def test_a_refined_picture_has_more_psnr_and_no_more_rate(photo: np.ndarray) -> None:
+    """Whose share of the gain goes to which is up to `DISTORTION_WEIGHT`."""
+    rgb = np.ascontiguousarray(photo[60:316, 100:356])
+    sizes, decibels = [], []
+    for quantizer, effort in (("uniform", 0), ("rdoq", 1)):
+        coder = open_coder("rd-s-w8a8@60", quantizer, effort=effort)
+        data = coder.encode(rgb)
+        sizes.append(len(data))
+        decibels.append(psnr(rgb, coder.decode(data)))
+    assert 0.95 * sizes[0] < sizes[1] < sizes[0]
+    assert 0.3 < decibels[1] - decibels[0] < 1
+
+
 def test_the_relaxed_synthesis_is_the_synthesis(photo: np.ndarray) -> None:
     """Of the integer codec, within rounding; and its gradient is its difference."""
     codec = open_coder(MODEL + "-w8a8").codec

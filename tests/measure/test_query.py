@@ -68,11 +68,11 @@ def test_every_kind_of_file_becomes_rows(folder: Path) -> None:
     assert first["file"].endswith("curve.json") and str(first.pop("date")) == "2026-11-27"
     assert {k: v for k, v in first.items() if k != "file"} == {
         "dataset": "two", "name": "mine", "label": "m@60", "fingerprint": "ab12", "profile": "integer",
-        "weight_bits": 8, "activation_bits": 10, "quality": 60.0, "effort": 1, "bpp": 3.0,
+        "weight_bits": 8, "activation_bits": 10, "quality": 60.0, "rounds": 4, "bpp": 3.0,
         "bpp_estimated": None, "psnr": 31.0, "ms_ssim": 0.9, "encode_s": 0.5, "decode_s": 0.25,
         "pictures": 2, "cpu": "a cpu", "threads": 2, "version": "0.2.0",
     }  # fmt: skip
-    assert second["psnr"] == math.inf and second["effort"] is second["encode_s"] is None
+    assert second["psnr"] == math.inf and second["rounds"] is second["encode_s"] is None
     asked = "SELECT label, picture, bytes, psnr FROM images ORDER BY ALL"
     assert found.ask(asked)[1] == [
         ["jpeg", "a.png", 12, math.inf], ["m@60", "a.png", 12, 30.0], ["m@60", "b.png", 12, 32.0],

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CurveError, UsageError
-from ..latents.refine import EFFORTS
 from ..lazy import extras
 from .results import Curve
 
@@ -27,7 +26,7 @@ TABLES: dict[str, dict[str, str]] = {
     "points": {
         **_CURVE,
         "fingerprint": "VARCHAR", "profile": "VARCHAR", "weight_bits": "BIGINT", "activation_bits": "BIGINT",
-        "quality": "DOUBLE", "effort": "BIGINT", **_MEASURED, "pictures": "BIGINT", **_OF_FILE,
+        "quality": "DOUBLE", "rounds": "BIGINT", **_MEASURED, "pictures": "BIGINT", **_OF_FILE,
     },
     "images": {
         **_CURVE,
@@ -147,7 +146,7 @@ def _curve(curve: Curve) -> tuple[list[Row], list[Row]]:
             {
                 **of_both, **{k: p.model.get(k) for k in ("fingerprint", "profile", "quality")},
                 **{k: quantize.get(k) for k in ("weight_bits", "activation_bits")},
-                "effort": EFFORTS.index(rounds) if "fingerprint" in p.model and rounds in EFFORTS else None,
+                "rounds": rounds if "fingerprint" in p.model else None,
                 **{k: getattr(p, k) for k in _MEASURED}, "pictures": len(p.images),
             }
         )  # fmt: skip
