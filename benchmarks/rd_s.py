@@ -1,18 +1,20 @@
 """rd-s, one model for every rate: into the zoo, measured, compared with published and classical curves.
 
-    python benchmarks/rd_s.py store --run RUN --calib TRAIN       # float16 parent and W8A8 integers
+    python benchmarks/rd_s.py store --run RUN --calib TRAIN       # float16 parent; W8A8 integers, fine-tuned
     python benchmarks/rd_s.py measure --images KODAK --dataset kodak [--only float w8a8]
     python benchmarks/rd_s.py monotone --images KODAK --dataset kodak   # size by quality, size for a target
     python benchmarks/rd_s.py compare --dataset kodak
     python benchmarks/rd_s.py about --calib TRAIN   # multiplications; what its start keeps of pictures
     python benchmarks/rd_s.py hours   # J on the val split over hours of training, from the logs
 
-Calibrates on the val split of the training folder; test sets are only measured on.
+Calibrates on the val split of the training folder and fine-tunes on its train split; test sets are only
+measured on.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections import Counter
 from functools import partial
@@ -33,9 +35,10 @@ from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.graph.capture import capture
 from rdquant.latents.gains import latent_gains
-from rdquant.load import LATENTS, open_coder
+from rdquant.load import open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
-from rdquant.passes import QuantizeConfig, load_calibration, quantize
+from rdquant.passes import QuantizeConfig, load_calibration
+from rdquant.passes.finetune import FinetuneConfig, Finetuning
 from rdquant.quality import LAMBDAS
 from rdquant.study.plots import lines_figure
 from rdquant.train.components import start_from_components
@@ -49,10 +52,12 @@ FIGURE = Path("docs/figures/rd-s-hours.svg")
 #: logs of what the zoo's model came from, in order
 RUNS = (
     "components-edge-0.2", "components-start", "rd-s", "rd-s-larger",
-    *(f"rd-s-larger-{k}" for k in range(2, 6)),
+    *(f"rd-s-larger-{k}" for k in range(2, 7)),
 )  # fmt: skip
 QUALITIES = (1, 15, 30, 45, 60, 75, 90, 100)
 CALIBRATION_PICTURES = 96
+#: the integer synthesis learns from
+LEARNED_PICTURES, MINUTES = 1000, 20.0
 #: of activations in the context networks and hyper_synthesis
 PRIOR_BITS = 12
 #: of a curve: model, quantizer, effort
@@ -68,23 +73,32 @@ ANCHORS = ("jpeg", "webp", "jpeg2000", "jpegxl", "avif")
 PUBLISHED_RANGE = (28.5, 35.0)
 
 
-def store(run: Path, calib: Path, quantizer: str | None) -> None:
-    """``quantizer``: what the run was trained for, if not plain rounding; its float parent is not kept."""
-    name = NAME if quantizer is None else f"{NAME}-{quantizer}"
+def store(run: Path, calib: Path, minutes: float) -> None:
     folder = Path(zoo.__file__).parent
-    crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)
+    crops, learned = (
+        load_calibration(split_files(calib, split), count, 256)
+        for split, count in (("val", CALIBRATION_PICTURES), ("train", LEARNED_PICTURES))
+    )
     codec, told = load_float(run / "model.safetensors"), model_description(run / "model.safetensors")
     gains = [float(f"{g:.4g}") for g in latent_gains(capture(codec), crops[:8])]
-    if quantizer is None:
-        save_float(codec, folder / f"{name}.safetensors", {LAMBDAS: told[LAMBDAS], "latent_gains": gains})
-        codec = load_float(folder / f"{name}.safetensors")
-    meta = {LAMBDAS: told[LAMBDAS], "parent": name, "calibration_pictures": len(crops)}
-    if quantizer is not None:
-        meta[LATENTS] = {"quantizer": quantizer}
-    save_integer(
-        quantize(codec, crops, QuantizeConfig(prior_activation_bits=PRIOR_BITS), meta),
-        folder / f"{name}-w8a8.rdqm",
+    about = {LAMBDAS: told[LAMBDAS], "latent_gains": gains}
+    save_float(codec, folder / f"{NAME}.safetensors", about)
+    codec = load_float(folder / f"{NAME}.safetensors")
+    config = FinetuneConfig(minutes)
+    work = Finetuning(
+        codec, crops, learned, QuantizeConfig(prior_activation_bits=PRIOR_BITS), config, run / "finetune", say
     )
+    integer, report = work.run(say)
+    meta = {
+        **integer.description, LAMBDAS: told[LAMBDAS], "parent": NAME, "calibration_pictures": len(crops),
+        "finetune": {**dataclasses.asdict(config), "pictures": len(learned), **report},
+    }  # fmt: skip
+    save_integer(dataclasses.replace(integer, description=meta), folder / f"{NAME}-w8a8.rdqm")
+    print(report)
+
+
+def say(done: int, total: int, note: str) -> None:
+    print(f"\r{done}/{total} {note}", end="", flush=True)
 
 
 def entry(name: str, curve: Curve) -> dict[str, Any]:
@@ -122,6 +136,7 @@ def measure(images: Path, dataset: str, only: list[str]) -> None:
                 "weight_bits": "8 (first and last layers of both transforms: 12)",
                 "activation_bits": "8 (hyper-coder, context, inputs of the transforms' last layers: 12)",
                 "granularity": "per channel, static", "quantized": "every network and table",
+                "finetune": "synthesis, through the twin",
             }  # fmt: skip
         command = f"python benchmarks/rd_s.py measure --images {dataset.upper()} --dataset {dataset}"
         curve = Curve(
@@ -263,13 +278,13 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path)
     parser.add_argument("--calib", type=Path)
-    parser.add_argument("--quantizer", choices=("rdoq", "tcq8"), help="that the run was trained for")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of fine-tuning")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--dataset", default="kodak")
     parser.add_argument("--only", nargs="*", choices=CURVES, default=[])
     args = parser.parse_args()
     if args.what == "store":
-        store(args.run, args.calib, args.quantizer)
+        store(args.run, args.calib, args.minutes)
     elif args.what == "measure":
         measure(args.images, args.dataset, args.only)
     elif args.what == "index":

@@ -447,11 +447,13 @@ def latents() -> str:
 
 
 def _percent(found: dict | None) -> str:
-    """A BD-rate; with its points, if they are not four."""
+    """A BD-rate and its interval, where it has one; with its points, if they are not four."""
     if found is None:
         return "not measured"
     points = min(found["anchor_points"], found["test_points"])
-    return f"{found['percent']:+.2f} %" + ("" if points == 4 else f" ({points} points)")
+    low, high = found.get("interval", (None, None))
+    spread = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
+    return f"{found['percent']:+.2f} %{spread}" + ("" if points == 4 else f" ({points} points)")
 
 
 def retrain() -> str:
@@ -477,7 +479,8 @@ def retrain() -> str:
         f"row names another. {r['models']}; W8A8 is quantized as the zoo is, the rest is float. At equal "
         f"rate above retrained RDOQ on Kodak, at the points within its rates: {over}. Encoding a picture of "
         f"Kodak took {seconds} (medians, W8A8, {m['cpu']}, {m['threads']} threads, {m['date']}). "
-        f"{older if others else ''}(`retrain.json`)"
+        f"{older if others else ''}In brackets, where measured: 95 % confidence, bootstrap over "
+        "pictures. (`retrain.json`)"
     )
     return "\n".join([*_table(("retrained for", *sets, "pictures"), rows), "", note])
 
@@ -491,7 +494,11 @@ def effort() -> str:
                if d == "kodak" or not suffix]  # fmt: skip
 
     def cell(found: dict | None) -> str:
-        return f"{found['percent']:+.2f} % ({found['pictures']} pictures)" if found else "not measured"
+        return (
+            f"{_percent({**found, 'anchor_points': 4})}, {found['pictures']} pictures"
+            if found
+            else _percent(None)
+        )
 
     rows = []
     for level, seconds in r["encode_seconds"].items():
@@ -502,7 +509,8 @@ def effort() -> str:
         "BD-rate (PSNR) of whole files, mean curves, four points, PCHIP: `mean-scale-s-*-tcq8-w8a8` (weights "
         "8 bits per output channel, activations 8 bits static per channel; all networks and tables) against "
         "the float parents with plain rounding, and classical codecs. Seconds to encode a picture of Kodak: "
-        f"medians, {m['cpu']}, {m['threads']} threads, {m['date']}. (`retrain.json`)"
+        f"medians, {m['cpu']}, {m['threads']} threads, {m['date']}. In brackets: 95 % confidence, bootstrap "
+        "over pictures. (`retrain.json`)"
     )
     return "\n".join([*_table(("effort", "encode s", *(head for _, head, _ in columns)), rows), "", note])
 
