@@ -238,6 +238,8 @@ def about(calib: Path, pictures: int = 32) -> None:
     x = centre_crops(split_files(calib, "val"), pictures, 256).float() / 255
     error = ((start.g_s(start.g_a(x)).clamp(0, 1) - x) ** 2).mean((1, 2, 3))
     found["psnr_of_the_start_unrounded"] = round(float((-10 * torch.log10(error)).mean()), 2)
+    integers = model_description(Path(zoo.__file__).parent / f"{NAME}-w8a8.rdqm")
+    found["finetune"] = integers["finetune"]  # MSE of calibration pictures
     found |= {"val_pictures": len(x), "command": "python benchmarks/rd_s.py about --calib TRAIN"}
     (RESULTS / f"{NAME}-about.json").write_text(json.dumps(found, indent=1) + "\n")
     print(found)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..codec import Codec
 
 #: rounds by `--effort`
-EFFORTS = (0, 6, 12, 32)
+EFFORTS = (0, 8, 16, 32)
 #: of models that were retrained for an encoder's search; the others have none by default
 DEFAULT_EFFORT = 1
 #: how far errors count more than the synthesis gain says; the share of its way to the target that the aim
