@@ -14,8 +14,9 @@ measured on.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -30,15 +31,13 @@ from rdquant import zoo
 from rdquant.codecs import FloatCodec
 from rdquant.files.float_models import load_float, save_float
 from rdquant.files.images import list_images, read_image
-from rdquant.files.integer_models import save_integer
 from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.graph.capture import capture
 from rdquant.latents.gains import latent_gains
 from rdquant.load import open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
-from rdquant.passes import QuantizeConfig, load_calibration
-from rdquant.passes.finetune import FinetuneConfig, Finetuning
+from rdquant.passes import load_calibration
 from rdquant.quality import LAMBDAS
 from rdquant.study.plots import lines_figure
 from rdquant.train.components import start_from_components
@@ -75,30 +74,18 @@ PUBLISHED_RANGE = (28.5, 35.0)
 
 def store(run: Path, calib: Path, minutes: float) -> None:
     folder = Path(zoo.__file__).parent
-    crops, learned = (
-        load_calibration(split_files(calib, split), count, 256)
-        for split, count in (("val", CALIBRATION_PICTURES), ("train", LEARNED_PICTURES))
-    )
+    crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)
     codec, told = load_float(run / "model.safetensors"), model_description(run / "model.safetensors")
     gains = [float(f"{g:.4g}") for g in latent_gains(capture(codec), crops[:8])]
     about = {LAMBDAS: told[LAMBDAS], "latent_gains": gains}
     save_float(codec, folder / f"{NAME}.safetensors", about)
-    codec = load_float(folder / f"{NAME}.safetensors")
-    config = FinetuneConfig(minutes)
-    work = Finetuning(
-        codec, crops, learned, QuantizeConfig(prior_activation_bits=PRIOR_BITS), config, run / "finetune", say
-    )
-    integer, report = work.run(say)
-    meta = {
-        **integer.description, LAMBDAS: told[LAMBDAS], "parent": NAME, "calibration_pictures": len(crops),
-        "finetune": {**dataclasses.asdict(config), "pictures": len(learned), **report},
+    options = {
+        "data": calib, "out": folder / f"{NAME}-w8a8.rdqm", "run": run / "finetune", "profile": "exact",
+        "calibration": CALIBRATION_PICTURES, "pictures": LEARNED_PICTURES, "minutes": minutes,
+        "set": f"prior_activation_bits={PRIOR_BITS}",
     }  # fmt: skip
-    save_integer(dataclasses.replace(integer, description=meta), folder / f"{NAME}-w8a8.rdqm")
-    print(report)
-
-
-def say(done: int, total: int, note: str) -> None:
-    print(f"\r{done}/{total} {note}", end="", flush=True)
+    given = [f"--{name}={value}" for name, value in options.items()]
+    subprocess.run([sys.executable, "-m", "rdquant", "finetune", NAME, *given], check=True)
 
 
 def entry(name: str, curve: Curve) -> dict[str, Any]:

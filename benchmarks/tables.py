@@ -107,10 +107,12 @@ def rd_s_bdrate(labels: tuple[str, ...] = tuple(RD_S)) -> str:
                 r = results[label]
                 span = f"{r['low']:.1f}..{r['high']:.1f} dB"
                 rows.append([RD_S[label], anchor.removeprefix("against "), BDRate(**r).text(), span])
+    tecnick = json.loads((RESULTS / "tecnick-rd-s-bdrate.json").read_text())["against float"]["w8a8"]
     note = (
         "Kodak, BD-rate (PSNR), mean curves of whole files, eight qualities, PCHIP. The published curve: six "
         "lambdas in float, as CompressAI gives them. In brackets: 95 % confidence, bootstrap over pictures. "
-        "(`kodak-rd-s-bdrate.json`)"
+        f"On TecNick, W8A8 against float: {BDRate(**tecnick).text()}. "
+        "(`kodak-rd-s-bdrate.json`, `tecnick-rd-s-bdrate.json`)"
     )
     return "\n".join([*_table(["rd-s", "against", "rate", "overlap"], rows), "", note])
 

@@ -51,7 +51,9 @@ HALO = 4
 
 @dataclass(frozen=True, eq=False)
 class Refinement:
-    """``coding``: an encoder's, whose search takes errors as they are alone."""
+    """``coding``: an encoder's, whose search takes errors as they are alone. ``lambda_``: of search and
+    judgement, the codec's times `DISTORTION_WEIGHT`.
+    """
 
     coding: LatentCoding
     gains: np.ndarray
