@@ -30,7 +30,7 @@ AnyPicture = Any
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(model: str, quantizer: str | None, effort: int | None, quality: float | None) -> ImageCoder:
+def _opened(model: str, quantizer: str | None, effort: int, quality: float | None) -> ImageCoder:
     return open_coder(model, quantizer, effort=effort, quality=quality)
 
 
@@ -59,19 +59,19 @@ def _picture(picture: AnyPicture, reading: Reading) -> Picture:
 @overload
 def encode(
     picture: np.ndarray | Image.Image | str | Path, model: str = ..., *, quality: float | None = ...,
-    quantizer: str | None = ..., effort: int | None = ..., colour: Colour = ..., background: str | None = ...,
+    quantizer: str | None = ..., effort: int = ..., colour: Colour = ..., background: str | None = ...,
     exif: bool = ...,
 ) -> bytes: ...  # fmt: skip
 @overload
 def encode(
     picture: list[Any] | tuple[Any, ...], model: str = ..., *, quality: float | None = ...,
-    quantizer: str | None = ..., effort: int | None = ..., colour: Colour = ..., background: str | None = ...,
+    quantizer: str | None = ..., effort: int = ..., colour: Colour = ..., background: str | None = ...,
     exif: bool = ...,
 ) -> list[bytes]: ...  # fmt: skip
 @overload
 def encode(
     picture: AnyPicture, model: str = ..., *, quality: float | None = ..., quantizer: str | None = ...,
-    effort: int | None = ..., colour: Colour = ..., background: str | None = ..., exif: bool = ...,
+    effort: int = ..., colour: Colour = ..., background: str | None = ..., exif: bool = ...,
 ) -> Any: ...  # fmt: skip
 def encode(
     picture: AnyPicture,
@@ -79,7 +79,7 @@ def encode(
     *,
     quality: float | None = None,
     quantizer: str | None = None,
-    effort: int | None = None,
+    effort: int = 0,
     colour: Colour = "keep",
     background: str | None = None,
     exif: bool = False,
@@ -135,7 +135,7 @@ def decode(data: Any, model: str | None = None) -> np.ndarray | list[np.ndarray]
     if isinstance(data, list | tuple):
         return [decode(d, model) for d in data]
     whole = read_file(Path(data)) if isinstance(data, str | Path) else bytes(data)
-    coder = _opened(model, None, None, None) if model else _named(read(whole)[0].fingerprint)
+    coder = _opened(model, None, 0, None) if model else _named(read(whole)[0].fingerprint)
     return coder.decode(whole)
 
 
@@ -145,7 +145,7 @@ def open_model(
     quality: float | None = None,
     quantizer: str | None = None,
     step: float | None = None,
-    effort: int | None = None,
+    effort: int = 0,
 ) -> ImageCoder:
     """`rdquant.open`: a coder for a model, to code many pictures or ask for more than `encode` offers.
 
@@ -248,7 +248,7 @@ def evaluate(
     name: str = "rdquant",
     quantizer: str | None = None,
     step: float | None = None,
-    effort: int | None = None,
+    effort: int = 0,
     check: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Curve:

@@ -17,7 +17,7 @@ from .files.container import Profile
 from .files.integer_models import integer_fingerprint, load_integer
 from .files.model_file import model_description, model_kind
 from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
-from .latents.refine import COHERENCE, DEFAULT_EFFORT, DISTORTION_WEIGHT, Refinement, rounds_of
+from .latents.refine import COHERENCE, DISTORTION_WEIGHT, Refinement, rounds_of
 from .lazy import extras
 from .quality import DEFAULT_QUALITY, at, described_at, hundredths
 
@@ -35,13 +35,13 @@ def open_coder(
     name: str,
     quantizer: str | None = None,
     step: float | None = None,
-    effort: int | None = None,
+    effort: int = 0,
     quality: float | None = None,
 ) -> ImageCoder:
     """A coder for a float or integer model. ``quantizer``: how it quantizes latents when encoding, by
     default as it was retrained for, else plainly; ``step``: of TCQ, in steps of plain rounding; ``effort``:
-    0..3, how long the encoder refines levels (`rdquant.latents.refine`); by default 1 with the search that a
-    model was retrained for, else 0. ``quality``: 1..100, of models for many rates; also ``NAME@QUALITY``.
+    0..3, how long the encoder refines levels (`rdquant.latents.refine`). ``quality``: 1..100, of models for
+    many rates; also ``NAME@QUALITY``.
 
     Raises `UnknownModel`, `BadModel`, and `UsageError` for a quantizer that the model cannot have.
     """
@@ -67,7 +67,7 @@ def open_coder(
 
 
 def coder_of(
-    codec: Codec, quantizer: str | None = None, step: float | None = None, effort: int | None = None
+    codec: Codec, quantizer: str | None = None, step: float | None = None, effort: int = 0
 ) -> ImageCoder:
     """The same for a codec in memory. What a float codec (`rdquant.graph.capture`) writes has zeros for a
     fingerprint: it is for measuring.
@@ -83,16 +83,12 @@ def _coder(
     name: str,
     quantizer: str | None,
     step: float | None,
-    effort: int | None,
+    effort: int,
     quality: int | None = None,
 ) -> ImageCoder:
     def coder(codec: Codec, description: dict[str, Any], quality: int | None = None) -> ImageCoder:
         coding = latent_coding(quantizer, codec, description, name, step)
-        rounds = effort
-        if rounds is None:
-            own = description.get(LATENTS, {}).get("quantizer", "uniform")
-            rounds = DEFAULT_EFFORT if own != "uniform" and quantizer in (None, own) else 0
-        rounds = rounds_of(rounds)
+        rounds = rounds_of(effort)
         refinement = _refinement(rounds, coding, codec, description, name) if rounds else None
         profile = Profile.INTEGER if codec.integer else Profile.FLOAT
         others = None if quality is None else at_quality

@@ -94,6 +94,11 @@ def described_at(codec: Codec, description: dict[str, Any], quality: int) -> dic
     return found
 
 
+def described_at_spread(codec: Codec, description: dict[str, Any], i: int) -> dict[str, Any]:
+    """`described_at` of `at_spread`."""
+    return described_at(codec, description, _spread(i)) if codec.gains else description
+
+
 def for_size(encode: Callable[[int], bytes], most: float) -> bytes:
     """The largest file of at most ``most`` bytes that ``encode(quality in hundredths)`` can make.
 

@@ -9,9 +9,12 @@ import torch
 from conftest import small_codec
 from rdquant.errors import CalibrationError, UsageError
 from rdquant.files.integer_models import integer_fingerprint
+from rdquant.latents.parts import quantized
+from rdquant.load import coder_of
 from rdquant.passes import QuantizeConfig
 from rdquant.passes.config import PROFILES, profile_options
 from rdquant.passes.finetune import FinetuneConfig, Finetuning
+from rdquant.pixels import to_batch
 from rdquant.quality import SPREAD
 
 CONFIG = QuantizeConfig(**PROFILES["portable"])
@@ -41,6 +44,21 @@ def test_the_synthesis_alone_moves_and_gets_better(crops: list[np.ndarray]) -> N
         )
         assert same == (name != "synthesis")
     assert len(found.prior.networks) == 2 and found.y_tables is run.integer.y_tables
+
+
+def test_the_synthesis_learns_from_what_the_models_own_quantizer_makes(crops: list[np.ndarray]) -> None:
+    config = FinetuneConfig(minutes=0.001, batch=2)
+    parent = {"lambda": 0.013, "latents": {"quantizer": "tcq8", "step": 0.5, "coherence": 2.0}}
+    codec = small_codec("mbt2018-mean")
+    run = Finetuning(codec, crops[:2], crops, CONFIG, config, parent=parent)
+    assert {name: run.integer.description[name] for name in parent} == parent
+    coder = coder_of(run.integer)
+    assert coder.coding.quantizer.name == "TCQ8"
+    for i, crop in enumerate(crops):
+        expected = quantized(run.integer, to_batch(crop), coder.coding).y_hat
+        assert np.array_equal(run.latents.y_hat[i : i + 1].numpy(), expected)
+    plain = Finetuning(codec, crops[:2], crops, CONFIG, config)
+    assert not torch.equal(plain.latents.y_hat, run.latents.y_hat)
 
 
 def test_every_quality_gets_better(photo: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.graph.capture import capture
 from rdquant.latents.gains import latent_gains
-from rdquant.latents.refine import DEFAULT_EFFORT, EFFORTS
+from rdquant.latents.refine import EFFORTS
 from rdquant.load import QuantizerMismatch, open_coder
 from rdquant.priors import Part
 from rdquant.train import TrainConfig, Trainer
@@ -156,6 +156,10 @@ def test_a_resumed_phase_is_the_same(levels: str, model: Path, training_folder: 
     resumed = Trainer(config, tmp_path / "part", training_folder, model).run()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+    about = model_description(tmp_path / "part" / "model.safetensors")
+    assert about["latents"] == {"quantizer": "tcq8", "step": 0.6, "coherence": 2.0}
+    coder = open_coder(str(tmp_path / "part" / "model.safetensors"))
+    assert coder.coding.quantizer.name == "TCQ8"  # what it was trained on is what it codes with
 
 
 def test_retraining_lowers_j_and_says_what_for(model: Path, training_folder: Path, tmp_path: Path) -> None:
@@ -172,9 +176,8 @@ def test_retraining_lowers_j_and_says_what_for(model: Path, training_folder: Pat
     )
     coder = open_coder(str(out))
     assert coder.coding.quantizer.name == "TCQ8" and coder.coding.coherence == 2.0  # type: ignore[attr-defined]
-    assert coder.refinement is not None and coder.refinement.rounds == EFFORTS[DEFAULT_EFFORT]
-    assert coder.describe()["refinement_rounds"] == EFFORTS[DEFAULT_EFFORT]
-    assert open_coder(str(out), effort=0).refinement is None
+    assert coder.refinement is None
+    assert open_coder(str(out), effort=1).describe()["refinement_rounds"] == EFFORTS[1]
     with pytest.warns(QuantizerMismatch, match="retrained for tcq8, and encodes with uniform"):
         assert open_coder(str(out), "uniform").refinement is None
 

@@ -35,7 +35,7 @@ def encode(
     ] = None,
     quantizer: Quantizer = None,
     step: Step = None,
-    effort: Effort = None,
+    effort: Effort = 0,
     quality: Annotated[
         float | None,
         typer.Option("--quality", "-q", help="1..100, of models for many rates; by default 50."),

@@ -140,10 +140,9 @@ Quantizer = Annotated[
 ]
 Step = Annotated[float | None, typer.Option(help="Of TCQ, in steps of plain rounding.")]
 Effort = Annotated[
-    int | None,
+    int,
     typer.Option(
-        help="0 to 3: rounds of refining levels for this picture (0, 4, 12, 32); the decoder is as fast. "
-        "Default: 1 for models retrained for rdoq or tcq, else 0."
+        help="0 to 3: rounds of refining levels for this picture (0, 8, 16, 32); the decoder is as fast."
     ),
 ]
 Jobs = Annotated[

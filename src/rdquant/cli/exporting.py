@@ -82,11 +82,9 @@ def finetune(
     from ..files.integer_models import save_integer
     from ..files.model_file import model_description
     from ..files.split import split_files
-    from ..load import LATENTS
     from ..passes import QuantizeConfig, load_calibration
     from ..passes.config import profile_options
     from ..passes.finetune import FinetuneConfig, Finetuning
-    from ..quality import LAMBDAS
     from ..zoo import model_path
 
     path = model_path(model)
@@ -97,13 +95,13 @@ def finetune(
     with console.progress("finetune") as update:
         work = Finetuning(
             load_float(path), load_calibration(split_files(data, "val"), calibration, side),
-            load_calibration(split_files(data, "train"), pictures, side), quantized, config, run, update,
+            load_calibration(split_files(data, "train"), pictures, side),
+            quantized, config, run, update, parent,
         )  # fmt: skip
         integer, report = work.run(update)
     about = {
         **integer.description, "parent": model if zoo.find(model) else path.name, "profile": profile,
-        "lambda": parent.get("lambda"), "finetune": {**dataclasses.asdict(config), **report},
-        **{k: parent[k] for k in (LATENTS, LAMBDAS) if k in parent},
+        "finetune": {**dataclasses.asdict(config), **report},
     }  # fmt: skip
     save_integer(dataclasses.replace(integer, description=about), out)
     if console.settings.json:

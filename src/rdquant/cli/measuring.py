@@ -35,7 +35,7 @@ def evaluate(
     check: Annotated[bool, typer.Option(help="Compare each decoded file with the forward pass.")] = True,
     quantizer: Quantizer = None,
     step: Step = None,
-    effort: Effort = None,
+    effort: Effort = 0,
 ) -> None:
     """Code a folder of pictures to real files, decode them, and measure rate, quality and time.
 
@@ -57,7 +57,7 @@ def evaluate(
     parts = ["rdquant evaluate", *(f"-m {m}" for m in model), f"--images {images.name}"]
     parts += [f"--quantizer {quantizer}"] if quantizer else []
     parts += [] if step is None else [f"--step {step}"]
-    parts += [] if effort is None else [f"--effort {effort}"]
+    parts += [f"--effort {effort}"] if effort else []
     meta = {"command": " ".join(parts), **curve.meta}
     curve = dataclasses.replace(curve, dataset=dataset or curve.dataset, meta=meta)
     if out is not None:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 #: rounds by `--effort`
 EFFORTS = (0, 8, 16, 32)
-#: of models that were retrained for an encoder's search; the others have none by default
-DEFAULT_EFFORT = 1
 #: how far errors count more than the synthesis gain says; the share of its way to the target that the aim
 #: goes in a round; and how far the target lies beyond the least error, in the first round and in the last,
 #: falling geometrically. Chosen on the val split, by J at lambda 0.0130

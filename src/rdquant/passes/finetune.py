@@ -3,9 +3,9 @@
 What quantization costs at 8 bits is mostly rounded activations of the synthesis, and no choice of ranges or
 roundings brings that back. So its weights learn to live with it: the twin computes with all roundings,
 gradients pass straight through, and the loss is the error of true pictures. y_hat is what the integer codec
-itself puts into files, computed once; analysis, hyper networks and tables stay as they are, and so do symbols
-and rates. A codec of many rates learns for each in turn; errors count in shares of what they were at the
-start, so that each rate gains as many dB.
+itself puts into files, with the quantizer that its parent was trained for, computed once; analysis, hyper
+networks and tables stay as they are, and so do symbols and rates. A codec of many rates learns for each in
+turn; errors count in shares of what they were at the start, so that each rate gains as many dB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from ..codecs.protocol import TrainedCodec
 from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
 from ..graph.capture import capture
+from ..latents.coding import LatentCoding
 from ..latents.parts import quantized
+from ..load import LATENTS, latent_coding
 from ..pixels import pad_to, to_batch
-from ..quality import SPREAD, at_spread
+from ..quality import LAMBDAS, SPREAD, at_spread, described_at_spread
 from .config import QuantizeConfig
 from .convert import to_integer
 from .mixing import Progress
@@ -64,6 +66,12 @@ def _spread(codec: Codec) -> list[Codec]:
     return [at_spread(codec, i) for i in range(SPREAD)] if codec.gains else [codec]
 
 
+def _codings(codec: Codec, count: int) -> list[LatentCoding]:
+    """The quantizer that the model's description names, at the same qualities."""
+    told = (described_at_spread(codec, codec.description, i) for i in range(count))
+    return [latent_coding(None, codec, about, codec.architecture) for about in told]
+
+
 @dataclass(frozen=True)
 class Latents:
     """Crops of one size and what the integer codec makes of them."""
@@ -79,11 +87,13 @@ class Latents:
         pictures = [p for p in pictures if p.shape == shape]
         pixels = [to_batch(pad_to(p, codec.downsampling)) for p in pictures]
         codecs = _spread(codec)
+        codings = _codings(codec, len(codecs))
         if len(pixels) < len(codecs):
             raise CalibrationError(f"a model of many rates needs {len(codecs)} pictures, got {len(pixels)}")
         found = []
         for i, x in enumerate(pixels):
-            found.append(quantized(codecs[i % len(codecs)], x).y_hat.astype(np.int16))
+            own = i % len(codecs)
+            found.append(quantized(codecs[own], x, codings[own]).y_hat.astype(np.int16))
             say(i + 1, len(pixels))
         return cls(
             torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(np.concatenate(found)), len(codecs)
@@ -106,9 +116,11 @@ class Finetuning:
         config: FinetuneConfig,
         folder: Path | None = None,
         progress: Progress | None = None,
+        parent: Mapping[str, Any] | None = None,
     ) -> None:
         """``calibration``: what ranges are observed on, and in the end whether it helped; ``pictures``: crops
-        of one size to learn from. Raises `CalibrationError` for none, or a folder of another run.
+        of one size to learn from; ``parent``: what the trained model's file says of it, of which lambda and
+        the quantizer of latents count. Raises `CalibrationError` for none, or a folder of another run.
         """
         if not pictures:
             raise CalibrationError("no pictures to learn from")
@@ -117,8 +129,9 @@ class Finetuning:
             self._claim(folder, {"quantize": quantize.to_json(), "finetune": dataclasses.asdict(config)})
         store = folder / "mixings.pt" if folder is not None else None
         self.integer, unrounded = to_integer(
-            *prepare(capture(trained), calibration, quantize, progress, store), quantize
-        )
+            *prepare(capture(trained), calibration, quantize, progress, store), quantize,
+            {name: parent[name] for name in ("lambda", LATENTS, LAMBDAS) if parent and name in parent},
+        )  # fmt: skip
         self.twin = Twin(self.integer, unrounded, trained.entropy_bottleneck)
 
         def say(done: int, total: int) -> None:

@@ -16,7 +16,7 @@ from ..files.float_models import load_float
 from ..files.images import write_image
 from ..files.integer_models import save_integer
 from ..files.model_file import model_description
-from ..load import open_coder
+from ..load import LATENTS, open_coder
 from ..measure import Curve, Point, evaluate_image, machine, run_anchor
 from ..passes import QuantizeConfig, quantize
 from ..quality import LAMBDAS
@@ -33,11 +33,11 @@ PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
 CALIBRATION = ("rocket", "motorcycle_left", "hubble_deep_field", "ihc")
 CROP = 256
 QUALITIES = (5, 25, 50, 75, 95)
-#: label, model, quantizer of latents, effort
+#: label, model, effort
 CURVES = (
-    ("float parent", PARENT, "uniform", 0),
-    ("W8A8, integers only", f"{PARENT}-w8a8", "uniform", 0),
-    ("W8A8, RDOQ, effort 1", f"{PARENT}-w8a8", "rdoq", 1),
+    ("float parent", PARENT, 0),
+    ("W8A8, integers only", f"{PARENT}-w8a8", 0),
+    ("W8A8, effort 1", f"{PARENT}-w8a8", 1),
 )
 
 
@@ -85,7 +85,8 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
     parent_path = zoo.find(PARENT)
     if parent_path is None:
         raise UsageError(f"the zoo has no {PARENT}")
-    about = {LAMBDAS: model_description(parent_path)[LAMBDAS]}
+    told = model_description(parent_path)
+    about = {name: told[name] for name in (LAMBDAS, LATENTS) if name in told}
     config = QuantizeConfig(prior_activation_bits=12)  # as the zoo's
     save_integer(quantize(load_float(parent_path), calibration_crops(), config, about), model)
     coder = open_coder(str(model))
@@ -106,8 +107,8 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
         rows.append([name, size, f.bytes, r.bytes, r.bpp, f.psnr, r.psnr, r.ms_ssim, r.encode_s, r.decode_s])
 
     curves = []
-    for curve, name, quantizer, effort in CURVES:
-        measured, whole = [], open_coder(name, quantizer, effort=effort)
+    for curve, name, effort in CURVES:
+        measured, whole = [], open_coder(name, effort=effort)
         for quality in QUALITIES:
             step(f"measure {name} at quality {quality}")
             c = whole.at(quality)

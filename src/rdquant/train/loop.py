@@ -33,6 +33,7 @@ from ..files.split import split_files
 from ..graph.capture import capture
 from ..hardware import layout, multiplies_bf16
 from ..latents.gains import latent_gains
+from ..load import LATENTS
 from ..quality import LAMBDAS
 from .components import start_from_components
 from .config import TrainConfig
@@ -321,8 +322,16 @@ class Trainer:
         return codec
 
     def _about(self, codec: FloatCodec) -> dict[str, Any]:
-        rates = {"lambda": self.config.lambda_} if codec.lambdas is None else {LAMBDAS: list(codec.lambdas)}
-        return {**rates, "training": self.config.to_json()}
+        config = self.config
+        found: dict[str, Any] = {"training": config.to_json()}
+        found |= {"lambda": config.lambda_} if codec.lambdas is None else {LAMBDAS: list(codec.lambdas)}
+        if config.latent_mode == "quantized":  # what files are to be coded with
+            gains = latent_gains(capture(codec), self.source.pictures[:GAIN_PICTURES])
+            settings = {"step": config.quantizer_step, "coherence": config.coherence}
+            settings = {name: value for name, value in settings.items() if value is not None}
+            found[GAINS] = [float(f"{g:.4g}") for g in gains]
+            found[LATENTS] = {"quantizer": config.quantizer, **settings}
+        return found
 
     def _steps(self, report: Progress | None, every: int, save_every: int) -> None:
         started, before = time.perf_counter(), self.seconds
