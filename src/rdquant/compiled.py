@@ -1,28 +1,62 @@
-"""numba as the kernels of rdquant import it.
+"""numba as the kernels of rdquant import it: what is in its cache starts without what only a compiler needs.
 
-With its first compiled function, numba imports scipy where that is installed, for algebra that no kernel here
-does: a fifth of a second. It is told that there is none.
+Before numba reads a compiled function it makes itself ready to compile any: a quarter of a second of every
+process, twice that where scipy is installed, which it imports for algebra that no kernel here does. Ours are
+read as they are; what has to be compiled comes in when something has to be, and scipy never.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from numba import njit
+import numba
+from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 
 __all__ = ["njit"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _missing() -> None:
     raise ImportError("not looked for")
 
 
-with contextlib.suppress(ImportError, AttributeError):  # where numba has come to look elsewhere, it may
-    linalg: Any = importlib.import_module("numba.np.linalg")
-    found, linalg.ensure_blas = linalg.ensure_blas, _missing
-    try:
-        importlib.import_module("numba.np.arraymath")
-    finally:
-        linalg.ensure_blas = found
+@functools.cache
+def _leave_scipy_out() -> None:
+    with contextlib.suppress(ImportError, AttributeError):  # where numba has come to look elsewhere, it may
+        linalg: Any = importlib.import_module("numba.np.linalg")
+        found, linalg.ensure_blas = linalg.ensure_blas, _missing
+        try:
+            importlib.import_module("numba.np.arraymath")
+        finally:
+            linalg.ensure_blas = found
+
+
+class _Cache(FunctionCache):
+    """numba's, but for its first step."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)  # numba's memory, which arrays of kernels are in
+        found = None
+        with self._guard_against_spurious_io_errors():
+            found = self._load_overload(sig, target_context)
+        if found is None:
+            _leave_scipy_out()  # the compiler is next
+        return found
+
+
+def njit(**options: Any) -> Callable[[F], F]:
+    """`numba.njit`; with ``cache=True`` reading the cache is quick."""
+
+    def decorate(function: F) -> F:
+        kernel: Any = numba.njit(**options)(function)
+        if options.get("cache") and hasattr(kernel, "_cache"):  # not where numba is told to compile nothing
+            kernel._cache = _Cache(function)
+        return kernel
+
+    return decorate
