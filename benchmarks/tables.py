@@ -62,7 +62,7 @@ def bdrate() -> str:
 
 
 #: curves of rd-s: file, what it is
-RD_S = {"float": "float", "w8a8": "W8A8", "w8a8-rdoq": "W8A8, RDOQ, effort 1"}
+RD_S = {"float": "float", "w8a8": "W8A8", "w8a8-effort1": "W8A8, effort 1"}
 
 
 def _rd_s(dataset: str = "kodak") -> dict[str, Curve]:
@@ -82,7 +82,7 @@ def rd_s() -> str:
     about = meta["machine"]
     seconds = ", ".join(f"{label} {median(p.encode_s for p in c.points):.2f}" for label, c in curves.items())
     note = (
-        "Kodak, 24 pictures, means; bpp of whole files. W8A8: weights "
+        f"Kodak, 24 pictures, means; bpp of whole files; latents: {meta['latents']}. W8A8: weights "
         f"{meta['weight_bits']}, per output channel; activations {meta['activation_bits']}, "
         f"{meta['granularity']}; quantized: {meta['quantized']}; fine-tuned: {meta['finetune']}. "
         f"Seconds to encode a picture, medians over qualities: {seconds} ({about['cpu']}, "
@@ -119,7 +119,7 @@ def rd_s_bdrate(labels: tuple[str, ...] = tuple(RD_S)) -> str:
 
 def rd_s_brief() -> str:
     """What is in the zoo."""
-    return rd_s_bdrate(("w8a8", "w8a8-rdoq"))
+    return rd_s_bdrate(("w8a8", "w8a8-effort1"))
 
 
 WIDTHS = ("W8A8", "W10A10", "W6A8", "W4A8")
@@ -136,6 +136,25 @@ def rd_s_hours() -> str:
     ]
     hours = f"{found['total_hours']:.1f} hours of one core in all"
     note = f"Centre crops of 32 pictures of the val split, estimated bits; {hours}. (`rd-s-hours.json`)"
+    return "\n".join([*_table(columns, rows), "", note])
+
+
+def candidates() -> str:
+    """What the zoo's codec of all rates was chosen from."""
+    found = json.loads((RESULTS / "candidates.json").read_text())
+    rows = []
+    for name, row in found["rows"].items():
+        J = [f"{v['J']:.3f}" for v in row["val"]]
+        ms = [f"{row[f'decode_ms, {kind}']:.0f}" for kind in ("float", "W8A8")]
+        rows.append([name, row["about"], f"{row['kmac']['decoder']:.1f}", *ms, f"{row['steps']:,}", *J])
+    m = found["machine"]
+    note = (
+        f"J of {found['val_pictures']} centre crops of the val split, estimated bits. Milliseconds: decoding "
+        f"{found['picture']} at quality {found['quality']}, file to pixels, medians in turns, float and W8A8 "
+        f"({m['cpu']}, {m['threads']} threads, {m['date']}). "
+        "(`candidates.json`; logs: `training/candidates`)"
+    )
+    columns = ["", "transforms", "kMAC", "ms, float", "W8A8", "steps", "J at 0.0035", "0.013", "0.05"]
     return "\n".join([*_table(columns, rows), "", note])
 
 
@@ -564,7 +583,7 @@ def updated(text: str) -> str:
     """``text`` with every marked block made anew."""
     makers = {
         "headline": headline, "zoo": zoo, "rd_s": rd_s, "rd_s_bdrate": rd_s_bdrate, "rd_s_brief": rd_s_brief,
-        "rd_s_hours": rd_s_hours,
+        "rd_s_hours": rd_s_hours, "candidates": candidates,
         "bdrate": bdrate, "rans": rans, "serial": serial,
         "widths": widths, "growth": growth, "determinism": determinism, "damage": damage,
         "decode": decode, "stages": stages,

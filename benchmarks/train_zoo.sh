@@ -1,5 +1,5 @@
 #!/bin/sh
-# rd-s from nothing: sh benchmarks/train_zoo.sh RUN TRAIN. About eight hours of one core; goes on where it stopped.
+# rd-s from nothing: sh benchmarks/train_zoo.sh RUN TRAIN. About nine hours of one core; goes on where it stopped.
 # RUN/plain is for plain rounding; RUN/larger, again, third, fourth, fifth and sixth go on from it with larger crops, each
 # from a high rate down; RUN/last goes on with the levels that a trellis chooses. The zoo's plain one was made of two
 # runs: 1,511 steps at the full rate, then 23,500 of cosine decay; its last five had products in bfloat16, and RUN/again a

@@ -225,8 +225,7 @@ def _float_codec(name: str) -> tuple[TrainedCodec, dict[str, Any]]:
     from .errors import BadModel
     from .files.float_models import load_float
     from .files.model_file import model_description
-    from .load import LATENTS
-    from .quality import LAMBDAS
+    from .load import carried
 
     path = zoo.model_path(name)
     try:
@@ -234,10 +233,7 @@ def _float_codec(name: str) -> tuple[TrainedCodec, dict[str, Any]]:
     except BadModel:  # not of ours
         return import_checkpoint(path), {"parent": path.name}
     parent = name if zoo.find(name) else path.name
-    return load_float(path), {
-        "parent": parent,
-        **{k: about[k] for k in ("lambda", LATENTS, LAMBDAS) if k in about},
-    }
+    return load_float(path), {"parent": parent, **carried(about)}
 
 
 @extras()

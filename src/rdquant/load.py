@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from .files.model_file import model_description, model_kind
 from .latents.coding import QUANTIZERS, LatentCoding, TrellisCoding, encoder_coding
 from .latents.refine import COHERENCE, DISTORTION_WEIGHT, Refinement, rounds_of
 from .lazy import extras
-from .quality import DEFAULT_QUALITY, at, described_at, hundredths
+from .quality import DEFAULT_QUALITY, LAMBDAS, at, described_at, hundredths
 
-#: in a model's description: the quantizer that it was retrained for, with its "step" and "coherence"
+#: in a model's description: the quantizer that it was trained for, with its "step" and "coherence", and with
+#: effort "refined_coherence"
 LATENTS = "latents"
+#: what an integer model says that its parent said
+_CARRIED = ("lambda", "latent_gains", LATENTS, LAMBDAS)
 #: qualities of which a coder keeps the networks made ready
 KEPT_QUALITIES = 8
 
@@ -138,10 +142,16 @@ def latent_coding(
     )
 
 
+def carried(parent: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a float model's description, what its integers' takes over: rates, and how latents are coded."""
+    return {name: parent[name] for name in _CARRIED if name in parent}
+
+
 def _retrained_for(description: dict[str, Any], name: str) -> dict[str, Any]:
     """What a model says of its own quantizer, checked; empty if it says nothing. Raises `BadModel`."""
     own = description.get(LATENTS, {})
-    numbers = [own.get(key) for key in ("step", "coherence")] if isinstance(own, dict) else []
+    keys = ("step", "coherence", "refined_coherence")
+    numbers = [own.get(key) for key in keys] if isinstance(own, dict) else []
     fine = all(v is None or (type(v) in (int, float) and 0 < v < 1e6) for v in numbers)
     if not isinstance(own, dict) or not fine or (own and own.get("quantizer") not in QUANTIZERS):
         raise BadModel(f"{name} describes the quantizer of its latents as {own!r}")
@@ -175,8 +185,9 @@ def _refinement(
     quantizer, unit, step = "rdoq", codec.quantizer.unit, None
     if isinstance(coding, TrellisCoding):
         quantizer, step = coding.quantizer.name.lower(), coding.step / unit
-    search = encoder_coding(quantizer, gains, lambda_, step, COHERENCE, unit)
-    return Refinement(search, gains, lambda_, rounds)
+    coherence = _retrained_for(description, name).get("refined_coherence") or COHERENCE
+    search = encoder_coding(quantizer, gains, lambda_, step, coherence, unit)
+    return Refinement(search, gains, lambda_, rounds, coherence)
 
 
 def coder_for(fingerprint: bytes) -> ImageCoder:

@@ -95,14 +95,13 @@ def quantize(
     from ..files.model_file import model_description
     from ..files.split import split_files
     from ..graph.capture import capture
-    from ..load import LATENTS
+    from ..load import carried
     from ..passes import QuantizeConfig, load_calibration, prepare, to_integer
     from ..passes.config import profile_options
     from ..passes.methods import Job, options_for, pictures_for, quantize_by
     from ..passes.rdo import Trace
     from ..passes.rdo_config import RdoConfig
     from ..passes.sized import quantize_to_size
-    from ..quality import LAMBDAS
     from ..zoo import model_path
 
     path = model_path(model)
@@ -138,8 +137,8 @@ def quantize(
         "parent": model if zoo.find(model) else Path(model).name,
         "calibration_pictures": len(pictures),
         "profile": profile,
+        **carried(parent),
         "lambda": lam,
-        **{k: parent[k] for k in (LATENTS, LAMBDAS) if k in parent},
     }
     planned = chosen.target if chosen is not None and config.number_format == "coded" else None
     about = {"method": method, "rdo": search.to_json(), **description}

@@ -32,14 +32,15 @@ if TYPE_CHECKING:
 
 #: rounds by `--effort`
 EFFORTS = (0, 8, 16, 32)
-#: how far errors count more than the synthesis gain says; the share of its way to the target that the aim
-#: goes in a round; and how far the target lies beyond the least error, in the first round and in the last,
-#: falling geometrically. Chosen on the val split, by J at lambda 0.0130
+#: how far errors count more than the synthesis gain says, for models that do not say it themselves; the
+#: share of its way to the target that the aim goes in a round; and how far the target lies beyond the
+#: least error, in the first round and in the last, falling geometrically. Chosen on the val split, by J
+#: at lambda 0.0130
 COHERENCE, SHARE, OVERSHOOT = 1.3, 0.18, (2.0, 0.6)
-#: how much more an error counts than lambda says. With lambda itself, refinement would spend its gain on rate
-#: and give away PSNR that a higher quality buys back for less. Chosen on the val split, by rate at equal PSNR
-#: of rd-s with RDOQ and six rounds (1: -2.6 % against four rounds, 1.4: -4.1, 1.5: -4.3, 1.8: -4.5), of
-#: mean-scale-s with TCQ8 (1: -2.2, 1.3: -2.9, 1.6: -2.9)
+#: how much more an error counts than lambda says. With lambda itself, refinement would spend its gain on
+#: rate and give away PSNR that a higher quality buys back for less. Chosen on the val split, by rate at
+#: equal PSNR of an earlier rd-s with RDOQ and six rounds (1: -2.6 % against four rounds, 1.4: -4.1, 1.5:
+#: -4.3, 1.8: -4.5), of mean-scale-s with TCQ8 (1: -2.2, 1.3: -2.9, 1.6: -2.9)
 DISTORTION_WEIGHT = 1.5
 #: the gradient is taken of so many pixels at a time: half a kilobyte each for activations
 PIXELS = 2**21
@@ -49,14 +50,15 @@ HALO = 4
 
 @dataclass(frozen=True, eq=False)
 class Refinement:
-    """``coding``: an encoder's, whose search takes errors as they are alone. ``lambda_``: of search and
-    judgement, the codec's times `DISTORTION_WEIGHT`.
+    """``coding``: an encoder's, whose search takes errors nearly as they are alone. ``lambda_``: of search
+    and judgement, the codec's times `DISTORTION_WEIGHT`. ``coherence``: of errors, as the search has it.
     """
 
     coding: LatentCoding
     gains: np.ndarray
     lambda_: float
     rounds: int
+    coherence: float = COHERENCE
 
     def best(self, codec: Codec, pixels: np.ndarray, size: tuple[int, int], first: Coded) -> Coded:
         """The cheapest symbols found, ``first`` among them.
@@ -74,7 +76,7 @@ class Refinement:
             if cost < least:
                 best, least = now, cost
             if slope is not None:
-                target = reached - overshoot(i, self.rounds) * slope / (2 * COHERENCE * gains)
+                target = reached - overshoot(i, self.rounds) * slope / (2 * self.coherence * gains)
                 aim = aim + SHARE * (target - aim)
                 now = requantized(codec, now, aim, self.coding)
         return best

@@ -30,9 +30,9 @@ from ..files.atomic import atomic_write
 from ..graph.capture import capture
 from ..latents.coding import LatentCoding
 from ..latents.parts import quantized
-from ..load import LATENTS, latent_coding
+from ..load import carried, latent_coding
 from ..pixels import pad_to, to_batch
-from ..quality import LAMBDAS, SPREAD, at_spread, described_at_spread
+from ..quality import SPREAD, at_spread, described_at_spread
 from .config import QuantizeConfig
 from .convert import to_integer
 from .mixing import Progress
@@ -130,7 +130,7 @@ class Finetuning:
         store = folder / "mixings.pt" if folder is not None else None
         self.integer, unrounded = to_integer(
             *prepare(capture(trained), calibration, quantize, progress, store), quantize,
-            {name: parent[name] for name in ("lambda", LATENTS, LAMBDAS) if parent and name in parent},
+            carried(parent or {}),
         )  # fmt: skip
         self.twin = Twin(self.integer, unrounded, trained.entropy_bottleneck)
 

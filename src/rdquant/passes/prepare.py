@@ -12,7 +12,7 @@ import torch
 from ..codec import Codec
 from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
-from ..latents.gains import latent_gains
+from ..latents.gains import GAIN_PICTURES, latent_gains
 from .calibration import Calibration, observe
 from .centring import centrable, centred
 from .config import QuantizeConfig
@@ -22,7 +22,6 @@ from .mixing import Progress, find_mixings
 from .streams import find_streams, insert_streams
 
 #: of the calibration pictures, how many measure the synthesis gain
-GAIN_PICTURES = 8
 #: so many show a codec of every rate enough: each picture is seen at one quality
 ENOUGH_PICTURES = 32
 

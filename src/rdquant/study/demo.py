@@ -16,10 +16,9 @@ from ..files.float_models import load_float
 from ..files.images import write_image
 from ..files.integer_models import save_integer
 from ..files.model_file import model_description
-from ..load import LATENTS, open_coder
+from ..load import carried, open_coder
 from ..measure import Curve, Point, evaluate_image, machine, run_anchor
 from ..passes import QuantizeConfig, quantize
-from ..quality import LAMBDAS
 from ..report import Inputs, Matched, matched, write_report
 from ..report.tables import Table, cell
 
@@ -85,8 +84,7 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
     parent_path = zoo.find(PARENT)
     if parent_path is None:
         raise UsageError(f"the zoo has no {PARENT}")
-    told = model_description(parent_path)
-    about = {name: told[name] for name in (LAMBDAS, LATENTS) if name in told}
+    about = carried(model_description(parent_path))
     config = QuantizeConfig(prior_activation_bits=12)  # as the zoo's
     save_integer(quantize(load_float(parent_path), calibration_crops(), config, about), model)
     coder = open_coder(str(model))

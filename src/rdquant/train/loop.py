@@ -32,7 +32,7 @@ from ..files.float_models import load_float, save_float
 from ..files.split import split_files
 from ..graph.capture import capture
 from ..hardware import layout, multiplies_bf16
-from ..latents.gains import latent_gains
+from ..latents.gains import GAIN_PICTURES, latent_gains
 from ..load import LATENTS
 from ..quality import LAMBDAS
 from .components import start_from_components
@@ -43,7 +43,7 @@ from .quantized import QuantizedRateDistortion
 from .rates import random_levels, validate_at, weighted
 from .rounded import round_weights
 
-GAINS, GAIN_PICTURES = "latent_gains", 8
+GAINS = "latent_gains"
 #: mean loss of a report, in that of the best one, that only a run that is lost has
 EXPLODED = 4.0
 

@@ -31,11 +31,11 @@ from ..files.model_file import model_description
 from ..files.split import split_files
 from ..graph.capture import capture
 from ..latents.coding import encoder_coding
-from ..latents.gains import latent_gains
+from ..latents.gains import GAIN_PICTURES, latent_gains
 from ..load import LATENTS
 from ..measure.metrics import psnr
 from .config import TrainConfig, check_choices, check_weight_bits
-from .loop import GAIN_PICTURES, Trainer, check_latent_mode
+from .loop import Trainer, check_latent_mode
 from .rounded import round_weights
 
 PHASES = ("decoder", "hyper", "all")
