@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ _BLOCK = "import sys; sys.modules.update(dict.fromkeys({blocked!r})); "
 _COMMAND = "import sys; sys.argv = {argv!r}; from rdquant.cli import main; main()"
 
 
-def run(argv: list[object], blocked: tuple[str, ...]) -> subprocess.CompletedProcess:
+def run(argv: list[object], blocked: tuple[str, ...], **environment: str) -> subprocess.CompletedProcess:
     code = _BLOCK.format(blocked=blocked) + _COMMAND.format(argv=["rdquant", *map(str, argv)])
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    command, env = [sys.executable, "-c", code], {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
 
 
 def test_a_blocked_module_is_noticed() -> None:
@@ -46,6 +48,17 @@ def test_coding_with_an_integer_model_needs_no_torch(tmp_path: Path) -> None:
     assert encoded.returncode == 0, encoded.stderr
     shown = run(["inspect", model], ABSENT)
     assert shown.returncode == 0 and "cheng2020-attn" in shown.stdout, shown.stderr
+
+
+def test_what_is_compiled_starts_without_the_compiler(tmp_path: Path) -> None:
+    model, out = GOLDEN / "cheng-w8.rdqm", tmp_path / "out.png"
+    argv = ["decode", GOLDEN / "cheng-w8-96x128.rdq", "-m", model, "-o", out, "--overwrite"]
+    compiler = ("numba.np.random.generator_core",)  # of what numba imports before it compiles
+    assert run(argv, ()).returncode == 0
+    found = run(argv, compiler)
+    assert found.returncode == 0, found.stderr
+    found = run(argv, compiler, NUMBA_CACHE_DIR=str(tmp_path))
+    assert found.returncode != 0 and "generator_core" in found.stderr
 
 
 def test_coding_from_python_imports_no_torch(tmp_path: Path) -> None:

@@ -41,13 +41,11 @@ class _Cache(FunctionCache):
     """numba's, but for its first step."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        _leave_scipy_out()
         rtsys.initialize(target_context)  # numba's memory, which arrays of kernels are in
-        found = None
         with self._guard_against_spurious_io_errors():
-            found = self._load_overload(sig, target_context)
-        if found is None:
-            _leave_scipy_out()  # the compiler is next
-        return found
+            return self._load_overload(sig, target_context)
+        return None
 
 
 def njit(**options: Any) -> Callable[[F], F]:
