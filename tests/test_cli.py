@@ -250,7 +250,7 @@ def test_pixel_checksums_and_approximate_pixels(picture: Path, tmp_path: Path) -
     file.write_bytes(
         container.write(
             header.fingerprint, header.profile, header.quantizer, header.width, header.height, streams,
-            (header.pixels or 0) ^ 1, quality=header.quality,
+            (header.pixels or 0) ^ 1, header.step, header.quality,
         )
     )  # fmt: skip
     with pytest.raises(Corrupt, match="not those that the encoder saw"):
