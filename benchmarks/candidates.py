@@ -3,7 +3,6 @@
     python benchmarks/candidates.py train NAME --data TRAIN --run RUN [--minutes 40]   # again: goes on
     python benchmarks/candidates.py measure --data TRAIN --run RUN   # time of decoding, of all together
 
-
 Each has rd-s's hyper-coder, gains, 320 latent channels and at most 12 kMAC a pixel to decode; what differs is
 said by its class. A cosine over as many steps as fit in the minutes, found by timing the first.
 """
@@ -58,6 +57,7 @@ class Strided(Unshuffle8):
     """The transforms of Minnen et al. 2018, 5x5 kernels of stride 2 with GDN; the four-part context."""
 
     architecture = "candidate-strided"
+    OPTIONS = ("N", "M")
     LAST = 44
 
     def __init__(self, N: int = 64, M: int = 320) -> None:
@@ -69,11 +69,9 @@ class Strided(Unshuffle8):
             GDN(last, inverse=True), deconv(last, 3),
         )  # fmt: skip
 
-    OPTIONS = ("N", "M")
-
 
 class MeanScale(Strided):
-    """The same with a hyperprior alone: mbt2018-mean with gains."""
+    """The transforms of Minnen et al. 2018 with a hyperprior alone: mbt2018-mean with gains."""
 
     architecture = "candidate-mean-scale"
     LAST = 64

@@ -1,8 +1,8 @@
 """numba as the kernels of rdquant import it: what is in its cache starts without what only a compiler needs.
 
-Before numba reads a compiled function it makes itself ready to compile any: a quarter of a second of every
-process, twice that where scipy is installed, which it imports for algebra that no kernel here does. Ours are
-read as they are; what has to be compiled comes in when something has to be, and scipy never.
+Before numba reads a compiled function it makes itself ready to compile any, which takes longer than
+reading; and where scipy is installed it imports that, for algebra that no kernel here does. Ours are read
+as they are; what compiling needs comes in when something has to be compiled, and scipy never.
 """
 
 from __future__ import annotations
