@@ -51,11 +51,12 @@ def at(codec: Codec, quality: int) -> Codec:
 
 
 def at_spread(codec: Codec, i: int) -> Codec:
-    """For the i-th calibration picture: qualities from end to end, in turn. Itself, if it has none."""
-    return at(codec, _spread(i)) if codec.gains else codec
+    """At the quality of `spread`. Itself, if it has none."""
+    return at(codec, spread(i)) if codec.gains else codec
 
 
-def _spread(i: int) -> int:
+def spread(i: int) -> int:
+    """Quality of the i-th calibration picture, in hundredths: from end to end, in turn."""
     return LEAST_QUALITY + (MOST_QUALITY - LEAST_QUALITY) * (i % SPREAD) // (SPREAD - 1)
 
 
@@ -71,7 +72,7 @@ def gain_power(codec: Codec, quality: int) -> np.ndarray:
 
 def power_at_spread(codec: Codec, i: int) -> np.ndarray:
     """`gain_power` of `at_spread`."""
-    return gain_power(codec, _spread(i))
+    return gain_power(codec, spread(i))
 
 
 def described_at(codec: Codec, description: dict[str, Any], quality: int) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def described_at(codec: Codec, description: dict[str, Any], quality: int) -> dic
 
 def described_at_spread(codec: Codec, description: dict[str, Any], i: int) -> dict[str, Any]:
     """`described_at` of `at_spread`."""
-    return described_at(codec, description, _spread(i)) if codec.gains else description
+    return described_at(codec, description, spread(i)) if codec.gains else description
 
 
 def for_size(encode: Callable[[int], bytes], most: float) -> bytes:

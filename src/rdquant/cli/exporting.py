@@ -63,7 +63,10 @@ def finetune(
     out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
     minutes: Annotated[float, typer.Option(help="Of gradient steps.")] = 20.0,
     pictures: Annotated[int, typer.Option(help="How many pictures to learn from.")] = 1000,
-    profile: Annotated[str, typer.Option(help="As of `rdquant quantize`.")] = "portable",
+    profile: Annotated[str, typer.Option(help="As of `rdquant quantize`.")] = "exact",
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
+    ] = None,
     side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
     calibration: Annotated[int, typer.Option(help="Of the val split: for ranges and to judge by.")] = 64,
     run: Annotated[Path | None, typer.Option(help="Folder that keeps the state, to resume from.")] = None,
@@ -72,11 +75,11 @@ def finetune(
         typer.Option("--set", help="Any other option of QuantizeConfig or FinetuneConfig, as NAME=JSON."),
     ] = None,
 ) -> None:
-    """Quantize, and let the synthesis learn to live with it: quantization-aware training on true pictures.
+    """Quantize, and let all networks learn to live with it: quantization-aware training on true pictures.
 
-    Only the synthesis moves: symbols and rates are those of the quantized model. If the calibration pictures
-    do not gain, the model is the one that `rdquant quantize` would have made. A model of many rates learns
-    for all of them: each quality is to gain as many dB.
+    What falls is J = lambda * 255^2 * MSE + bpp, with the roundings of the integers and the latents that
+    files hold. If J of the calibration pictures does not fall, the model is the one that `rdquant quantize`
+    would have made. A model of many rates learns for all of them.
     """
     from ..files.float_models import load_float
     from ..files.integer_models import save_integer
@@ -92,6 +95,8 @@ def finetune(
     quantized = QuantizeConfig(**{**profile_options(profile), **options[QuantizeConfig]})
     config = FinetuneConfig(**{"minutes": minutes, **options[FinetuneConfig]})
     parent = model_description(path)
+    if lambda_ is not None:
+        parent["lambda"] = lambda_
     with console.progress("finetune") as update:
         work = Finetuning(
             load_float(path), load_calibration(split_files(data, "val"), calibration, side),

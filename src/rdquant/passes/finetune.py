@@ -1,11 +1,9 @@
-"""Quantization-aware fine-tuning of the synthesis, through the twin, on the latents that files hold.
+"""Quantization-aware fine-tuning: all networks learn to live with their integers, through the twin.
 
-What quantization costs at 8 bits is mostly rounded activations of the synthesis, and no choice of ranges or
-roundings brings that back. So its weights learn to live with it: the twin computes with all roundings,
-gradients pass straight through, and the loss is the error of true pictures. y_hat is what the integer codec
-itself puts into files, with the quantizer that its parent was trained for, computed once; analysis, hyper
-networks and tables stay as they are, and so do symbols and rates. A codec of many rates learns for each in
-turn; errors count in shares of what they were at the start, so that each rate gains as many dB.
+What 8 bits cost is mostly rounded activations, and no choice of ranges or weights brings that back. So the
+twin computes with all roundings, gradients pass straight through, and the loss is J of true pictures, with
+latents as the model's own quantizer puts them into files (`rdquant.passes.coded_costs`). Tables stay as they
+are. A codec of many rates learns for each in turn; J counts in shares of what it was at the start.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,14 @@ from torch import Tensor
 
 from ..codec import Codec
 from ..codecs.protocol import TrainedCodec
+from ..coder import ImageCoder
 from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
 from ..graph.capture import capture
-from ..latents.coding import LatentCoding
-from ..latents.parts import quantized
-from ..load import carried, latent_coding
+from ..load import carried, coder_of
 from ..pixels import pad_to, to_batch
-from ..quality import SPREAD, at_spread, described_at_spread
+from ..quality import SPREAD, described_at_spread, spread
+from .coded_costs import CodedCosts
 from .config import QuantizeConfig
 from .convert import to_integer
 from .mixing import Progress
@@ -50,10 +48,10 @@ class FinetuneConfig:
     """How long and how fast."""
 
     minutes: float = 20.0
-    """Of gradient steps; what comes before (calibration, latents) is not counted."""
+    """Of gradient steps; calibration comes before and is not counted."""
     lr: float = 0.004
     """Adam's rate for weights, in units of the distance of levels; falls to 0 along a cosine."""
-    batch: int = 4
+    batch: int = 2
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -61,47 +59,10 @@ class FinetuneConfig:
             raise UsageError(f"minutes, lr and batch must be positive, got {self}")
 
 
-def _spread(codec: Codec) -> list[Codec]:
-    """The codec at the qualities that pictures are at, in turn."""
-    return [at_spread(codec, i) for i in range(SPREAD)] if codec.gains else [codec]
-
-
-def _codings(codec: Codec, count: int) -> list[LatentCoding]:
-    """The quantizer that the model's description names, at the same qualities."""
-    told = (described_at_spread(codec, codec.description, i) for i in range(count))
-    return [latent_coding(None, codec, about, codec.architecture) for about in told]
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Crops of one size and what the integer codec makes of them."""
-
-    pixels: Tensor  #: (K, 3, side, side) uint8
-    y_hat: Tensor  #: (K, M, side/s, side/s) int16; of a codec of many rates, at `quality.at_spread`
-    qualities: int  #: that crops are at, in turn
-
-    @classmethod
-    def of(cls, codec: Codec, pictures: list[np.ndarray], say: Callable[[int, int], None]) -> Latents:
-        """``pictures``: ``(H, W, 3)`` uint8; smaller ones than the first are left out."""
-        shape = pictures[0].shape
-        pictures = [p for p in pictures if p.shape == shape]
-        pixels = [to_batch(pad_to(p, codec.downsampling)) for p in pictures]
-        codecs = _spread(codec)
-        codings = _codings(codec, len(codecs))
-        if len(pixels) < len(codecs):
-            raise CalibrationError(f"a model of many rates needs {len(codecs)} pictures, got {len(pixels)}")
-        found = []
-        for i, x in enumerate(pixels):
-            own = i % len(codecs)
-            found.append(quantized(codecs[own], x, codings[own]).y_hat.astype(np.int16))
-            say(i + 1, len(pixels))
-        return cls(
-            torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(np.concatenate(found)), len(codecs)
-        )
-
-    def batch(self, indexes: Tensor) -> tuple[Tensor, Tensor]:
-        """Float32."""
-        return self.y_hat[indexes].float(), self.pixels[indexes].float()
+def coders(codec: Codec) -> list[ImageCoder]:
+    """At the qualities that pictures are at, in turn; one, of a model of one rate."""
+    coder = coder_of(codec)
+    return [coder.at(spread(i) / 100) for i in range(SPREAD)] if codec.gains else [coder]
 
 
 class Finetuning:
@@ -119,12 +80,13 @@ class Finetuning:
         parent: Mapping[str, Any] | None = None,
     ) -> None:
         """``calibration``: what ranges are observed on, and in the end whether it helped; ``pictures``: crops
-        of one size to learn from; ``parent``: what the trained model's file says of it, of which lambda and
-        the quantizer of latents count. Raises `CalibrationError` for none, or a folder of another run.
+        of one size to learn from (others than the first's are left out); ``parent``: what the trained model's
+        file says of it, of which lambda and the quantizer of latents count. Raises `CalibrationError` for
+        none, or a folder of another run, and `UsageError` without lambda.
         """
         if not pictures:
             raise CalibrationError("no pictures to learn from")
-        self.config, self.folder = config, folder
+        self.config, self.folder, self._progress = config, folder, progress
         if folder is not None:
             self._claim(folder, {"quantize": quantize.to_json(), "finetune": dataclasses.asdict(config)})
         store = folder / "mixings.pt" if folder is not None else None
@@ -132,22 +94,25 @@ class Finetuning:
             *prepare(capture(trained), calibration, quantize, progress, store), quantize,
             carried(parent or {}),
         )  # fmt: skip
+        own = coders(self.integer)
+        if len(calibration) < len(own):
+            raise CalibrationError(f"a model of many rates needs {len(own)} pictures, got {len(calibration)}")
+        told = (described_at_spread(self.integer, self.integer.description, i) for i in range(len(own)))
+        #: of each quality
+        self.lambdas = [about["lambda"] for about in told if about.get("lambda")]
+        if not self.lambdas:
+            raise UsageError("fine-tuning needs lambda, and the model does not say its own; pass --lambda")
         self.twin = Twin(self.integer, unrounded, trained.entropy_bottleneck)
-
-        def say(done: int, total: int) -> None:
-            if progress:
-                progress(done, total, "latents")
-
-        self.latents = Latents.of(self.integer, pictures, say)
-        self.judges = Latents.of(self.integer, calibration, say)
-        errors = self.errors(self.integer)
-        #: what an error counts, by quality
-        self.weights = errors.mean() / errors
-        names = self.twin.of_network("synthesis")
+        self.costs = CodedCosts(self.twin, [c.codec for c in own], [c.coding for c in own])
+        down = self.integer.downsampling
+        found = [to_batch(pad_to(p, down)) for p in pictures if p.shape == pictures[0].shape]
+        self.pixels, self.judges = torch.from_numpy(np.concatenate(found)), calibration
+        #: J by quality, where it all begins
+        self.start = self.measure(self.integer)
         self.groups = [
             {"params": p, "lr": config.lr * rate, "peak": config.lr * rate}
             for attribute, rate in MOVES.items()
-            if (p := [q for name in names for q in self.twin.parameters_of(name, attribute)])
+            if (p := [q for name in self.twin.names() for q in self.twin.parameters_of(name, attribute)])
         ]
         self.optimizer = torch.optim.Adam(self.groups, betas=(0.9, 0.99))
         self.step, self.seconds = 0, 0.0
@@ -177,16 +142,15 @@ class Finetuning:
         with atomic_write(self.folder / "state.pt") as handle:
             torch.save(state, handle)
 
-    def _indexes(self) -> Tensor:
-        """The crops of this step, a function of it and the seed; of one quality, steps going through all."""
+    def _batch(self) -> Tensor:
+        """The crops of this step, a function of it and the seed."""
         random = np.random.default_rng((self.config.seed, self.step))
-        many = self.latents.qualities
-        found = random.integers(len(self.latents.pixels) // many, size=self.config.batch)
-        return torch.from_numpy(found * many + self.step % many)
+        return self.pixels[random.integers(len(self.pixels), size=self.config.batch)].float()
 
     def run(self, progress: Progress | None = None) -> tuple[Codec, dict[str, float]]:
-        """The integer codec, and the error of the calibration pictures before and after. If it rose, the
-        codec is the one that the run began with.
+        """The integer codec, and J of the calibration pictures before and after, in bits per pixel, the mean
+        over qualities. If it did not fall in the mean of their shares, the codec is the one that the run
+        began with.
         """
         twin, whole = self.twin, 60 * self.config.minutes
         twin.set_rounding(twin.names(), True, True)
@@ -200,13 +164,13 @@ class Finetuning:
             factor = min(1.0, (self.step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            y_hat, x = self.latents.batch(self._indexes())
-            quality = self.step % self.latents.qualities
-            twin.take_gains(at_spread(self.integer, quality))
-            loss = self.weights[quality] * torch.mean((twin.run("synthesis", y_hat) - x) ** 2)
+            torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # of the rate's noise
+            x, quality = self._batch(), self.step % len(self.lambdas)
+            cost = self.costs(x, quality).cost(self.lambdas[quality], x.shape[0] * x.shape[2] * x.shape[3])
+            loss = cost / self.start[quality]
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise CalibrationError(f"the error became {value} at step {self.step}; lower lr")
+                raise CalibrationError(f"J became {value} at step {self.step}; lower lr")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -214,7 +178,7 @@ class Finetuning:
             mean += (value - mean) / min(self.step, 100)
             self.seconds = before + time.perf_counter() - started
             if progress:
-                progress(round(self.seconds), round(whole), f"step {self.step}  MSE {mean:.2f}")
+                progress(round(self.seconds), round(whole), f"step {self.step}  J {mean:.3f} of the start's")
             if self.seconds - saved > SAVE_SECONDS:
                 self._save()
                 saved = self.seconds
@@ -222,19 +186,25 @@ class Finetuning:
         twin.requires_grad_(False)
         twin.soft_end = False
         twin.take_gains(self.integer)
-        moved = {"synthesis": twin.export().networks["synthesis"]}
-        found = dataclasses.replace(self.integer, networks={**self.integer.networks, **moved})
-        before_after = (float((self.weights * self.errors(c)).mean()) for c in (self.integer, found))
-        report = dict(zip(("MSE before", "MSE after"), before_after, strict=True))
-        report.update(steps=self.step, seconds=round(self.seconds, 1))
-        return found if report["MSE after"] < report["MSE before"] else self.integer, report
+        found = twin.export()
+        after = self.measure(found)
+        report = {
+            "J before": float(self.start.mean()), "J after": float(after.mean()), "steps": self.step,
+            "J percent": 100 * (float((after / self.start).mean()) - 1), "seconds": round(self.seconds, 1),
+        }  # fmt: skip
+        return found if report["J percent"] < 0 else self.integer, report
 
-    def errors(self, codec: Codec) -> np.ndarray:
-        """Mean squared error of the calibration pictures, in exact integers: ``(qualities,)`` float64."""
-        judges, codecs = self.judges, _spread(codec)
-        found: list[list[float]] = [[] for _ in codecs]
-        for k in range(len(judges.pixels)):
-            out = codecs[k % len(codecs)].synthesis(judges.y_hat[k : k + 1].numpy()).astype(np.float64)
-            error = float(np.mean((out - judges.pixels[k : k + 1].numpy()) ** 2))
-            found[k % len(codecs)].append(error)
-        return np.array([np.mean(errors) for errors in found])
+    def measure(self, codec: Codec) -> np.ndarray:
+        """J of the calibration pictures by quality, in bits per pixel, each at one quality: exact integers,
+        and the ideal lengths of what the coder's tables say. ``(qualities,)`` float64.
+        """
+        own = coders(codec)
+        found: list[list[float]] = [[] for _ in own]
+        for k, rgb in enumerate(self.judges):
+            which = k % len(own)
+            pixels, bits = own[which].forward(rgb)
+            error = float(np.mean((pixels.astype(np.float64) - rgb) ** 2))
+            found[which].append(self.lambdas[which] * error + bits / (rgb.shape[0] * rgb.shape[1]))
+            if self._progress:
+                self._progress(k + 1, len(self.judges), "judge")
+        return np.array([np.mean(costs) for costs in found])

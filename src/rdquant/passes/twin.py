@@ -232,11 +232,15 @@ class Twin(nn.Module):
 
     def latents_around(self, y: Tensor, z: Tensor, noise: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """`latents` where z, in fixed point, is known."""
-        symbols_z, z_hat = self.hyper_symbols(z)
-        z_rate = _for_rate(symbols_z, (z - self.medians) * 2.0**-Z_FRACTION_BITS, noise)
-        bits_z = self.factorized_bits(z_rate + self.medians * 2.0**-Z_FRACTION_BITS)
+        z_hat, bits_z = self.hyper(z, noise)
         scales, means = self.parameters_for(y, z_hat)
         return *self.coded(y, scales, means, noise), bits_z
+
+    def hyper(self, z: Tensor, noise: bool = False) -> tuple[Tensor, Tensor]:
+        """``z`` in fixed point -> (z_hat, its bits)."""
+        symbols, z_hat = self.hyper_symbols(z)
+        rate = _for_rate(symbols, (z - self.medians) * 2.0**-Z_FRACTION_BITS, noise)
+        return z_hat, self.factorized_bits(rate + self.medians * 2.0**-Z_FRACTION_BITS)
 
     def factorized_bits(self, values: Tensor) -> Tensor:
         """Of the factorized latent, not in fixed point."""
