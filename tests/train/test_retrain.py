@@ -114,8 +114,8 @@ def test_slopes_are_those_of_the_rate(model: Path) -> None:
     levels = torch.randint(-2, 3, (1, 6, 8, 8), dtype=torch.int32).numpy()
     position = torch.full((1, 6, 8, 8), 20.3)
     offset = torch.zeros_like(position)
-    bits, slope, _ = loss._bits(levels, position, offset, WHOLE)
-    further, _, _ = loss._bits(levels, position + 0.1, offset, WHOLE)
+    bits, slope, _ = loss._bits._found(loss.coding, levels, WHOLE, position, offset)
+    further, _, _ = loss._bits._found(loss.coding, levels, WHOLE, position + 0.1, offset)
     assert torch.allclose(further - bits, 0.1 * slope, atol=1e-4)
     scale = torch.tensor(scale_table())[20]
     assert 0.1 < scale < 1.5 and float(slope[np.abs(levels) == 2].mean()) < 0 < float(
@@ -129,9 +129,10 @@ def test_a_mean_is_pulled_to_what_it_predicts(model: Path) -> None:
     loss = QuantizedRateDistortion(codec, options, np.full(6, 40.0), {})
     torch.manual_seed(1)
     offset = torch.full((1, 6, 32, 32), 0.3)  # y lies above its mean, though its level is zero
-    _, _, along = loss._bits(np.zeros(offset.shape, np.int32), torch.full_like(offset, 12.0), offset, WHOLE)
+    levels, position = np.zeros(offset.shape, np.int32), torch.full_like(offset, 12.0)
+    _, _, along = loss._bits._found(loss.coding, levels, WHOLE, position, offset)
     assert float(along.mean()) > 0.1
-    _, _, along = loss._bits(np.zeros(offset.shape, np.int32), torch.full_like(offset, 12.0), -offset, WHOLE)
+    _, _, along = loss._bits._found(loss.coding, levels, WHOLE, position, -offset)
     assert float(along.mean()) < -0.1
 
 

@@ -61,6 +61,9 @@ def finetune(
         Path, typer.Option(help="Folder of pictures to learn from; a CSV with file,split is honoured.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
+    learn: Annotated[
+        str, typer.Option(help="synthesis, the cheaper steps; or all, every network.")
+    ] = "synthesis",
     minutes: Annotated[float, typer.Option(help="Of gradient steps.")] = 20.0,
     pictures: Annotated[int, typer.Option(help="How many pictures to learn from.")] = 1000,
     profile: Annotated[str, typer.Option(help="As of `rdquant quantize`.")] = "exact",
@@ -75,11 +78,12 @@ def finetune(
         typer.Option("--set", help="Any other option of QuantizeConfig or FinetuneConfig, as NAME=JSON."),
     ] = None,
 ) -> None:
-    """Quantize, and let all networks learn to live with it: quantization-aware training on true pictures.
+    """Quantize, and let networks learn to live with it: quantization-aware training on true pictures.
 
     What falls is J = lambda * 255^2 * MSE + bpp, with the roundings of the integers and the latents that
-    files hold. If J of the calibration pictures does not fall, the model is the one that `rdquant quantize`
-    would have made. A model of many rates learns for all of them.
+    files hold. Of the synthesis alone, symbols and rates stay those of the quantized model. If J of the
+    calibration pictures does not fall, the model is the one that `rdquant quantize` would have made. A model
+    of many rates learns for all of them.
     """
     from ..files.float_models import load_float
     from ..files.integer_models import save_integer
@@ -93,7 +97,7 @@ def finetune(
     path = model_path(model)
     options = options_of(set_, (QuantizeConfig, FinetuneConfig))
     quantized = QuantizeConfig(**{**profile_options(profile), **options[QuantizeConfig]})
-    config = FinetuneConfig(**{"minutes": minutes, **options[FinetuneConfig]})
+    config = FinetuneConfig(**{"learn": learn, "minutes": minutes, **options[FinetuneConfig]})
     parent = model_description(path)
     if lambda_ is not None:
         parent["lambda"] = lambda_

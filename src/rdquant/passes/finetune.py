@@ -1,9 +1,12 @@
-"""Quantization-aware fine-tuning: all networks learn to live with their integers, through the twin.
+"""Quantization-aware fine-tuning: networks learn to live with their integers, through the twin.
 
 What 8 bits cost is mostly rounded activations, and no choice of ranges or weights brings that back. So the
-twin computes with all roundings, gradients pass straight through, and the loss is J of true pictures, with
-latents as the model's own quantizer puts them into files (`rdquant.passes.coded_costs`). Tables stay as they
-are. A codec of many rates learns for each in turn; J counts in shares of what it was at the start.
+twin computes with all roundings, gradients pass straight through, and J of true pictures falls, with latents
+as the model's own quantizer puts them into files (`rdquant.passes.coded_costs`). Tables stay as they are. A
+codec of many rates learns for each in turn; J counts in shares of what it was at the start.
+
+Errors count by their logarithm, as in `rdquant.passes.judges.distortion`: what rounding adds is the same in
+every picture, and matters most in those that the codec codes well.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,13 +34,19 @@ from ..graph.capture import capture
 from ..load import carried, coder_of
 from ..pixels import pad_to, to_batch
 from ..quality import SPREAD, described_at_spread, spread
-from .coded_costs import CodedCosts
+from .coded_costs import CodedCosts, Costs, StoredLatents
 from .config import QuantizeConfig
 from .convert import to_integer
 from .mixing import Progress
 from .prepare import prepare
 from .twin import Twin
 
+#: "synthesis": symbols and rates stay, and latents are computed once, so that a minute has more steps; "all":
+#: every network
+Learn = Literal["synthesis", "all"]
+LEARN: tuple[Learn, ...] = get_args(Learn)
+#: least mean squared error of a picture
+LEAST_ERROR = 0.1
 #: what moves of a stage, and how fast, of `FinetuneConfig.lr`
 MOVES = {"weight": 1.0, "gamma": 1.0, "bias": 1.0, "beta_log": 0.05}
 SAVE_SECONDS = 60.0
@@ -45,16 +55,20 @@ WARM_UP = 20
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How long and how fast."""
+    """What learns, how long and how fast."""
+
+    learn: Learn = "synthesis"
 
     minutes: float = 20.0
     """Of gradient steps; calibration comes before and is not counted."""
     lr: float = 0.004
     """Adam's rate for weights, in units of the distance of levels; falls to 0 along a cosine."""
-    batch: int = 2
+    batch: int = 4
     seed: int = 1
 
     def __post_init__(self) -> None:
+        if self.learn not in LEARN:
+            raise UsageError(f"learn must be one of {', '.join(LEARN)}, got {self.learn!r}")
         if not (self.minutes > 0 and self.lr > 0 and self.batch >= 1):
             raise UsageError(f"minutes, lr and batch must be positive, got {self}")
 
@@ -63,6 +77,14 @@ def coders(codec: Codec) -> list[ImageCoder]:
     """At the qualities that pictures are at, in turn; one, of a model of one rate."""
     coder = coder_of(codec)
     return [coder.at(spread(i) / 100) for i in range(SPREAD)] if codec.gains else [coder]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean squared errors, and bits per pixel, of pictures by quality: float64."""
+
+    errors: list[np.ndarray]
+    rates: list[np.ndarray]
 
 
 class Finetuning:
@@ -103,16 +125,24 @@ class Finetuning:
         if not self.lambdas:
             raise UsageError("fine-tuning needs lambda, and the model does not say its own; pass --lambda")
         self.twin = Twin(self.integer, unrounded, trained.entropy_bottleneck)
-        self.costs = CodedCosts(self.twin, [c.codec for c in own], [c.coding for c in own])
         down = self.integer.downsampling
         found = [to_batch(pad_to(p, down)) for p in pictures if p.shape == pictures[0].shape]
-        self.pixels, self.judges = torch.from_numpy(np.concatenate(found)), calibration
-        #: J by quality, where it all begins
+        if len(found) < len(own):
+            raise CalibrationError(f"a model of many rates learns from {len(own)} pictures, got {len(found)}")
+        pixels, all_learn = torch.from_numpy(np.concatenate(found)), config.learn == "all"
+        self.costs: Costs = (
+            CodedCosts(self.twin, own, pixels)
+            if all_learn
+            else StoredLatents(self.twin, own, pixels, partial(self._say, "latents"))
+        )
+        self.judges = calibration
+        #: of the calibration pictures, where it all begins
         self.start = self.measure(self.integer)
+        self.names = self.twin.names() if all_learn else self.twin.of_network("synthesis")
         self.groups = [
             {"params": p, "lr": config.lr * rate, "peak": config.lr * rate}
             for attribute, rate in MOVES.items()
-            if (p := [q for name in self.twin.names() for q in self.twin.parameters_of(name, attribute)])
+            if (p := [q for name in self.names for q in self.twin.parameters_of(name, attribute)])
         ]
         self.optimizer = torch.optim.Adam(self.groups, betas=(0.9, 0.99))
         self.step, self.seconds = 0, 0.0
@@ -142,15 +172,26 @@ class Finetuning:
         with atomic_write(self.folder / "state.pt") as handle:
             torch.save(state, handle)
 
-    def _batch(self) -> Tensor:
-        """The crops of this step, a function of it and the seed."""
-        random = np.random.default_rng((self.config.seed, self.step))
-        return self.pixels[random.integers(len(self.pixels), size=self.config.batch)].float()
+    def _say(self, what: str, done: int, total: int) -> None:
+        if self._progress:
+            self._progress(done, total, what)
+
+    def _loss(self) -> Tensor:
+        """Of this step, a function of it and the seed."""
+        config, quality = self.config, self.step % len(self.lambdas)
+        torch.manual_seed(config.seed * 1_000_003 + self.step)  # of the rate's noise
+        random = np.random.default_rng((config.seed, self.step))
+        bits, errors = self.costs.batch(random, config.batch, quality)
+        shape = self.costs.pixels.shape
+        bpp = bits / (config.batch * shape[2] * shape[3])
+        typical = self.start.errors[quality].mean()
+        distortion = float(typical) * torch.log(errors.clamp(min=LEAST_ERROR) / float(typical)).mean()
+        share: Tensor = (self.lambdas[quality] * distortion + bpp) / float(self.cost(self.start)[quality])
+        return share
 
     def run(self, progress: Progress | None = None) -> tuple[Codec, dict[str, float]]:
-        """The integer codec, and J of the calibration pictures before and after, in bits per pixel, the mean
-        over qualities. If it did not fall in the mean of their shares, the codec is the one that the run
-        began with.
+        """The integer codec, and what of the calibration pictures changed: J in percent (the mean over
+        qualities), PSNR and rate. If J did not fall, the codec is the one that the run began with.
         """
         twin, whole = self.twin, 60 * self.config.minutes
         twin.set_rounding(twin.names(), True, True)
@@ -164,10 +205,7 @@ class Finetuning:
             factor = min(1.0, (self.step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # of the rate's noise
-            x, quality = self._batch(), self.step % len(self.lambdas)
-            cost = self.costs(x, quality).cost(self.lambdas[quality], x.shape[0] * x.shape[2] * x.shape[3])
-            loss = cost / self.start[quality]
+            loss = self._loss()
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise CalibrationError(f"J became {value} at step {self.step}; lower lr")
@@ -178,7 +216,7 @@ class Finetuning:
             mean += (value - mean) / min(self.step, 100)
             self.seconds = before + time.perf_counter() - started
             if progress:
-                progress(round(self.seconds), round(whole), f"step {self.step}  J {mean:.3f} of the start's")
+                progress(round(self.seconds), round(whole), f"step {self.step}  loss {mean:.4f}")
             if self.seconds - saved > SAVE_SECONDS:
                 self._save()
                 saved = self.seconds
@@ -186,25 +224,48 @@ class Finetuning:
         twin.requires_grad_(False)
         twin.soft_end = False
         twin.take_gains(self.integer)
-        found = twin.export()
-        after = self.measure(found)
-        report = {
-            "J before": float(self.start.mean()), "J after": float(after.mean()), "steps": self.step,
-            "J percent": 100 * (float((after / self.start).mean()) - 1), "seconds": round(self.seconds, 1),
-        }  # fmt: skip
+        moved, learned = twin.export().networks, {twin.stages[name].network for name in self.names}
+        networks = {n: (moved if n in learned else self.integer.networks)[n] for n in moved}
+        found = dataclasses.replace(self.integer, networks=networks)
+        report = {**self.change(self.measure(found)), "steps": self.step, "seconds": round(self.seconds, 1)}
         return found if report["J percent"] < 0 else self.integer, report
 
-    def measure(self, codec: Codec) -> np.ndarray:
-        """J of the calibration pictures by quality, in bits per pixel, each at one quality: exact integers,
-        and the ideal lengths of what the coder's tables say. ``(qualities,)`` float64.
+    def measure(self, codec: Codec) -> Measured:
+        """The calibration pictures, each at one quality: exact integers, and the ideal lengths of what the
+        coder's tables say.
         """
         own = coders(codec)
-        found: list[list[float]] = [[] for _ in own]
+        errors: list[list[float]] = [[] for _ in own]
+        rates: list[list[float]] = [[] for _ in own]
         for k, rgb in enumerate(self.judges):
-            which = k % len(own)
-            pixels, bits = own[which].forward(rgb)
+            pixels, bits = own[k % len(own)].forward(rgb)
             error = float(np.mean((pixels.astype(np.float64) - rgb) ** 2))
-            found[which].append(self.lambdas[which] * error + bits / (rgb.shape[0] * rgb.shape[1]))
-            if self._progress:
-                self._progress(k + 1, len(self.judges), "judge")
-        return np.array([np.mean(costs) for costs in found])
+            errors[k % len(own)].append(max(error, LEAST_ERROR))
+            rates[k % len(own)].append(bits / (rgb.shape[0] * rgb.shape[1]))
+            self._say("judge", k + 1, len(self.judges))
+        return Measured([np.array(e) for e in errors], [np.array(r) for r in rates])
+
+    def cost(self, found: Measured) -> np.ndarray:
+        """J by quality, in bits per pixel: ``(qualities,)`` float64."""
+        costs = []
+        for lambda_, before, errors, rates in zip(
+            self.lambdas, self.start.errors, found.errors, found.rates, strict=True
+        ):
+            distortion = before.mean() * (1 + np.log(errors / before).mean())
+            costs.append(lambda_ * distortion + rates.mean())
+        return np.array(costs)
+
+    def change(self, found: Measured) -> dict[str, float]:
+        """What a report says of it: means over the qualities."""
+        pairs = [
+            (before, after)
+            for name in ("errors", "rates")
+            for before, after in zip(getattr(self.start, name), getattr(found, name), strict=True)
+        ]
+        shares = np.array([np.log(after / before).mean() for before, after in pairs])
+        errors, rates = np.split(shares, 2)
+        return {
+            "J percent": 100 * (float((self.cost(found) / self.cost(self.start)).mean()) - 1),
+            "PSNR dB": float(-10 / math.log(10) * errors.mean()),
+            "rate percent": 100 * math.expm1(float(rates.mean())),
+        }
