@@ -1,14 +1,28 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdquant.entropy import CdfTables, gaussian_tables
+from rdquant.files.container import Quantizer
+from rdquant.latents import UniformScalar
+from rdquant.latents.coding import TrellisCoding
 from rdquant.latents.rates import SymbolRates
 from rdquant.latents.rdoq import rdoq, rdoq_reference
-from rdquant.latents.trellis import TCQ4, TCQ8, Trellis, cost_of, search, search_reference
+from rdquant.latents.trellis import (
+    TCQ4,
+    TCQ8,
+    Trellis,
+    cost_of,
+    quiet_bits,
+    search,
+    search_reference,
+    tcq_tables,
+)
 
 LEVELS = gaussian_tables(np.array([0.2, 0.6, 1.5, 6.0, 0.15, 0.4, 1.0, 3.0]))
 RATES = SymbolRates.of(LEVELS)
@@ -55,6 +69,38 @@ def test_viterbi_finds_the_cheapest_path(trellis: Trellis, s: tuple) -> None:
     levels, cost = search(r, t, w, RATES, trellis)
     assert cost == pytest.approx(cost_of(levels, r, t, w, RATES, trellis), rel=1e-4)
     assert cost == pytest.approx(search_reference(r, t, w, RATES, trellis), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("trellis", [TCQ4, TCQ8])
+@settings(deadline=None)
+@given(scale=st.floats(0.0625, 2, width=32), weight=st.floats(0.0625, 4, width=32), seed=st.integers(0, 999))
+def test_rows_of_quiet_errors_are_what_a_search_finds(
+    trellis: Trellis, scale: float, weight: float, seed: int
+) -> None:
+    rates, random = SymbolRates.of(tcq_tables()), np.random.default_rng(seed)
+    residual = (scale * random.standard_normal((3, 30))).astype(np.float32)
+    indexes = random.integers(0, 24, residual.shape).astype(np.int32)
+    coding = TrellisCoding(
+        Quantizer.TCQ4 if trellis is TCQ4 else Quantizer.TCQ8, 256, np.full(3, 3.0), weight, 1.0
+    )
+    y, codec = residual[None, :, None], SimpleNamespace(quantizer=UniformScalar())
+    found = coding.levels(codec, y, np.zeros_like(y), indexes[None, :, None])[0, :, 0]
+    for levels, r, t in zip(found, residual, indexes, strict=True):
+        w = np.full(len(r), weight, np.float32)
+        expected, _ = search(r, t, w, rates, trellis)
+        assert np.array_equal(levels, expected)
+        quiet = (w * r**2 < quiet_bits(rates)[t]).all()
+        assert not (quiet and levels.any())
+
+
+def test_quiet_bits_are_of_every_level() -> None:
+    rates, half = SymbolRates.of(tcq_tables()), len(tcq_tables()) // 2
+    limits = quiet_bits(rates)
+    for k in (0, 5, 17, 40):
+        bits = [rates.bits_of(level, t) for level in range(-70, 71) if level for t in (k, k + half)]
+        fine = rates.bits_of(0, k) <= rates.bits_of(0, k + half)
+        assert limits[k] == pytest.approx(min(bits) - rates.bits_of(0, k) - 0.01 if fine else -1, abs=1e-4)
+    assert (limits[:10] > 1).all()  # where most of a picture's elements are
 
 
 @pytest.mark.parametrize("trellis", [TCQ4, TCQ8])

@@ -19,7 +19,7 @@ from ..threads import PARALLEL, share
 from . import kernels
 from .rates import SymbolRates
 from .rdoq import COHERENCE, Rdoq
-from .trellis import TCQ4, TCQ8, Trellis, tcq_tables
+from .trellis import TCQ4, TCQ8, Trellis, quiet_bits, tcq_tables
 
 #: how an encoder may choose levels
 QUANTIZERS = ("uniform", "rdoq", "tcq4", "tcq8")
@@ -142,7 +142,7 @@ class TrellisCoding:
                 rows,
                 lambda a, b: kernels.viterbi_channels(
                     residual[a:b], given[a:b], weights[a:b], rates.bits, rates.escape, t.starts, t.offsets,
-                    nexts, quantizer, len(t) // 2, out[a:b],
+                    nexts, quantizer, len(t) // 2, quiet_bits(rates), out[a:b],
                 ),
             )  # fmt: skip
         return out.reshape(y.shape)

@@ -10,10 +10,9 @@ from ..compiled import njit
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _rate(symbol, table, bits, escape, starts, offsets):  # type: ignore[no-untyped-def]
-    start = np.int64(starts[table])
-    last = np.int64(starts[table + 1]) - 2 - start
-    value = np.int64(symbol) - np.int64(offsets[table])
+def _rate_in(symbol, start, last, offset, bits, escape):  # type: ignore[no-untyped-def]
+    """By a table that starts at ``start``, whose escape is its interval ``last``."""
+    value = np.int64(symbol) - offset
     if value >= 0 and value < last:
         return bits[start + value]
     raw = -2 * value - 1 if value < 0 else 2 * (value - last)
@@ -21,6 +20,13 @@ def _rate(symbol, table, bits, escape, starts, offsets):  # type: ignore[no-unty
     while (raw >> length) != 0:
         length += 1
     return bits[start + last] + escape[min(length, 33)]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _rate(symbol, table, bits, escape, starts, offsets):  # type: ignore[no-untyped-def]
+    start = np.int64(starts[table])
+    last = np.int64(starts[table + 1]) - 2 - start
+    return _rate_in(symbol, start, last, np.int64(offsets[table]), bits, escape)
 
 
 @njit(cache=True, nogil=True)
@@ -53,6 +59,14 @@ def rdoq(residual, indexes, weight, bits, escape, starts, offsets, out):  # type
         out[i] = best
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _cost(u, w, k, q, start, last, offset, bits, escape):  # type: ignore[no-untyped-def]
+    """Of level ``k`` by quantizer ``q``, which reconstructs it as ``2 k - sign(k) q`` steps."""
+    sign = 1 if k > 0 else (-1 if k < 0 else 0)
+    e = u - np.float32(2 * k - sign * q)
+    return w * e * e + _rate_in(k, start, last, offset, bits, escape)
+
+
 @njit(cache=True, nogil=True)
 def viterbi(  # type: ignore[no-untyped-def]
     residual, indexes, weight, bits, escape, starts, offsets, nexts, quantizer, tables, out, back, levels
@@ -64,6 +78,20 @@ def viterbi(  # type: ignore[no-untyped-def]
     """
     count, states = len(residual), len(nexts)
     infinity = np.float32(1e30)
+    # the two ways into each state, in the order of where they come from: 2 state + parity
+    ways = np.empty((2, states), np.int64)
+    found = np.zeros(states, np.int64)
+    for s in range(states):
+        for p in range(2):
+            n = nexts[s, p]
+            ways[found[n], n] = 2 * s + p
+            found[n] += 1
+    # unsigned: numba asks of other indexes whether they count from the end
+    origin, slots = np.empty(ways.shape, np.uint64), np.empty(ways.shape, np.uint64)
+    for j in range(2):
+        for n in range(states):
+            origin[j, n] = ways[j, n] >> 1
+            slots[j, n] = 2 * quantizer[ways[j, n] >> 1] + (ways[j, n] & 1)
     cost = np.full(states, infinity, np.float32)
     cost[0] = 0
     fresh = np.empty(states, np.float32)
@@ -72,37 +100,34 @@ def viterbi(  # type: ignore[no-untyped-def]
         u, w = residual[i], weight[i]
         for q in range(2):
             t = indexes[i] + q * tables
-            # reconstruction of level k: (2 k - sign(k) q) steps; see `trellis.candidates`
+            start, offset = np.int64(starts[t]), np.int64(offsets[t])
+            last = np.int64(starts[t + 1]) - 2 - start
+            # see `trellis.candidates`; of two that cost the same, the one that was tried first there
             side = 1 if u >= 0 else -1
             base = np.int64(np.floor((abs(u) + q) * np.float32(0.5)))
-            local[2 * q] = local[2 * q + 1] = infinity
-            for c in range(4):
-                k = side * (base - 1 + c) if c < 3 else np.int64(0)
-                if (c == 0 and base == 0) or (c == 3 and base <= 1):  # none, or zero a second time
-                    continue
-                sign = 1 if k > 0 else (-1 if k < 0 else 0)
-                e = u - np.float32(2 * k - sign * q)
-                value = w * e * e + _rate(k, t, bits, escape, starts, offsets)
-                slot = 2 * q + (k & 1)
-                if value < local[slot]:
-                    local[slot] = value
-                    levels[i, slot] = k
-        fresh[:] = infinity
-        for s in range(states):
-            if cost[s] >= infinity:
-                continue
-            for p in range(2):
-                value = cost[s] + local[2 * quantizer[s] + p]
-                n = nexts[s, p]
-                if value < fresh[n]:
-                    fresh[n] = value
-                    back[i, n] = 2 * s + p
-        low = fresh.min()
-        for s in range(states):
-            cost[s] = fresh[s]
-        if low > np.float32(1e6):  # keep float32 fine in long sequences
-            for s in range(states):
-                cost[s] -= low
+            own, other = 2 * q + (base & 1), 2 * q + 1 - (base & 1)
+            levels[i, own], levels[i, other] = side * base, side * (base + 1)
+            local[own] = _cost(u, w, side * base, q, start, last, offset, bits, escape)
+            local[other] = _cost(u, w, side * (base + 1), q, start, last, offset, bits, escape)
+            if base > 0:
+                value = _cost(u, w, side * (base - 1), q, start, last, offset, bits, escape)
+                if value <= local[other]:
+                    local[other], levels[i, other] = value, side * (base - 1)
+            if base > 1:
+                value = _cost(u, w, 0, q, start, last, offset, bits, escape)
+                if value < local[2 * q]:
+                    local[2 * q], levels[i, 2 * q] = value, 0
+        for n in range(states):
+            one = cost[origin[0, n]] + local[slots[0, n]]
+            two = cost[origin[1, n]] + local[slots[1, n]]
+            second = two < one
+            fresh[n] = two if second else one
+            back[i, n] = ways[1, n] if second else ways[0, n]
+        cost, fresh = fresh, cost
+        if i & 255 == 255:  # keep float32 fine in long sequences
+            low = cost.min()
+            if low > np.float32(1e6):
+                cost -= low
     s = np.argmin(cost)
     total = cost[s]
     for i in range(count - 1, -1, -1):
@@ -114,11 +139,19 @@ def viterbi(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def viterbi_channels(  # type: ignore[no-untyped-def]
-    residual, indexes, weight, bits, escape, starts, offsets, nexts, quantizer, tables, out
+    residual, indexes, weight, bits, escape, starts, offsets, nexts, quantizer, tables, quiet, out
 ):
-    """`viterbi` for each row of ``residual: (C, K)``, with one weight each."""
+    """`viterbi` for each row of ``residual: (C, K)``, with one weight each. Rows whose squared errors are all
+    worth less than ``quiet: (tables,)`` bits, of `trellis.quiet_bits`, are zero and need no search.
+    """
     channels, count = residual.shape
     for c in range(channels):
+        i = 0
+        while i < count and weight[c] * residual[c, i] * residual[c, i] < quiet[indexes[c, i]]:
+            i += 1
+        if i == count:
+            out[c] = 0
+            continue
         viterbi(
             residual[c], indexes[c], np.full(count, weight[c], np.float32), bits, escape, starts, offsets,
             nexts, quantizer, tables, out[c], np.empty((count, len(nexts)), np.uint8),

@@ -18,6 +18,9 @@ from ..entropy import CdfTables, ParityMachine
 from . import kernels
 from .rates import SymbolRates
 
+#: bits: sums of costs in float32 are as exact as that
+QUIET_MARGIN = 0.01
+
 
 @dataclass(frozen=True)
 class Trellis:
@@ -63,6 +66,24 @@ def tcq_tables() -> CdfTables:
         tables = CdfTables.from_changes(stored["changes"], stored["starts"], stored["offsets"])
     tables.validate()
     return tables
+
+
+@functools.lru_cache(maxsize=8)
+def quiet_bits(rates: SymbolRates) -> np.ndarray:
+    """By table of quantizer 0: a squared error that is worth less than this many bits is best left to zero.
+    Any other level of either quantizer takes so many bits more, and quantizer 1 none fewer for its zero.
+    Zeros alone stay in state 0, so that a sequence of such errors is all zero. ``(tables / 2,)`` float32.
+    """
+    t, half = rates.tables, len(rates.tables) // 2
+    found = np.empty(half, np.float32)
+    for k in range(half):
+        zeros, others = [], []
+        for i in (k, k + half):
+            bits, place = rates.bits[t.starts[i] : t.starts[i + 1] - 1], -int(t.offsets[i])
+            zeros.append(bits[place])
+            others.append(np.delete(bits, place).min())
+        found[k] = min(others) - zeros[0] - QUIET_MARGIN if zeros[0] <= zeros[1] else -1
+    return found
 
 
 def search(
