@@ -113,6 +113,10 @@ CANDIDATES: dict[str, type[Unshuffle8]] = {
 ARCHITECTURES.update({c.architecture: c for c in CANDIDATES.values()})
 
 
+#: of those that are not of this file
+ABOUT = {"rd-s": "Depthwise blocks at 1/8 alone, between shuffled pixels."}
+
+
 def config_of(name: str, steps: int) -> TrainConfig:
     start = "components" if name == "rd-s" else "random"
     return TrainConfig(
@@ -161,7 +165,7 @@ def measure(data: Path, run: Path) -> None:
     coders = {}
     for name in (n for n in CANDIDATES if (run / n / "model.safetensors").exists()):
         codec = load_float(run / name / "model.safetensors")
-        about = (CANDIDATES[name].__doc__ or "").partition("\n\n")[0]
+        about = ABOUT.get(name) or (CANDIDATES[name].__doc__ or "").partition("\n\n")[0]
         steps = TrainConfig.load(run / name / "config.json").steps
         found = [validate_at(codec, judged, lambda_) for lambda_ in LAMBDAS]
         rows[name] = {"about": " ".join(about.split()), "steps": steps, "val": found}
