@@ -146,7 +146,10 @@ def candidates() -> str:
     for name, row in found["rows"].items():
         J = [f"{v['J']:.3f}" for v in row["val"]]
         ms = [f"{row[f'decode_ms, {kind}']:.0f}" for kind in ("float", "W8A8")]
-        rows.append([name, row["about"], f"{row['kmac']['decoder']:.1f}", *ms, f"{row['steps']:,}", *J])
+        log = (RESULTS / f"training/candidates/{name}.jsonl").read_text().splitlines()
+        minutes = json.loads(log[-1])["cpu"] / 60
+        kmac, steps = f"{row['kmac']['decoder']:.1f}", f"{row['steps']:,}"
+        rows.append([name, row["about"], kmac, *ms, steps, f"{minutes:.0f}", *J])
     m = found["machine"]
     note = (
         f"J of {found['val_pictures']} centre crops of the val split, estimated bits. Milliseconds: decoding "
@@ -154,8 +157,8 @@ def candidates() -> str:
         f"({m['cpu']}, {m['threads']} threads, {m['date']}). "
         "(`candidates.json`; logs: `training/candidates`)"
     )
-    columns = ["", "transforms", "kMAC", "ms, float", "W8A8", "steps", "J at 0.0035", "0.013", "0.05"]
-    return "\n".join([*_table(columns, rows), "", note])
+    columns = ["", "transforms", "kMAC", "ms, float", "W8A8", "steps", "minutes"]
+    return "\n".join([*_table([*columns, "J at 0.0035", "0.013", "0.05"], rows), "", note])
 
 
 def widths() -> str:
