@@ -147,7 +147,7 @@ def test_a_model_of_many_rates_learns_for_all(photo: np.ndarray) -> None:
     assert report["J percent"] < 0 and found is not run.integer
     assert found.gains == run.integer.gains  # at the quality where it was
     assert (run.cost(run.measure(found)) < run.cost(run.start)).sum() > SPREAD / 2
-    with pytest.raises(CalibrationError, match="from 8 pictures, got 3"):
+    with pytest.raises(CalibrationError, match="needs 8 pictures, got 3"):
         Finetuning(codec, crops[:SPREAD], crops[:3], QuantizeConfig(), config, parent=parent)
     with pytest.raises(CalibrationError, match="needs 8 pictures, got 3"):
         Finetuning(codec, crops[:3], crops, QuantizeConfig(), config, parent=parent)

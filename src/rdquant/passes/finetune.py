@@ -108,27 +108,30 @@ class Finetuning:
         """
         if not pictures:
             raise CalibrationError("no pictures to learn from")
+        captured, told = capture(trained), carried(parent or {})
+        usable = [p for p in pictures if p.shape == pictures[0].shape]
+        qualities = SPREAD if captured.gains else 1
+        if (fewest := min(len(usable), len(calibration))) < qualities:
+            raise CalibrationError(f"a model of many rates needs {qualities} pictures, got {fewest}")
+        #: of each quality
+        self.lambdas = [
+            about["lambda"]
+            for i in range(qualities)
+            if (about := described_at_spread(captured, told, i)).get("lambda")
+        ]
+        if not self.lambdas:
+            raise UsageError("fine-tuning needs lambda, and the model does not say its own; pass --lambda")
         self.config, self.folder, self._progress = config, folder, progress
         if folder is not None:
             self._claim(folder, {"quantize": quantize.to_json(), "finetune": dataclasses.asdict(config)})
         store = folder / "mixings.pt" if folder is not None else None
         self.integer, unrounded = to_integer(
-            *prepare(capture(trained), calibration, quantize, progress, store), quantize,
-            carried(parent or {}),
-        )  # fmt: skip
+            *prepare(captured, calibration, quantize, progress, store), quantize, told
+        )
         own = coders(self.integer)
-        if len(calibration) < len(own):
-            raise CalibrationError(f"a model of many rates needs {len(own)} pictures, got {len(calibration)}")
-        told = (described_at_spread(self.integer, self.integer.description, i) for i in range(len(own)))
-        #: of each quality
-        self.lambdas = [about["lambda"] for about in told if about.get("lambda")]
-        if not self.lambdas:
-            raise UsageError("fine-tuning needs lambda, and the model does not say its own; pass --lambda")
         self.twin = Twin(self.integer, unrounded, trained.entropy_bottleneck)
         down = self.integer.downsampling
-        found = [to_batch(pad_to(p, down)) for p in pictures if p.shape == pictures[0].shape]
-        if len(found) < len(own):
-            raise CalibrationError(f"a model of many rates learns from {len(own)} pictures, got {len(found)}")
+        found = [to_batch(pad_to(p, down)) for p in usable]
         pixels, all_learn = torch.from_numpy(np.concatenate(found)), config.learn == "all"
         self.costs: Costs = (
             CodedCosts(self.twin, own, pixels)
