@@ -112,7 +112,7 @@ class Finetuning:
         usable = [p for p in pictures if p.shape == pictures[0].shape]
         qualities = SPREAD if captured.gains else 1
         if (fewest := min(len(usable), len(calibration))) < qualities:
-            raise CalibrationError(f"a model of many rates needs {qualities} pictures, got {fewest}")
+            raise CalibrationError(f"fine-tuning this model needs {qualities} pictures, got {fewest}")
         #: of each quality
         self.lambdas = [
             about["lambda"]
@@ -123,7 +123,8 @@ class Finetuning:
             raise UsageError("fine-tuning needs lambda, and the model does not say its own; pass --lambda")
         self.config, self.folder, self._progress = config, folder, progress
         if folder is not None:
-            self._claim(folder, {"quantize": quantize.to_json(), "finetune": dataclasses.asdict(config)})
+            options = {"quantize": quantize.to_json(), "finetune": dataclasses.asdict(config)}
+            self._claim(folder, {**options, "lambdas": self.lambdas})
         store = folder / "mixings.pt" if folder is not None else None
         self.integer, unrounded = to_integer(
             *prepare(captured, calibration, quantize, progress, store), quantize, told
