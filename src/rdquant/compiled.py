@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.runtime import rtsys
+from numba.extending import intrinsic
 
-__all__ = ["njit"]
+__all__ = ["njit", "whole_vectors"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,3 +60,16 @@ def njit(**options: Any) -> Callable[[F], F]:
         return kernel
 
     return decorate
+
+
+def _emit_width(typingctx):  # type: ignore[no-untyped-def]
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+#: lets LLVM use the widest vectors of the machine in the function that calls this
+whole_vectors: Any = intrinsic(_emit_width)

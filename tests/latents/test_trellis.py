@@ -61,6 +61,25 @@ def test_rdoq_equals_its_reference_and_never_loses_to_rounding(s: tuple) -> None
     assert (found <= _scalar_cost(np.floor(r + 0.5).astype(np.int32), r, t, w) + 1e-3).all()
 
 
+@pytest.mark.parametrize("quantizer", [Quantizer.TCQ4, Quantizer.TCQ8])
+@settings(deadline=None)
+@given(
+    levels=st.lists(
+        st.lists(st.integers(-(2**31), 2**31 - 1) | st.integers(-4, 4), min_size=5, max_size=5), min_size=1
+    )
+)
+def test_each_channel_comes_back_as_its_sequence(quantizer: Quantizer, levels: list[list[int]]) -> None:
+    coding, codec = TrellisCoding(quantizer, 1), SimpleNamespace(quantizer=UniformScalar())
+    symbols = np.array(levels, np.int32)[None, :, None]
+    found = coding.dequantize(codec, symbols, np.zeros(symbols.shape)) * UniformScalar.unit
+    for row, values in zip(levels, found[0, :, 0], strict=True):
+        states = coding.trellis.states_of(np.array(row))
+        clipped = [max(-(2**16), min(2**16, level)) for level in row]
+        assert values.tolist() == [
+            coding.trellis.reconstruct(level, state) for level, state in zip(clipped, states, strict=True)
+        ]
+
+
 @pytest.mark.parametrize("trellis", [TCQ4, TCQ8])
 @settings(deadline=None, max_examples=40)
 @given(s=sequences(5))

@@ -26,7 +26,8 @@ from rdquant.study import executor
 class Cell:
     number: int
     model: str = "m"
-    fails: str = ""  #: "once" and "always" kill the process; "error", "bug" and "memory" raise
+    fails: str = ""
+    """ "once" and "always" kill the process; "error", "bug" and "memory" raise; "busy" computes, and does not sleep."""
     seconds: float = 0.0
 
 
@@ -51,7 +52,12 @@ class Squares:
         marker = self.folder / "log" / f"{cell.model}-{cell.number}"
         with marker.open("a") as log:
             log.write(f"{os.getpid()}\n")
-        time.sleep(cell.seconds)
+        if cell.fails == "busy":
+            end = time.thread_time() + cell.seconds
+            while time.thread_time() < end:
+                pass
+        else:
+            time.sleep(cell.seconds)
         if cell.fails == "always" or (cell.fails == "once" and len(marker.read_text().split()) == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if cell.fails == "error":
@@ -85,6 +91,18 @@ def test_a_killed_process_loses_its_cell_which_is_made_again(tmp_path: Path) -> 
     assert squares(found) == [0, 1, 4, 9, 16, 25]
     assert tried(tmp_path) == {f"m-{i}": 1 + (i in (1, 3)) for i in range(6)}
     assert seen == [(i, 6) for i in range(7)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="does not say what processes computed")
+def test_says_how_busy_cores_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    said: list[str] = []
+    cells = [Cell(i, seconds=4.0, fails="" if i else "busy") for i in range(2)]
+    run(tmp_path, cells, say=said.append)  # one computes, one sleeps
+    run(tmp_path, cells, say=said.append)  # and nothing is left to make
+    (line,) = said
+    assert line.startswith("2 cells took ") and "2 threads computed" in line
+    assert 30 < int(line.split()[-2]) < 80
 
 
 def test_cells_that_cannot_be_made_are_named_and_all_others_stored(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def compare_command(
     )  # fmt: skip
     study = recipe()
     with console.progress("compare") as update:
-        results = executor.run(study, recipe, cells, jobs, ray, update)
+        results = executor.run(study, recipe, cells, jobs, ray, update, console.say)
     note = (
         f"{images.name}, {len(study.shown)} pictures, whole files; % more rate at equal PSNR than the float "
         "parents' curve, one point (of J where there is no curve); * reduced"
@@ -217,7 +217,7 @@ def ablation_command(
     recipe = functools.partial(ablation.open_study, model or curve_models(), subject, calib, out, options)
     study = recipe()
     with console.progress("ablation") as update:
-        results = executor.run(study, recipe, cells, jobs, ray, update)
+        results = executor.run(study, recipe, cells, jobs, ray, update, console.say)
     tables = ablation.tables(list(zip(cells, results, strict=True)))
     note = (
         f"% more rate at equal PSNR, one point ({subject}, lambda {study.lambda_}), "

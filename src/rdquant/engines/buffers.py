@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..compiled import njit
-from .products import whole_vectors
+from ..compiled import njit, whole_vectors
 
 #: what of an activation is multiplied: ``256 high + low``; no Python integers, for which numba compiles anew
 WHOLE, LOW, HIGH = np.arange(3)

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..compiled import njit
+from ..compiled import njit, whole_vectors
 from ..graph.arithmetic import ERROR_BITS, ERROR_LIMIT, FEEDBACK_BITS
 from .products import (
     AVX2,
@@ -29,7 +29,6 @@ from .products import (
     dot,
     product,
     transposed,
-    whole_vectors,
 )
 
 _ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)

@@ -1,6 +1,4 @@
-"""Convolutions as plain loops: depthwise ones in 32 bits; any, grouped or of sums that nothing else holds, in
-float64.
-"""
+"""Convolutions as plain loops in float64: grouped ones, and those of sums that nothing else holds."""
 
 from __future__ import annotations
 
@@ -59,34 +57,3 @@ def convolve(  # type: ignore[no-untyped-def]
                 enter(tile, line, count, e, normed, squares, result)
                 finish(line, count, e, normed, squares, result)
                 store(result, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)
-
-
-@njit(cache=True, nogil=True)
-def depthwise(start, stop, x, shift, stride, w, bias, e, out, size, zero, width):  # type: ignore[no-untyped-def]
-    """`convolve` with one kernel for each channel and sums of 32 bits: ``x: (B, H, W, C)`` int16 or int32;
-    ``w: (k, k, C)``, ``bias: (C,)`` int32.
-    """
-    _, height, across, channels = x.shape
-    k, line = len(w), (channels + LANES - 1) // LANES * LANES
-    rows = out.shape[1]
-    tile = np.empty(SPAN * line, np.int32)
-    normed, squares, result = rooms(line, e)
-    for i in range(start, stop):
-        b, y = i // rows, i % rows
-        for first in range(0, width, SPAN):
-            count = min(SPAN, width - first)
-            for p in range(count):
-                acc = tile[p * line : p * line + channels]
-                for o in range(channels):
-                    acc[o] = bias[o]
-                for ky in range(max(0, -y * stride - shift), min(k, height - y * stride - shift)):
-                    left = (first + p) * stride + shift
-                    for kx in range(max(0, -left), min(k, across - left)):
-                        here, weight = x[b, y * stride + shift + ky, left + kx], w[ky, kx]
-                        for o in range(channels):
-                            acc[o] += np.int32(here[o]) * weight[o]
-            if e.kind != PLAIN:
-                enter(tile, line, count, e, normed, squares, result)
-                finish(line, count, e, normed, squares, result)
-            done = tile if e.kind == PLAIN else result
-            store(done, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)

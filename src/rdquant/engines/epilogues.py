@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..compiled import njit
+from ..compiled import njit, whole_vectors
 from ..graph.arithmetic import (
     GDN_BITS,
     ROOT_SHIFT,
@@ -35,10 +35,9 @@ from .products import (
     instructions,
     packed_words,
     product,
-    whole_vectors,
 )
 
-PLAIN, REQUANTIZE, COMPENSATE, NORMALIZE, DENORMALIZE = range(5)
+PLAIN, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(6)
 
 _ROOT_FACTOR, _ROOT_ONE = float(4**ROOT_SHIFT), float(2**ROOT_SHIFT)
 _V_LIMIT = float(V_LIMIT)
@@ -53,8 +52,8 @@ class Epilogue(NamedTuple):
     kind: int
     channels: int
     factors: np.ndarray
-    """float64 ``(4, C)``: by kind; requantize: factor, negative; compensate: factor twice, low, high;
-    (inverse) gdn: widen, then factor, or m and 2^shift."""
+    """float64 ``(4, C)``: by kind; requantize and rectify: factor, that of negatives; compensate: factor
+    twice, low, high; (inverse) gdn: widen, then factor, or m and 2^shift."""
     ends: np.ndarray
     """float64, lo and hi."""
     matrix: np.ndarray
@@ -91,7 +90,8 @@ def prepared(op: Operation | None, channels: int) -> Epilogue:
         factor = op.factor.as_float()
         negative = factor if op.negative is None else op.negative.as_float()
         factors[:2] = factor, -factor if op.absolute else negative
-        return Epilogue(REQUANTIZE, channels, factors, ends, matrix, start, none, 1, words)
+        kind = REQUANTIZE if (factors[0] == factors[1]).all() else RECTIFY
+        return Epilogue(kind, channels, factors, ends, matrix, start, none, 1, words)
     if isinstance(op, Compensate):
         feedback = op.feedback.astype(np.int64)
         factors[:2] = op.factor.as_float()
@@ -124,9 +124,18 @@ def prepared(op: Operation | None, channels: int) -> Epilogue:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _requantize(acc, line, count, channels, factors, lo, hi, out):  # type: ignore[no-untyped-def]
+def _requantize(acc, line, count, channels, factor, lo, hi, out):  # type: ignore[no-untyped-def]
     whole_vectors()
-    factor, negative = factors[0], factors[1]
+    for p in range(count):
+        a, o = acc[p * line : p * line + channels], out[p * line : p * line + channels]
+        for c in range(channels):
+            v = np.floor(np.float64(a[c]) * factor[c] + 0.5)
+            o[c] = np.int32(min(max(v, lo), hi))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _rectify(acc, line, count, channels, factor, negative, lo, hi, out):  # type: ignore[no-untyped-def]
+    whole_vectors()
     for p in range(count):
         a, o = acc[p * line : p * line + channels], out[p * line : p * line + channels]
         for c in range(channels):
@@ -188,10 +197,13 @@ def enter(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
     """``acc``, a tile of accumulators, int32 or float64 -> ``out``, what `finish` goes on from, or for GDN
     ``x`` and ``squares``, int16, tiles of the same shape.
     """
+    factor, (lo, hi) = e.factors[0], (e.ends[0], e.ends[1])
     if e.kind == REQUANTIZE:
-        _requantize(acc, line, count, e.channels, e.factors, e.ends[0], e.ends[1], out)
+        _requantize(acc, line, count, e.channels, factor, lo, hi, out)
+    elif e.kind == RECTIFY:
+        _rectify(acc, line, count, e.channels, factor, e.factors[1], lo, hi, out)
     elif e.kind == COMPENSATE:
-        _requantize(acc, line, count, e.channels, e.factors, -_V_LIMIT, _V_LIMIT, out)
+        _requantize(acc, line, count, e.channels, factor, -_V_LIMIT, _V_LIMIT, out)
     else:
         _widen(acc, line, count, e.channels, e.factors, x, squares)
 
@@ -200,7 +212,7 @@ def enter(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
 def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
     """What `enter` left -> ``out``, int32 activations."""
     channels, factors, (lo, hi) = e.channels, e.factors, (e.ends[0], e.ends[1])
-    if e.kind == REQUANTIZE:
+    if e.kind == REQUANTIZE or e.kind == RECTIFY:
         return
     if e.kind == COMPENSATE:
         if e.group > 1:

@@ -1,8 +1,8 @@
 """A convolution and what takes its accumulators, ready to run.
 
 Sums have 32 bits where that is proven from the weights and the range that comes in; else activations are
-split into ``256 high + low``. Grouped convolutions, and the few that have no 32 bits even so, are loops in
-float64.
+split into ``256 high + low``. Grouped convolutions (but for `depthwise` ones), and the few that have no 32
+bits even so, are loops in float64.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from ..graph import Port
 from ..graph.operations import Convolution, Operation, Requantize
 from ..threads import allowed, share
-from . import dense, direct
+from . import dense, depthwise, direct
 from .buffers import Form, flat
 from .epilogues import prepared, vectors_for
 from .products import BYTES, LANES, SPAN, instructions
@@ -36,8 +36,7 @@ class Layer:
         single = conv.groups == conv.in_channels == conv.out_channels and not conv.transposed
         self.depthwise = single and not self.split and conv.groups > 1
         if self.depthwise:
-            self._kernel = np.ascontiguousarray(conv.weight[:, 0].transpose(1, 2, 0), np.int32)
-            self._bias = conv.bias.astype(np.int32)
+            self._single = depthwise.packed(conv)
         elif self.direct:
             self._kernel = conv.by_output().astype(np.float64).transpose(2, 3, 1, 0).copy()
             self._bias = conv.bias.astype(np.float64)
@@ -105,20 +104,15 @@ class Layer:
         whole = out
         if self.direct:
             shift, stored = origin - conv.padding, out.reshape(b, out.shape[1], -1).view(np.uint8)
-            after = (
-                self._kernel,
-                self._bias,
-                self._epilogue,
-                stored,
-                self.out.size,
-                self.out.zero,
-                out.shape[2],
-            )
+            after = self._epilogue, stored, self.out.size, self.out.zero, out.shape[2]
             if self.depthwise:
-                narrow = values if values.dtype == np.int16 else values.astype(np.int32) + self.form.zero
+                single, beyond = self._single, -conv.out_channels % LANES
+                x = values.astype(np.int16, copy=False)
+                x = x + self.form.zero.astype(np.int16) if self.form.zero.any() else x
+                x = np.pad(x, ((0, 0), (0, 0), (0, 0), (0, beyond))) if beyond else np.ascontiguousarray(x)
                 share(
                     b * out.shape[1],
-                    lambda first, last: direct.depthwise(first, last, narrow, shift, stride, *after),
+                    lambda first, last: depthwise.convolve(first, last, x, shift, stride, single, *after),
                 )
                 return whole
             wide, how = (
@@ -127,7 +121,9 @@ class Layer:
             )
             share(
                 b * out.shape[1],
-                lambda first, last: direct.convolve(first, last, wide, *how, *after),
+                lambda first, last: direct.convolve(
+                    first, last, wide, *how, self._kernel, self._bias, *after
+                ),
             )
             return whole
         if conv.is_matrix:  # positions are all alike

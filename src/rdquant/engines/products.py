@@ -209,16 +209,3 @@ def packed_words(weights: np.ndarray, vectors: int) -> np.ndarray:
     room = np.zeros((k + k % 2, -(-o // width) * width), np.int16)
     room[:k, :o] = weights
     return room.reshape(len(room) // 2, 2, -1, width).transpose(2, 0, 3, 1).reshape(-1).copy()
-
-
-def _emit_width(typingctx):  # type: ignore[no-untyped-def]
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-#: lets LLVM use the widest vectors of the machine in the function that calls this
-whole_vectors: Any = intrinsic(_emit_width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..compiled import njit
+from ..compiled import njit, whole_vectors
 from ..threads import share
 from .arithmetic import (
     ERROR_BITS,
@@ -115,6 +115,7 @@ def rescale(q, up, down, lo, hi, zero, out):  # type: ignore[no-untyped-def]
     """``clip(floor(q up + 1/2), lo, hi)``, of negative q with ``down``: ``q, out: (P, C)``, factors ``(C,)``
     float64.
     """
+    whole_vectors()
     rows, channels = q.shape
     for p in range(rows):
         for c in range(channels):
@@ -129,6 +130,7 @@ def add(a, b, m, n, scale, lo, hi, zero, out):  # type: ignore[no-untyped-def]
 
     ``m, n, scale: (C,)`` float64, integers of 16 bits and powers of two.
     """
+    whole_vectors()
     rows, channels = a.shape
     for p in range(rows):
         for c in range(channels):
@@ -139,6 +141,7 @@ def add(a, b, m, n, scale, lo, hi, zero, out):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True, error_model="numpy")
 def multiply(a, b, factor, lo, hi, zero, out):  # type: ignore[no-untyped-def]
     """``clip(floor(a b factor + 1/2), lo, hi)``, shapes as in `add`; ``factor: (C,)`` float64."""
+    whole_vectors()
     rows, channels = a.shape
     for p in range(rows):
         for c in range(channels):

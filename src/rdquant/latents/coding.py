@@ -8,6 +8,7 @@ costs a few symbols of some hundred or thousand.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,6 +112,11 @@ class TrellisCoding:
     def trellis(self) -> Trellis:
         return TRELLISES[self.quantizer]
 
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Its ``nexts`` and ``quantizer``, int64."""
+        return np.array(self.trellis.nexts, np.int64), np.array(self.trellis.quantizer, np.int64)
+
     @property
     def spacing(self) -> int:
         return 2 * self.step
@@ -136,7 +142,7 @@ class TrellisCoding:
         out = np.empty(residual.shape, np.int32)
         given = np.ascontiguousarray(indexes.reshape(rows, -1))
         weights = np.tile(weight.astype(np.float32), y.shape[0])
-        nexts, quantizer = (np.array(v, np.int64) for v in (self.trellis.nexts, self.trellis.quantizer))
+        nexts, quantizer = self._arrays
         with PARALLEL:
             share(
                 rows,
@@ -148,10 +154,13 @@ class TrellisCoding:
         return out.reshape(y.shape)
 
     def dequantize(self, codec: Any, symbols: np.ndarray, means: np.ndarray) -> np.ndarray:
-        k = symbols.clip(-_LARGEST, _LARGEST).astype(np.int64)
-        states = self.machine(_run(symbols)).states(symbols.reshape(-1))
-        odd = np.array(self.trellis.quantizer)[states].reshape(symbols.shape)
-        found: np.ndarray = codec.quantizer.displaced((2 * k - np.sign(k) * odd) * self.step, means)
+        rows = np.ascontiguousarray(symbols, np.int32).reshape(-1, _run(symbols))
+        by = np.empty(rows.shape, np.int64)
+        nexts, quantizer = self._arrays
+        with PARALLEL:
+            share(len(rows), lambda a, b: kernels.reconstruct(rows[a:b], _LARGEST, nexts, quantizer, by[a:b]))
+        by *= self.step
+        found: np.ndarray = codec.quantizer.displaced(by.reshape(symbols.shape), means)
         return found
 
 

@@ -36,6 +36,21 @@ def symbol_bits(symbols, indexes, bits, escape, starts, offsets, out):  # type: 
 
 
 @njit(cache=True, nogil=True)
+def reconstruct(levels, largest, nexts, quantizer, out):  # type: ignore[no-untyped-def]
+    """Multiples of the step, int64 as ``levels: (rows, n)``, each row a sequence of its own; as
+    `rdquant.latents.trellis.Trellis.reconstruct`, of levels clipped to ``largest``.
+    """
+    for row in range(len(levels)):
+        state = np.int64(0)
+        for i in range(levels.shape[1]):
+            level = np.int64(levels[row, i])
+            k = min(max(level, -largest), largest)
+            odd = quantizer[state]
+            out[row, i] = 2 * k - (odd if k > 0 else -odd if k < 0 else 0)
+            state = nexts[state, level & 1]
+
+
+@njit(cache=True, nogil=True)
 def rdoq(residual, indexes, weight, bits, escape, starts, offsets, out):  # type: ignore[no-untyped-def]
     """``residual: (K,)`` float32 in steps, ``weight: (K,)`` cost in bits of a squared error of one step."""
     for i in range(len(residual)):

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -69,11 +70,13 @@ def run(
     jobs: int | None = None,
     ray: str | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """The results of ``cells``, in their order; ``study`` is what ``recipe`` builds.
 
     ``jobs``: processes at a time, each with its share of the threads that `rdquant.threads.allowed` counts;
     default: as many as threads. ``ray``: address of a cluster that makes the cells (`rdquant.study.cluster`).
+    ``say`` is told in the end how long processes of this machine took, and how busy they kept its cores.
 
     Raises `UsageError` for no jobs, and `StudyError`, once all else is made, with the cells that cannot be.
     """
@@ -88,6 +91,7 @@ def run(
             progress(sum(path not in left for path in paths), len(cells), note)
 
     report()
+    made, started, before = len(left), time.perf_counter(), os.times()
     if left and ray is not None:
         from .cluster import on_ray
 
@@ -102,6 +106,8 @@ def run(
                 with atomic_write(path) as handle:
                     handle.write(json.dumps(outcome, indent=1).encode())
             report(study.label(left.pop(path)))
+    if say and made and ray is None:
+        say(f"{made} cells {_taken(started, before)}")
     if lost:
         missing = [(study.label(c), lost[p].why) for p, c in zip(paths, cells, strict=True) if p in lost]
         raise StudyError(
@@ -109,6 +115,15 @@ def run(
             f"same again makes only these: {'; '.join(f'{label} ({why})' for label, why in missing)}"
         )
     return [json.loads(path.read_text()) for path in paths]
+
+
+def _taken(started: float, before: os.times_result) -> str:
+    """What ended processes took since then. (Windows does not say what they computed.)"""
+    seconds, now, cores = time.perf_counter() - started, os.times(), threads.allowed()
+    computed = now.children_user + now.children_system - before.children_user - before.children_system
+    return (
+        f"took {seconds:.0f} s, of which {cores} threads computed {100 * computed / (seconds * cores):.0f} %"
+    )
 
 
 def attempt(study: Study, cell: Any) -> dict[str, Any] | Lost:
