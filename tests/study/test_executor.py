@@ -27,7 +27,7 @@ class Cell:
     number: int
     model: str = "m"
     fails: str = ""
-    """ "once" and "always" kill the process; "error", "bug" and "memory" raise; "busy" computes, and does not sleep."""
+    """ "once" and "always" kill the process; "error", "bug" and "memory" raise; "busy" computes."""
     seconds: float = 0.0
 
 
