@@ -79,15 +79,16 @@ def rd_s() -> str:
         cells = [f"{c.points[i].bpp:.3f}, {c.points[i].psnr:.2f}" for c in curves.values()]
         rows.append([point.label.rpartition("@")[2], *cells])
     meta = curves["W8A8"].meta
-    about = meta["machine"]
-    seconds = ", ".join(f"{label} {median(p.encode_s for p in c.points):.2f}" for label, c in curves.items())
+    seconds = "; ".join(
+        f"{label} {median(p.encode_s for p in c.points):.2f} ({c.meta['machine']['cpu']}, "
+        f"threads: {c.meta['machine']['threads']})"
+        for label, c in curves.items()
+    )
     note = (
         f"Kodak, 24 pictures, means; bpp of whole files; latents: {meta['latents']}. W8A8: weights "
         f"{meta['weight_bits']}, per output channel; activations {meta['activation_bits']}, "
         f"{meta['granularity']}; quantized: {meta['quantized']}; fine-tuned: {meta['finetune']}. "
-        f"Seconds to encode a picture, medians over qualities: {seconds} ({about['cpu']}, "
-        f"{about['threads']} threads, {about['date']}). "
-        "(`kodak-rd-s-*.json`)"
+        f"Seconds to encode a picture, medians over qualities: {seconds}. (`kodak-rd-s-*.json`)"
     )
     return "\n".join([*_table(head, rows), "", note])
 
