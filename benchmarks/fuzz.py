@@ -30,9 +30,12 @@ def child(corpus: str, seconds: int) -> None:
 
     sys.path.insert(0, str(ROOT / "tests"))
     # compiled code cannot be traced
-    kernels = ["rdquant.entropy.rans", "rdquant.graph.kernels", "rdquant.latents.kernels"]
-    kernels += ["rdquant.passes.rounding"]
-    kernels += [f"rdquant.engines.{n}" for n in ("buffers", "dense", "direct", "epilogues", "products")]
+    sources = (ROOT / "src").rglob("*.py")
+    kernels = [
+        ".".join(source.relative_to(ROOT / "src").with_suffix("").parts)
+        for source in sources
+        if "@njit(" in source.read_text()
+    ]
     with atheris.instrument_imports(include=["rdquant", "fuzz_target"], exclude=kernels):
         import fuzz_target
 
