@@ -192,6 +192,24 @@ def test_without_padding_is_the_centre_of_what_is_padded() -> None:
     assert np.array_equal(_agree(graph, x, valid=True), _agree(graph, x)[:, :, 3:-3, 3:-3])
 
 
+@pytest.mark.parametrize("isa", products.available())
+@pytest.mark.parametrize("channels", [2, 16, 32, 40, 48, 64, 128])
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (5, 1)])
+def test_one_kernel_for_each_channel(
+    isa: str, channels: int, side: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At borders above all, where taps see zeros."""
+    monkeypatch.setenv("RDQUANT_ISA", isa)
+    g = torch.Generator().manual_seed(channels)
+    nodes = (
+        Node("a", convolution(g, channels, channels, side, stride, groups=channels), ("x",)),
+        Node("a.out", epilogue(g, "requantize", channels, 30_000), ("a",)),
+    )
+    graph = Graph({"x": Port(channels, -2000, 2000)}, nodes, "a.out")
+    for size in ((2, 2), (6, 4), (10, 120)):
+        _agree(graph, inputs_of(graph, g, *size))
+
+
 # what this machine can do
 
 

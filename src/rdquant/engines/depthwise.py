@@ -29,6 +29,9 @@ class Packed(NamedTuple):
     """int16 ``(pairs of taps, line, 2)``, flat; of an odd number of taps the last is of zeros."""
     bias: np.ndarray
     """int32 ``(line,)``."""
+    blank: np.ndarray
+    """int16 zeros ``(line,)``: what taps outside the picture see. An argument, which lives on: numba frees
+    what a kernel makes after its last use, of which that of an address is none."""
 
 
 def packed(conv: Convolution) -> Packed:
@@ -37,7 +40,8 @@ def packed(conv: Convolution) -> Packed:
     room.reshape(-1, room.shape[2])[: side**2, :channels] = conv.weight.reshape(channels, -1).T
     bias = np.zeros(room.shape[2], np.int32)
     bias[:channels] = conv.bias
-    return Packed(side, room.transpose(0, 2, 1).reshape(-1).copy(), bias)
+    words, blank = room.transpose(0, 2, 1).reshape(-1).copy(), np.zeros(room.shape[2], np.int16)
+    return Packed(side, words, bias, blank)
 
 
 def _emit(typingctx, kernel, taps, pairs, words, bias, blocks, out):  # type: ignore[no-untyped-def]
@@ -104,8 +108,7 @@ def convolve(start, stop, x, shift, stride, k, e, out, size, zero, width):  # ty
     _, height, across, line = x.shape
     side, channels, rows = k.side, e.channels, out.shape[1]
     pairs = (side * side + 1) // 2
-    nothing = np.zeros(line, np.int16)
-    blank, cell = np.int64(nothing.ctypes.data), 2 * line
+    blank, cell = np.int64(k.blank.ctypes.data), 2 * line
     taps, along = np.full(2 * pairs, blank), np.zeros(2 * pairs, np.int64)
     tile = np.empty(SPAN * line, np.int32)
     normed, squares, result = rooms(line, e)
