@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ from rdquant.load import open_coder
 
 GOLDEN = Path(__file__).parent / "golden"
 SOURCES = [Path(f"{name}.in") for name in "dacb"]
+
+
+def named(suffix: str) -> Callable[[Path], str]:
+    return lambda source: source.stem + suffix
 
 
 def write(source: Path, target: Path) -> str:
@@ -36,7 +41,9 @@ def test_jobs_run_at_a_time_and_are_reported_in_order(tmp_path: Path) -> None:
         return write(source, target)
 
     seen: list[int] = []
-    report = batch.run(SOURCES, tmp_path, ".out", work, progress=lambda i, n, _: seen.append(i), jobs=2)
+    report = batch.run(
+        SOURCES, tmp_path, named(".out"), work, progress=lambda i, n, _: seen.append(i), jobs=2
+    )
     assert report.done == [(s, s.stem) for s in SOURCES] and not report.failed
     assert most == 2 and seen == [1, 2, 3, 4]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.out", "b.out", "c.out", "d.out"]
@@ -51,7 +58,7 @@ def test_a_bad_file_is_noted_and_what_is_there_is_skipped(tmp_path: Path, jobs: 
             raise UsageError("no good")
         return write(source, target)
 
-    report = batch.run(SOURCES, tmp_path, ".out", work, jobs=jobs)
+    report = batch.run(SOURCES, tmp_path, named(".out"), work, jobs=jobs)
     assert [s.stem for s, _ in report.done] == ["d", "b"] and report.failed == [(Path("c.in"), "no good")]
     assert report.skipped == [Path("a.in")] and (tmp_path / "a.out").read_text() == "before"
 
@@ -67,13 +74,13 @@ def test_an_error_of_another_kind_ends_it(tmp_path: Path) -> None:
 
     many = [Path(f"{i:03}.in") for i in range(200)]
     with pytest.raises(ZeroDivisionError):
-        batch.run(many, tmp_path, ".out", work, jobs=1)
+        batch.run(many, tmp_path, named(".out"), work, jobs=1)
     assert len(started) < len(many)
 
 
 def test_no_jobs_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        batch.run(SOURCES, tmp_path, ".out", write, jobs=0)
+        batch.run(SOURCES, tmp_path, named(".out"), write, jobs=0)
 
 
 def test_pictures_are_the_same_whatever_the_jobs(tmp_path: Path) -> None:
@@ -88,7 +95,7 @@ def test_pictures_are_the_same_whatever_the_jobs(tmp_path: Path) -> None:
         write_image(target, coder.decode(source.read_bytes()))
         return ""
 
-    report = batch.run(copies, tmp_path / "out", ".png", work, jobs=4)
+    report = batch.run(copies, tmp_path / "out", named(".png"), work, jobs=4)
     assert len(report.done) == len(copies)
     for file, copy in zip(files, copies, strict=True):
         decoded = coder.decode(file.read_bytes())

@@ -5,6 +5,7 @@ kill needs no record: what exists is skipped.
 
 Several files are worked on at a time, one a thread: while the networks of one run on all cores
 (`rdquant.threads`), others are read, entropy-coded and written. Memory is that of as many pictures.
+A shard (`rdquant.files.shards`) is one file here.
 """
 
 from __future__ import annotations
@@ -61,13 +62,13 @@ def collect(sources: Iterable[Path], suffixes: set[str]) -> list[Path]:
 def run(
     sources: list[Path],
     folder: Path,
-    suffix: str,
+    name: Callable[[Path], str],
     work: Work,
     overwrite: bool = False,
     progress: Progress | None = None,
     jobs: int = JOBS,
 ) -> Report:
-    """``work`` on each source, to ``folder / (stem + suffix)``, ``jobs`` at a time, each in a thread.
+    """``work`` on each source, to ``folder / name(source)``, ``jobs`` at a time, each in a thread.
 
     Errors of ours are noted; any other is raised once what runs has ended, and nothing more is begun.
     Raises `UsageError` for no jobs.
@@ -75,7 +76,7 @@ def run(
     if jobs < 1:
         raise UsageError(f"there must be at least 1 job, got {jobs}")
     folder.mkdir(parents=True, exist_ok=True)
-    targets = {source: folder / (source.stem + suffix) for source in sources}
+    targets = {source: folder / name(source) for source in sources}
     report = Report(skipped=[s for s in sources if targets[s].exists() and not overwrite])
     left = [s for s in sources if s not in set(report.skipped)]
     with ThreadPoolExecutor(jobs) as pool:

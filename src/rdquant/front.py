@@ -258,30 +258,30 @@ def evaluate(
         curve.save(Path("mine.json"))  # for `rdquant bdrate` and `rdquant report`
 
     ``models``: as for `open`; qualities of one model are ``["mine.rdqm@20", "mine.rdqm@50", ...]``.
-    ``pictures``: a folder, or a sequence of what `encode` takes. ``check``: decode twice, and raise
-    `RoundTripError` if a file's pixels are not those of the codec's own forward pass. ``progress``: called
-    with pictures done, of all models.
+    ``pictures``: a folder of pictures or of shards, a shard (.tar as WebDataset's, .parquet), or a sequence
+    of what `encode` takes. ``check``: decode twice, and raise `RoundTripError` if a file's pixels are not
+    those of the codec's own forward pass. ``progress``: called with pictures done, of all models.
 
     bpp are 8 * bytes of the whole file / pixels; PSNR in dB over RGB; MS-SSIM of sides from 161 pixels on.
     Intervals are 95 %, by bootstrap over pictures. Raises as `open` does, and `ImageError`.
     """
-    from .files.images import list_images
+    from .files.shards import pictures_at
     from .measure import Curve, Point, machine
     from .measure import evaluate as run
 
     listed: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
     if isinstance(pictures, str | Path):
-        dataset, files = Path(pictures).name, list(list_images(Path(pictures)))
+        dataset, files = Path(pictures).name, pictures_at(Path(pictures))
     else:
         dataset, files = "pictures", [_named_picture(i, p) for i, p in enumerate(pictures)]  # type: ignore[misc]
-    points, total = [], len(files) * len(listed)
+    points, count = [], len(files)
     for i, model in enumerate(listed):
         coder = open_model(model, quantizer=quantizer, step=step, effort=effort)
         label = str(model) if isinstance(model, str | Path) else model.architecture
 
-        def update(done: int, _: int, before: int = i * len(files)) -> None:
+        def update(done: int, _: int, before: int = i * count) -> None:
             if progress:
-                progress(before + done, total)
+                progress(before + done, count * len(listed))
 
         points.append(Point(label, coder.describe(), run(coder, files, check, update)))
     return Curve(name, dataset, points, {"machine": machine()})

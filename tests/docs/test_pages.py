@@ -11,10 +11,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import typer
@@ -27,20 +29,30 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"((?:<!-- (?:test|not run): [^\n]* -->\n)?)```(sh|python)\n(.*?)```", re.S)
 #: run whole, in order; others have commands that are only read
 FAST = ("docs/index.md",)
-SLOW = ("README.md", *(f"docs/tutorials/{name}.md" for name in ("checkpoint", "size", "tcq", "ship")))
+SLOW = (
+    "README.md",
+    "docs/pictures.md",
+    *(f"docs/tutorials/{name}.md" for name in ("checkpoint", "size", "tcq", "ship")),
+)
 #: run by tests of their own
 ELSEWHERE = ("docs/own-codec.md",)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the pages speak of: photo.png, photos, test-photos, checkpoint.pth.tar."""
+    """What the pages speak of: photo.png, photos, test-photos, checkpoint.pth.tar, shards of pictures."""
     for name, side, count in (("photos", 96, 6), ("test-photos", 176, 2)):
         (tmp_path / name).mkdir()
         for i in range(count):
             at = 60 * i
             Image.fromarray(photo[at : at + side, at : at + side]).save(tmp_path / name / f"{i}.png")
     Image.fromarray(photo[80:240, 160:320]).save(tmp_path / "photo.png")
+    (tmp_path / "shards").mkdir()
+    for shard in ("train-000.tar", "train-001.tar", "shards/a.tar", "shards/b.tar"):
+        with tarfile.open(tmp_path / shard, "w") as written:
+            written.add(tmp_path / "photo.png", "0.png")
+    table = pyarrow.table({"image": [(tmp_path / "photo.png").read_bytes()]})
+    pyarrow.parquet.write_table(table, tmp_path / "val.parquet")
     from rdquant.files.float_models import load_float
 
     state = load_float(zoo.model_path("mean-scale-s-0130")).state_dict()
@@ -88,7 +100,7 @@ def test_tutorials_run(page: str, folder: Path) -> None:
     if page.endswith("ship.md"):
         pytest.importorskip("openvino")
         pytest.importorskip("onnxruntime")
-    assert run_page(ROOT / page) >= 2
+    assert run_page(ROOT / page) >= 1
 
 
 @pytest.mark.docs

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,13 @@ from .. import console, zoo
 from ..batch import JOBS
 from ..errors import UsageError
 from .common import Effort, Jobs, Quantizer, Step, app, zoo_names
+from .many import each
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..files.container import Header
+    from ..files.images import Picture
 
 PANEL = "Code pictures"
 
@@ -27,11 +34,18 @@ Model = Annotated[
 
 @app.command(rich_help_panel=PANEL)
 def encode(
-    images: Annotated[list[Path], typer.Argument(help="Pictures of any size that Pillow reads, or folders.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Pictures of any size that Pillow reads, folders, or shards: .tar (WebDataset), .parquet."
+        ),
+    ],
     model: Model = zoo.DEFAULT,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File, or - ; for several pictures a folder. Default: beside each."),
+        typer.Option(
+            "--out", "-o", help="File, or - ; for several pictures or a shard a folder. Default: beside each."
+        ),
     ] = None,
     quantizer: Quantizer = None,
     step: Step = None,
@@ -67,11 +81,12 @@ def encode(
     """Compress pictures to .rdq files; - is standard input and output.
 
     With several pictures or a folder, a bad picture does not stop the others (exit code 1 tells), and
-    files that exist are skipped, so that the same command resumes.
+    files that exist are skipped, so that the same command resumes. A shard of pictures becomes a shard of
+    .rdq files, with labels and whatever else is in it.
     """
     from ..files.atomic import atomic_write
     from ..files.container import bytes_of, with_sections
-    from ..files.images import SUFFIXES, Reading, read_picture
+    from ..files.images import SUFFIXES, Reading, picture_in, read_picture
     from ..load import open_coder
 
     if sum(v is not None for v in (quality, target_bpp, target_size)) > 1:
@@ -82,23 +97,25 @@ def encode(
     reading = Reading(colour, background, exif)  # type: ignore[arg-type]
     coder, opening = None, threading.Lock()
 
-    def work(source: Path, target: Path) -> dict[str, Any]:
+    def coded(picture: Picture) -> bytes:
         nonlocal coder
-        picture = read_picture(source, reading)
         rgb = picture.rgb
         with opening:
             coder = coder or open_coder(model, quantizer, step, effort, quality)
-        start = time.perf_counter()
         most = target_size if target_bpp is None else target_bpp * rgb[..., 0].size / 8
         if most is None:
             data = coder.encode(rgb, pixel_checksum)
         else:
             data = coder.encode_to_size(rgb, most - bytes_of(picture.sections), pixel_checksum)
-        if picture.sections:
-            data = with_sections(data, picture.sections)
+        return with_sections(data, picture.sections) if picture.sections else data
+
+    def work(source: Path, target: Path) -> dict[str, Any]:
+        picture = read_picture(source, reading)
+        start = time.perf_counter()
+        data = coded(picture)
         with atomic_write(target) as handle:
             handle.write(data)
-        height, width = rgb.shape[:2]
+        height, width = picture.rgb.shape[:2]
         return {
             "source": str(source), "file": str(target), "width": width, "height": height,
             "bytes": console.Size(len(data)), "bpp": 8 * len(data) / (height * width),
@@ -108,12 +125,16 @@ def encode(
     def line(r: dict[str, Any]) -> str:
         return f"{r['file']}: {r['bytes']}, {r['bpp']:.3f} bpp, {r['seconds']}"
 
-    _each(images, SUFFIXES, ".rdq", work, line, out, overwrite, jobs)
+    def sample(name: str, content: bytes) -> tuple[bytes, int]:
+        picture = picture_in(content, reading, name)
+        return coded(picture), picture.rgb[..., 0].size
+
+    each(images, SUFFIXES, ".rdq", work, sample, line, out, overwrite, jobs)
 
 
 @app.command(rich_help_panel=PANEL)
 def decode(
-    files: Annotated[list[Path], typer.Argument(help=".rdq files, or folders of them.")],
+    files: Annotated[list[Path], typer.Argument(help=".rdq files, or folders or shards of them.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="File, or - ; for several a folder. Default: beside each, .png."),
@@ -140,15 +161,15 @@ def decode(
     from ..coder import ImageCoder
     from ..files.atomic import read_file
     from ..files.container import Limits, read
-    from ..files.images import write_image
+    from ..files.images import save_image, write_image
     from ..load import coder_for, open_coder
 
     limits = Limits(pixels=max_pixels)
     coders: dict[bytes, ImageCoder] = {}
     opening = threading.Lock()
 
-    def work(source: Path, target: Path) -> dict[str, Any]:
-        data = read_file(source)
+    def decoded(data: bytes) -> tuple[np.ndarray, Header, float]:
+        """Pixels, header, and seconds without loading the model."""
         header, _ = read(data, limits)
         key = b"" if model else header.fingerprint
         with opening:
@@ -156,61 +177,25 @@ def decode(
                 coders[key] = open_coder(model) if model else coder_for(header.fingerprint)
         start = time.perf_counter()
         pixels = coders[key].decode(data, limits, engine)  # type: ignore[arg-type]
+        return pixels, header, time.perf_counter() - start
+
+    def work(source: Path, target: Path) -> dict[str, Any]:
+        pixels, header, seconds = decoded(read_file(source))
+        start = time.perf_counter()
         lost = write_image(target, pixels, header.sections)
         return {
             "source": str(source), "file": str(target), "width": header.width, "height": header.height,
-            "left_out": lost, "seconds": console.Seconds(time.perf_counter() - start),
+            "left_out": lost, "seconds": console.Seconds(seconds + time.perf_counter() - start),
         }  # fmt: skip
 
     def line(r: dict[str, Any]) -> str:
         lost = f", {' and '.join(r['left_out'])} left out: it has no place" if r["left_out"] else ""
         return f"{r['file']}: {r['width']}x{r['height']}, {r['seconds']}{lost}"
 
-    _each(files, {".rdq"}, ".png", work, line, out, overwrite, jobs)
+    def sample(name: str, content: bytes) -> tuple[bytes, int]:
+        pixels, header, _ = decoded(content)
+        whole = io.BytesIO()
+        save_image(whole, ".png", pixels, header.sections)
+        return whole.getvalue(), pixels[..., 0].size
 
-
-def _each(
-    sources: list[Path],
-    suffixes: set[str],
-    suffix: str,
-    work: Callable[[Path, Path], dict[str, Any]],
-    line: Callable[[dict[str, Any]], str],
-    out: Path | None,
-    overwrite: bool,
-    jobs: int,
-) -> None:
-    """``work`` on one file, whose error ends the command, or on many, whose errors are reported."""
-    from .. import batch
-    from ..files.atomic import STREAM
-
-    if len(sources) == 1 and not sources[0].is_dir():
-        target = out or (STREAM if sources[0] == STREAM else sources[0].with_suffix(suffix))
-        target = target / (sources[0].stem + suffix) if target.is_dir() else target
-        if target.is_file() and not overwrite:
-            raise UsageError(f"{target} exists; --overwrite replaces it")
-        if target == STREAM and console.settings.json:
-            raise UsageError("--json and the file would both go to standard output; name a file with --out")
-        record = work(sources[0], target)
-        if console.settings.json:
-            console.show_json({"done": [record], "skipped": [], "failed": []})
-        else:
-            console.say(line(record))
-        return
-    found = batch.collect(sources, suffixes)
-    folders = {f.parent for f in found}
-    if out is None and len(folders) > 1:
-        raise UsageError(f"the files are in {len(folders)} folders; name one for the results with --out")
-    with console.progress(suffix) as update:
-        report = batch.run(found, out or folders.pop(), suffix, work, overwrite, update, jobs)
-    if console.settings.json:
-        failed = [{"source": str(source), "error": why} for source, why in report.failed]
-        done = [record for _, record in report.done]
-        console.show_json({"done": done, "skipped": list(map(str, report.skipped)), "failed": failed})
-    else:
-        for _, record in report.done:
-            console.say(line(record))
-        console.say(report.summary())
-    for source, why in report.failed:
-        console.error(why if str(source) in why else f"{source}: {why}")
-    if report.failed:
-        raise typer.Exit(1)
+    each(files, {".rdq"}, ".png", work, sample, line, out, overwrite, jobs)

@@ -26,7 +26,9 @@ def evaluate(
             autocompletion=zoo_names,
         ),
     ],
-    images: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    images: Annotated[
+        Path, typer.Option(help="Folder of pictures, or of shards; or a shard: .tar (WebDataset), .parquet.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Result file, for `bdrate` and `report`.")
     ] = None,
@@ -37,7 +39,7 @@ def evaluate(
     step: Step = None,
     effort: Effort = 0,
 ) -> None:
-    """Code a folder of pictures to real files, decode them, and measure rate, quality and time.
+    """Code pictures to real files, decode them, and measure rate, quality and time.
 
     In brackets: 95 % confidence intervals of the means, by bootstrap over pictures.
     """

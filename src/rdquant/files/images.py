@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
@@ -77,18 +77,27 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_picture(path: Path, reading: Reading = Reading()) -> Picture:
     """A picture to code. Raises `ImageError` with one line that says what is wrong."""
+    return _opened(io.BytesIO(read_file(path)) if path == STREAM else path, reading, str(path))
+
+
+def picture_in(content: bytes, reading: Reading = Reading(), name: str = "picture") -> Picture:
+    """As `read_picture`, of a file's bytes."""
+    return _opened(io.BytesIO(content), reading, name)
+
+
+def _opened(source: Path | io.BytesIO, reading: Reading, name: str) -> Picture:
     try:
-        with Image.open(io.BytesIO(read_file(path)) if path == STREAM else path) as opened:
+        with Image.open(source) as opened:
             opened.load()
-            return picture_of(opened, reading, str(path))
+            return picture_of(opened, reading, name)
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError(f"no such picture: {path}") from None
+        raise ImageError(f"no such picture: {name}") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}") from None
+        raise ImageError(f"{name}: {error}") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged input
-        raise ImageError(f"{path} is not a picture that can be read: {error}") from None
+        raise ImageError(f"{name} is not a picture that can be read: {error}") from None
 
 
 def picture_of(image: Image.Image, reading: Reading = Reading(), name: str = "picture") -> Picture:
@@ -176,19 +185,23 @@ def write_image(path: Path, pixels: np.ndarray, sections: Sections = ()) -> list
     ``sections``: a colour profile and EXIF, and what is returned those that the format cannot hold. Raises
     `UsageError` for a suffix that Pillow cannot write, and a size that the format cannot hold.
     """
-    formats = Image.registered_extensions()
-    fmt = "PNG" if path == STREAM else formats.get(path.suffix.lower())
+    with atomic_write(path) as handle:
+        return save_image(handle, ".png" if path == STREAM else path.suffix, pixels, sections)
+
+
+def save_image(handle: BinaryIO, suffix: str, pixels: np.ndarray, sections: Sections = ()) -> list[str]:
+    """As `write_image`, into a file that is open."""
+    fmt = Image.registered_extensions().get(suffix.lower())
     if fmt is None or fmt not in Image.SAVE:
-        raise UsageError(f"cannot write a {path.suffix!r} picture; use .png")
+        raise UsageError(f"cannot write a {suffix!r} picture; use .png")
     options: dict[str, object] = {"quality": 95} if fmt in ("JPEG", "WEBP") else {}
     carried = {"icc_profile": dict(sections).get(Section.ICC)}
     if exif := dict(sections).get(Section.EXIF):
         carried["exif"] = _EXIF_PREFIX + exif
     carried = {name: content for name, content in carried.items() if content}
-    with atomic_write(path) as handle:
-        try:
-            image = Image.fromarray(np.ascontiguousarray(pixels))
-            image.save(handle, format=fmt, **options, **(carried if fmt in CARRIERS else {}))
-        except (ValueError, OSError) as error:
-            raise UsageError(f"cannot write {path}: {error}") from None
+    try:
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        image.save(handle, format=fmt, **options, **(carried if fmt in CARRIERS else {}))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"cannot write a {suffix} picture: {error}") from None
     return [] if fmt in CARRIERS else list(carried)

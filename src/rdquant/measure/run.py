@@ -11,6 +11,7 @@ import numpy as np
 from ..coder import ImageCoder
 from ..errors import RdquantError
 from ..files.images import read_image
+from ..files.shards import ShardPictures
 from .metrics import ms_ssim, psnr
 from .results import ImageResult
 
@@ -55,15 +56,16 @@ def evaluate_image(coder: ImageCoder, name: str, rgb: np.ndarray, check: bool = 
 
 def evaluate(
     coder: ImageCoder,
-    files: Sequence[Path | tuple[str, np.ndarray]],
+    files: Sequence[Path | tuple[str, np.ndarray]] | ShardPictures,
     check: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ImageResult]:
-    """One result per picture, in order; pictures are files, or names with ``(H, W, 3)`` uint8."""
-    results = []
+    """One result per picture, in order; pictures are files, or names with ``(H, W, 3)`` uint8, or those
+    of shards."""
+    results, count = [], len(files)
     for i, file in enumerate(files):
         name, rgb = (file.name, read_image(file)) if isinstance(file, Path) else file
         results.append(evaluate_image(coder, name, rgb, check))
         if progress:
-            progress(i + 1, len(files))
+            progress(i + 1, count)
     return results
