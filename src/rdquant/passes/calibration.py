@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,14 +57,8 @@ class Observed:
     reach: Tensor | None = None  #: (C,), grows by doubling
 
     def add(self, t: Tensor, weight: float = 1.0) -> None:
-        """Take note of a tensor, each position counting ``weight``. Raises `CalibrationError` if it is not
-        finite.
-        """
+        """Take note of a tensor, each position counting ``weight``."""
         rows = t.detach().float().permute(0, 2, 3, 1).reshape(-1, t.shape[1])
-        if not bool(torch.isfinite(rows).all()):
-            raise CalibrationError(
-                "an activation is not finite; the model or a calibration picture is broken"
-            )
         low, high = rows.amin(0), rows.amax(0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
@@ -158,10 +152,40 @@ def observe(
 
     Raises `CalibrationError` when there are no pictures, or one gives values that are not finite.
     """
-    if not pictures:
-        raise CalibrationError("no calibration pictures")
     seen = Calibration()
     generator = torch.Generator().manual_seed(0)
+    for weight, y, flows in _flowing(codec, pictures, progress):
+        for node, taken, out in flows:
+            seen.tensors.setdefault(node.name, Observed()).add(out, weight)
+            if isinstance(node.op, Convolution):
+                new = [weight * g for g in gram_matrices(node.op, taken, len(pictures), generator)]
+                old = seen.grams.get(node.name)
+                seen.grams[node.name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+        seen.tensors.setdefault("y", Observed()).add(y, weight)
+    return seen
+
+
+@torch.no_grad()
+def extremes(
+    codec: Codec, pictures: list[np.ndarray], progress: Callable[[int, int], None] | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By node, lowest and highest of each channel on ``pictures``: ``(C,)`` each. Raises as `observe`."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for _, _, flows in _flowing(codec, pictures, progress):
+        for node, _, out in flows:
+            low, high = out.amin((0, 2, 3)), out.amax((0, 2, 3))
+            if node.name in found:
+                low, high = torch.minimum(low, found[node.name][0]), torch.maximum(high, found[node.name][1])
+            found[node.name] = low, high
+    return found
+
+
+def _flowing(
+    codec: Codec, pictures: list[np.ndarray], progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[float, Tensor, list[tuple[Node, Tensor, Tensor]]]]:
+    """Of each picture: its weight, y, and every node with what it takes first and gives."""
+    if not pictures:
+        raise CalibrationError("no calibration pictures")
     for i, pixels in enumerate(pictures):
         x = torch.from_numpy(to_batch(pad_to(pixels, codec.downsampling))).float().contiguous() / 255
         flows: list[tuple[Node, Tensor, Tensor]] = []
@@ -169,20 +193,16 @@ def observe(
         def note(
             network: str, node: Node, taken: tuple[Tensor, ...], out: Tensor, flows: list = flows
         ) -> None:
+            if not bool(torch.isfinite(out).all()):
+                raise CalibrationError(
+                    "an activation is not finite; the model or a calibration picture is broken"
+                )
             flows.append((node, taken[0], out))
 
         passed = through(at_spread(codec, i), x, note)
-        weight = picture_weight(passed.x_hat, x)
-        for node, taken, out in flows:
-            seen.tensors.setdefault(node.name, Observed()).add(out, weight)
-            if isinstance(node.op, Convolution):
-                new = [weight * g for g in gram_matrices(node.op, taken, len(pictures), generator)]
-                old = seen.grams.get(node.name)
-                seen.grams[node.name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
-        seen.tensors.setdefault("y", Observed()).add(passed.y, weight)
+        yield picture_weight(passed.x_hat, x), passed.y, flows
         if progress:
             progress(i + 1, len(pictures))
-    return seen
 
 
 def load_calibration(files: list[Path], count: int, side: int) -> list[np.ndarray]:

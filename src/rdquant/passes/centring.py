@@ -9,6 +9,7 @@ was seen is taken off each channel, and the network stays the same function.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from torch import Tensor
 from ..codec import Codec
 from ..graph import Graph, Node
 from ..graph.operations import Convolution, Sum
-from .calibration import Calibration
 from .mixed import is_mixing
 
+#: lowest and highest by edge, see `rdquant.passes.calibration.extremes`
+Extremes = Mapping[str, tuple[Tensor, Tensor]]
 
-def centred(codec: Codec, seen: Calibration) -> Codec:
-    """The same float codec with edges centred, by the extremes of ``seen``."""
+
+def centred(codec: Codec, seen: Extremes) -> Codec:
+    """The same float codec with edges centred."""
     networks = {name: _centred(graph, seen) for name, graph in codec.networks.items()}
     return dataclasses.replace(codec, networks=networks)
 
@@ -63,11 +66,10 @@ def _absorbs(graph: Graph, reader: Node) -> bool:
     return _branch(graph, reader) is not None
 
 
-def _centred(graph: Graph, seen: Calibration) -> Graph:
+def _centred(graph: Graph, seen: Extremes) -> Graph:
     moved: dict[str, Tensor] = {}  # what is taken off an edge
     for edge in centrable(graph):
-        low, high = seen.tensors[edge].low, seen.tensors[edge].high
-        assert low is not None and high is not None
+        low, high = seen[edge]
         moved[edge] = (low.double() + high.double()) / 2
     for node in graph.nodes:  # a sum is what its inputs are, but for the one whose bias is free
         i = _branch(graph, node)

@@ -13,7 +13,7 @@ from ..codec import Codec
 from ..errors import CalibrationError, UsageError
 from ..files.atomic import atomic_write
 from ..latents.gains import GAIN_PICTURES, latent_gains
-from .calibration import Calibration, observe
+from .calibration import Calibration, extremes, observe
 from .centring import centrable, centred
 from .config import QuantizeConfig
 from .flow import networks_in_order
@@ -76,7 +76,7 @@ def prepare(
             progress(done, total, "observe")
 
     if config.mixing != "none" and any(centrable(graph) for graph in codec.networks.values()):
-        codec = centred(codec, observe(codec, pictures[:ENOUGH_PICTURES], observed))
+        codec = centred(codec, extremes(codec, pictures[:ENOUGH_PICTURES], observed))
     seen = observe(codec, pictures, observed)
     seen.sensitivities, seen.gains, seen.mixings = sensitivities, gains, found
     return codec, seen

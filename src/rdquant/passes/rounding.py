@@ -15,7 +15,7 @@ neighbouring levels then take what this greedy order has left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -184,15 +184,28 @@ def used_taps(op: Convolution) -> Tensor:
     return (op.weight != 0).any(0).any(0)
 
 
-def columns(op: Convolution, x: Tensor, phase: Tensor) -> Tensor:
-    """Inputs that meet the taps of one phase: ``x: (1, I, H, W)`` -> ``(P, I, len(phase))``."""
-    k, s, i = op.kernel_size, op.stride, x.shape[1]
+def columns(
+    op: Convolution, x: Tensor, phase: Tensor, choose: Callable[[int], Tensor] = torch.arange
+) -> Tensor:
+    """Inputs that meet the taps of one phase: ``x: (1, I, H, W)`` -> ``(P, I, len(phase))``.
+
+    ``choose``: positions, of how many there are; all by default.
+    """
+    k, s, p = op.kernel_size, op.stride, op.padding
     if not op.transposed:
-        return F.unfold(x, k, stride=s, padding=op.padding)[0].T.reshape(-1, i, k * k)[:, :, phase]
+        return _patches(F.pad(x, (p, p, p, p)), (k, k), s, choose).flatten(2)[:, :, phase]
     # output o = s * i + t - p: for one phase, taps t apart by s read inputs one apart
     n, m = len(torch.unique(phase // k)), len(torch.unique(phase % k))
-    patches = F.unfold(F.pad(x, (m - 1, m - 1, n - 1, n - 1)), (n, m))[0].T
-    return patches.reshape(len(patches), i, n, m).flip(2, 3).flatten(2)
+    padded = F.pad(x, (m - 1, m - 1, n - 1, n - 1))
+    return _patches(padded, (n, m), 1, choose).flip(2, 3).flatten(2)
+
+
+def _patches(x: Tensor, size: tuple[int, int], stride: int, choose: Callable[[int], Tensor]) -> Tensor:
+    """``(1, I, H, W)`` -> ``(P, I, *size)``, those chosen of the positions row by row."""
+    windows = x[0].unfold(1, size[0], stride).unfold(2, size[1], stride)
+    rows, cols = windows.shape[1:3]
+    chosen = choose(rows * cols)
+    return windows[:, chosen // cols, chosen % cols].transpose(0, 1).contiguous()
 
 
 def problems(op: Convolution) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -211,10 +224,12 @@ def gram_matrices(op: Convolution, x: Tensor, pictures: int, generator: torch.Ge
     """
     keep = max(1, POSITIONS // pictures)
     grams = []
+
+    def choose(count: int) -> Tensor:
+        return torch.randint(count, (keep,), generator=generator) if count > keep else torch.arange(count)
+
     for phase in phases(op):
-        rows = columns(op, x, phase)
-        if len(rows) > keep:
-            rows = rows[torch.randint(len(rows), (keep,), generator=generator)]
+        rows = columns(op, x, phase, choose)
         grouped = rows.reshape(len(rows), op.groups, -1).transpose(0, 1)
         grams += [(group.T @ group).double() for group in grouped]
     return grams
