@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -11,6 +14,7 @@ from PIL import Image
 
 from . import zoo
 from .coder import ImageCoder
+from .errors import UsageError
 from .files.atomic import read_file
 from .files.container import read, with_sections
 from .files.images import Colour, Picture, Reading, picture_of, read_picture
@@ -22,8 +26,9 @@ if TYPE_CHECKING:
 
     from .codec import Codec
     from .codecs.protocol import TrainedCodec
-    from .measure import Curve
+    from .measure import Curve, Point
     from .passes import QuantizeConfig
+    from .study.evaluation import Evaluation
 
 #: what a picture can be. Tensors of PyTorch are ``(3, H, W)`` uint8, on any device
 AnyPicture = Any
@@ -246,7 +251,10 @@ def evaluate(
     step: float | None = None,
     effort: int = 0,
     check: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[..., None] | None = None,
+    run: str | Path | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
 ) -> Curve:
     """Rate, quality and time of real files, coded and decoded: a point for each model.
 
@@ -260,20 +268,28 @@ def evaluate(
     ``models``: as for `open`; qualities of one model are ``["mine.rdqm@20", "mine.rdqm@50", ...]``.
     ``pictures``: a folder of pictures or of shards, a shard (.tar as WebDataset's, .parquet), or a sequence
     of what `encode` takes. ``check``: decode twice, and raise `RoundTripError` if a file's pixels are not
-    those of the codec's own forward pass. ``progress``: called with pictures done, of all models.
+    those of the codec's own forward pass. ``progress``: called with pictures done, and how many there are, of
+    all models. ``run``: a folder that keeps the result of each picture or shard, so that the same call
+    resumes. ``jobs``: processes, or ``ray``: address of a Ray cluster; then models and pictures are files,
+    and seconds are of what ran beside others.
 
     bpp are 8 * bytes of the whole file / pixels; PSNR in dB over RGB; MS-SSIM of sides from 161 pixels on.
     Intervals are 95 %, by bootstrap over pictures. Raises as `open` does, and `ImageError`.
     """
     from .files.shards import pictures_at
     from .measure import Curve, Point, machine
-    from .measure import evaluate as run
+    from .measure import evaluate as measured
+    from .study.evaluation import Evaluation
 
     listed: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
     if isinstance(pictures, str | Path):
         dataset, files = Path(pictures).name, pictures_at(Path(pictures))
     else:
         dataset, files = "pictures", [_named_picture(i, p) for i, p in enumerate(pictures)]  # type: ignore[misc]
+    if not (run is None and jobs is None and ray is None):
+        study = Evaluation(Path(run or "."), quantizer, step, effort, check)
+        points = _by_cells(study, listed, files, run is not None, jobs, ray, progress)
+        return Curve(name, dataset, points, {"machine": machine()})
     points, count = [], len(files)
     for i, model in enumerate(listed):
         coder = open_model(model, quantizer=quantizer, step=step, effort=effort)
@@ -283,8 +299,28 @@ def evaluate(
             if progress:
                 progress(before + done, count * len(listed))
 
-        points.append(Point(label, coder.describe(), run(coder, files, check, update)))
+        points.append(Point(label, coder.describe(), measured(coder, files, check, update)))
     return Curve(name, dataset, points, {"machine": machine()})
+
+
+def _by_cells(
+    study: Evaluation, models: list[Any], pictures: Any, stored: bool, jobs: int | None, ray: str | None,
+    progress: Callable[..., None] | None,
+) -> list[Point]:  # fmt: skip
+    from .files.shards import ShardPictures
+    from .measure import Point
+    from .study.evaluation import evaluated
+
+    files = pictures.paths if isinstance(pictures, ShardPictures) else pictures
+    if not all(isinstance(p, str | Path) for p in (*models, *files)):
+        raise UsageError("with run, jobs or ray, models and pictures must be files")
+    names = [str(m) for m in models]
+    with contextlib.ExitStack() as stack:
+        if not stored:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            study = dataclasses.replace(study, folder=Path(folder))
+        found = evaluated(study, names, files, jobs or 1, ray, progress)
+    return [Point(n, study.coder(n).describe(), images) for n, images in zip(names, found, strict=True)]
 
 
 def _named_picture(index: int, picture: AnyPicture) -> Path | tuple[str, np.ndarray]:

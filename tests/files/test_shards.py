@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import subprocess
@@ -15,11 +16,14 @@ import pytest
 from PIL import Image
 
 import rdquant
+from rdquant.bulk import CodingStudy, Encoding, target_name
 from rdquant.errors import ImageError, UsageError
 from rdquant.files import images
 from rdquant.files.shards import open_shard, pictures_at
+from rdquant.study import executor
 
 MODEL = str(Path(__file__).parent.parent / "golden" / "factorized-w8.rdqm")
+OTHER = str(Path(__file__).parent.parent / "golden" / "factorized-loud-w8.rdqm")
 LABELS = [{"label": i} for i in range(3)]
 
 
@@ -123,6 +127,54 @@ def test_shards_are_measured_as_folders_are(tmp_path: Path, pngs: list[bytes]) -
     points = [rdquant.evaluate(MODEL, tmp_path / name).points[0] for name in ("folder", "shards")]
     rows = [[(i.name, i.bytes, i.psnr) for i in p.images] for p in points]
     assert rows[0] == rows[1] and len(rows[0]) == 3
+
+
+def test_processes_measure_the_same_and_resume(tmp_path: Path, pngs: list[bytes]) -> None:
+    (tmp_path / "folder").mkdir()
+    for i, png in enumerate(pngs):
+        (tmp_path / "folder" / f"{i:04}.png").write_bytes(png)
+    web_dataset(tmp_path / "a.tar", pngs)
+    plain = rdquant.evaluate([MODEL, OTHER], tmp_path / "folder")
+    for place in ("folder", "a.tar"):
+        curve = rdquant.evaluate([MODEL, OTHER], tmp_path / place, run=tmp_path / "run", jobs=2)
+        for point, expected in zip(curve.points, plain.points, strict=True):
+            assert (point.label, point.model) == (expected.label, expected.model)
+            rows = [[(i.name, i.bytes, i.psnr) for i in p.images] for p in (point, expected)]
+            assert rows[0] == rows[1] and len(rows[0]) == 3
+    stored = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()}
+    assert len(stored) == 2 * (3 + 1)
+    rdquant.evaluate([MODEL, OTHER], tmp_path / "folder", run=tmp_path / "run")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()} == stored
+    with pytest.raises(UsageError, match="must be files"):
+        rdquant.evaluate(MODEL, [np.zeros((8, 8, 3), np.uint8)], jobs=2)
+
+
+def test_cells_of_coding_are_files_and_shards(tmp_path: Path, pngs: list[bytes]) -> None:
+    """As a cluster makes them, by processes here."""
+    sources = [web_dataset(tmp_path / "a.tar", [pngs[0], b"bad"]), tmp_path / "b.png", tmp_path / "c.png"]
+    sources[1].write_bytes(pngs[1])
+    sources[2].write_bytes(b"bad")
+    (tmp_path / "records").mkdir()
+    coding = Encoding(MODEL)
+    recipe = functools.partial(CodingStudy, coding, tmp_path / "records")
+    cells = [(s, tmp_path / "records" / target_name(coding, s)) for s in sources]
+    shard, picture, bad = executor.run(recipe(), recipe, cells, jobs=2)
+    assert shard["pictures"] == 1 and "0001.png" in shard["lost"][0] and "not a picture" in bad["error"]
+    assert cells[1][1].read_bytes() == list(singly(pngs))[1] and picture["width"] == 48
+    assert not cells[2][1].exists()
+
+
+def test_a_cluster_codes_what_threads_code(tmp_path: Path, pngs: list[bytes]) -> None:
+    pytest.importorskip("ray")
+    source = web_dataset(tmp_path / "a.tar", pngs)
+    (tmp_path / "b.png").write_bytes(pngs[0])
+    words = ["encode", source, tmp_path / "b.png", "-m", MODEL, "-o"]
+    run(*words, tmp_path / "threads")
+    run(*words, tmp_path / "ray", "--ray", "local")
+    assert in_tar(tmp_path / "ray" / "a.tar") == in_tar(tmp_path / "threads" / "a.tar")
+    assert "2 there already" in run(
+        "encode", source, tmp_path / "b.png", "-o", tmp_path / "ray", "--ray", "local"
+    )
 
 
 def test_what_is_no_shard_is_an_error(tmp_path: Path, pngs: list[bytes]) -> None:

@@ -146,8 +146,19 @@ Effort = Annotated[
     ),
 ]
 Jobs = Annotated[
-    int,
-    typer.Option(min=1, help="With several: files at a time, each with memory for a picture."),
+    int | None,
+    typer.Option(
+        min=1,
+        help="With several: files at a time, each with memory for a picture; default: one for each core, at "
+        "most 4.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Work on a Ray cluster: its address, auto for the one running here, local for one of this "
+        r"machine alone. Pictures and models have the same paths on all its machines. Needs rdquant\[scale]."
+    ),
 ]
 
 

@@ -2,118 +2,96 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import functools
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .. import console
-from ..errors import RdquantError, UsageError
+from ..errors import UsageError
 
-#: source, target -> what there is to say about it
-Work = Callable[[Path, Path], dict[str, Any]]
-#: name and content of a sample -> its new content, and pixels
-Sample = Callable[[str, bytes], tuple[bytes, int]]
+if TYPE_CHECKING:
+    from ..batch import Report
+    from ..bulk import Coding
 
 
 def each(
-    sources: list[Path],
-    suffixes: set[str],
-    suffix: str,
-    work: Work,
-    sample: Sample,
-    line: Callable[[dict[str, Any]], str],
-    out: Path | None,
-    overwrite: bool,
-    jobs: int,
+    coding: Coding, sources: list[Path], out: Path | None, overwrite: bool, jobs: int | None, ray: str | None
 ) -> None:
-    """``work`` on one file, whose error ends the command, or on many, whose errors are reported; on what is
-    in shards ``sample``, from name and content to content and pixels.
-    """
-    from .. import batch
+    """One file, whose error ends the command, or many, whose errors are reported."""
+    from .. import batch, bulk
     from ..files import shards
     from ..files.atomic import STREAM
 
     if len(sources) == 1 and not sources[0].is_dir() and not shards.is_shard(sources[0]):
-        target = out or (STREAM if sources[0] == STREAM else sources[0].with_suffix(suffix))
-        target = target / (sources[0].stem + suffix) if target.is_dir() else target
+        target = out or (STREAM if sources[0] == STREAM else sources[0].with_suffix(coding.suffix))
+        target = target / bulk.target_name(coding, sources[0]) if target.is_dir() else target
         if target.is_file() and not overwrite:
             raise UsageError(f"{target} exists; --overwrite replaces it")
         if target == STREAM and console.settings.json:
             raise UsageError("--json and the file would both go to standard output; name a file with --out")
-        record = work(sources[0], target)
-        if console.settings.json:
-            console.show_json({"done": [record], "skipped": [], "failed": []})
-        else:
-            console.say(line(record))
+        _show(batch.Report([(sources[0], coding.file(sources[0], target))]), summary=False)
         return
-    found = batch.collect(sources, suffixes | shards.SUFFIXES)
+    found = batch.collect(sources, coding.suffixes | shards.SUFFIXES)
     folders = {f.parent for f in found}
     if out is None and len(folders) > 1:
         raise UsageError(f"the files are in {len(folders)} folders; name one for the results with --out")
     folder = out or folders.pop()
     if same := [f for f in found if shards.is_shard(f) and (folder / f.name).resolve() == f.resolve()]:
         raise UsageError(f"{same[0]} would be written over itself; name another folder with --out")
-
-    def name(source: Path) -> str:
-        return source.name if shards.is_shard(source) else source.stem + suffix
-
-    def any_work(source: Path, target: Path) -> dict[str, Any]:
-        return (
-            _shard(source, target, suffixes, suffix, sample)
-            if shards.is_shard(source)
-            else work(source, target)
-        )
-
-    with console.progress(suffix) as update:
-        report = batch.run(found, folder, name, any_work, overwrite, update, jobs)
+    name, work = functools.partial(bulk.target_name, coding), functools.partial(bulk.code, coding)
+    with console.progress(coding.suffix) as update:
+        if ray is None:
+            report = batch.run(found, folder, name, work, overwrite, update, jobs or batch.JOBS)
+        else:
+            report = _on_ray(coding, found, folder, overwrite, update, jobs, ray)
     for source, record in report.done:
         report.failed += [(source, f"{source}, {why}") for why in record.get("lost", ())]
+    _show(report)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _on_ray(
+    coding: Coding, found: list[Path], folder: Path, overwrite: bool, update: Any, jobs: int | None, ray: str
+) -> Report:
+    from .. import batch, bulk
+    from ..study import executor
+
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = {source: folder / bulk.target_name(coding, source) for source in found}
+    skipped = [s for s, target in targets.items() if target.exists() and not overwrite]
+    cells = [(s, t) for s, t in targets.items() if s not in set(skipped)]
+    with tempfile.TemporaryDirectory() as records:
+        recipe = functools.partial(bulk.CodingStudy, coding, Path(records))
+        results = executor.run(recipe(), recipe, cells, jobs, ray, update)
+    made = [(source, record) for (source, _), record in zip(cells, results, strict=True)]
+    return batch.Report(
+        done=[(s, r) for s, r in made if "error" not in r], skipped=skipped,
+        failed=[(s, r["error"]) for s, r in made if "error" in r],
+    )  # fmt: skip
+
+
+def _show(report: Report, summary: bool = True) -> None:
     if console.settings.json:
         failed = [{"source": str(source), "error": why} for source, why in report.failed]
         done = [record for _, record in report.done]
         console.show_json({"done": done, "skipped": list(map(str, report.skipped)), "failed": failed})
     else:
         for _, record in report.done:
-            console.say(_shard_line(record) if "pictures" in record else line(record))
-        console.say(report.summary())
+            console.say(f"{record['file']}: {_line(record)}")
+        if summary:
+            console.say(report.summary())
     for source, why in report.failed:
         console.error(why if str(source) in why else f"{source}: {why}")
-    if report.failed:
-        raise typer.Exit(1)
 
 
-def _shard(
-    source: Path,
-    target: Path,
-    suffixes: set[str],
-    suffix: str,
-    sample: Sample,
-) -> dict[str, Any]:
-    """Of what is in a shard: a picture that cannot be coded is left out, and named in ``lost``."""
-    from ..files.shards import open_shard
-
-    start, sizes, pixels, lost = time.perf_counter(), [0], [0], []
-
-    def change(name: str, content: bytes) -> bytes | None:
-        try:
-            changed, count = sample(name, content)
-        except RdquantError as error:
-            lost.append(str(error) if name in str(error) else f"{name}: {error}")
-            return None
-        sizes.append(len(content if suffix == ".png" else changed))
-        pixels.append(count)
-        return changed
-
-    open_shard(source, suffixes).rewrite(target, suffix, change)
-    return {
-        "source": str(source), "file": str(target), "pictures": len(sizes) - 1, "lost": lost,
-        "bytes": console.Size(sum(sizes)), "bpp": 8 * sum(sizes) / max(1, sum(pixels)),
-        "seconds": console.Seconds(time.perf_counter() - start),
-    }  # fmt: skip
-
-
-def _shard_line(r: dict[str, Any]) -> str:
-    return f"{r['file']}: {r['pictures']} pictures, {r['bytes']}, {r['bpp']:.3f} bpp, {r['seconds']}"
+def _line(r: dict[str, Any]) -> str:
+    seconds = console.Seconds(r["seconds"])
+    if "bytes" not in r:
+        lost = f", {' and '.join(r['left_out'])} left out: it has no place" if r["left_out"] else ""
+        return f"{r['width']}x{r['height']}, {seconds}{lost}"
+    count = f"{r['pictures']} pictures, " if "pictures" in r else ""
+    return f"{count}{console.Size(r['bytes'])}, {r['bpp']:.3f} bpp, {seconds}"

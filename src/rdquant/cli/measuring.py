@@ -10,7 +10,7 @@ import typer
 
 from .. import console
 from ..errors import RdquantError, UsageError
-from .common import Effort, Quantizer, Step, app, zoo_names
+from .common import Effort, Quantizer, Ray, Step, app, zoo_names
 
 PANEL = "Measure"
 
@@ -38,24 +38,26 @@ def evaluate(
     quantizer: Quantizer = None,
     step: Step = None,
     effort: Effort = 0,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the result of each picture, to resume from.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes, each with a picture and its share of the cores.")
+    ] = None,
+    ray: Ray = None,
 ) -> None:
     """Code pictures to real files, decode them, and measure rate, quality and time.
 
-    In brackets: 95 % confidence intervals of the means, by bootstrap over pictures.
+    In brackets: 95 % confidence intervals of the means, by bootstrap over pictures. Seconds mean little with
+    --jobs or --ray, where other pictures are coded beside.
     """
-    from ..front import evaluate as run
+    from ..front import evaluate as evaluated
 
     with console.progress("evaluate") as update:
-        curve = run(
-            model,
-            images,
-            name=name,
-            quantizer=quantizer,
-            step=step,
-            effort=effort,
-            check=check,
-            progress=update,
-        )
+        curve = evaluated(
+            model, images, name=name, quantizer=quantizer, step=step, effort=effort, check=check,
+            progress=update, run=run, jobs=jobs, ray=ray,
+        )  # fmt: skip
     parts = ["rdquant evaluate", *(f"-m {m}" for m in model), f"--images {images.name}"]
     parts += [f"--quantizer {quantizer}"] if quantizer else []
     parts += [] if step is None else [f"--step {step}"]

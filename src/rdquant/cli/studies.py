@@ -11,7 +11,7 @@ import typer
 
 from .. import console, zoo
 from ..errors import UsageError
-from .common import Verbs, app, options_of
+from .common import Ray, Verbs, app, options_of
 
 PANEL = "Study"
 
@@ -26,13 +26,6 @@ Jobs = Annotated[
         min=1,
         help="Processes, each making one cell at a time with its share of the threads and memory of its own; "
         "default: as many as cores, or as --threads says.",
-    ),
-]
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        help="Make cells on a Ray cluster: its address, auto for the one running here, local for one of this "
-        r"machine alone. Pictures and models have the same paths on all its machines. Needs rdquant\[scale]."
     ),
 ]
 

@@ -178,6 +178,7 @@ class ShardPictures:
     """Pictures of shards to measure on, read as they come: names with ``(H, W, 3)`` uint8."""
 
     def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
         self._shards = [open_shard(path, images.SUFFIXES) for path in paths]
 
     def __len__(self) -> int:
