@@ -84,7 +84,8 @@ class QuantizeConfig:
     """Bits of what single nodes (``g_a.1``) put out, over ``activation_bits``."""
     wide_ends: bool = True
     """Four bits more, up to 12, for the weights of the transforms' first and last convolutions, for what the
-    last one reads and for sums with y_hat, unless a mixing does their work: see `rdquant.passes.ends`."""
+    last one reads, for sums that end residual blocks and for those with y_hat, unless a mixing does their
+    work: see `rdquant.passes.ends`."""
     prior_activation_bits: int | None = None
     """Bits of activations in the hyper-coder and in the networks that follow it in the prior; None:
     ``activation_bits``. Where contexts are deep, what is rounded there costs

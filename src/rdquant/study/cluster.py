@@ -7,6 +7,7 @@ where the command runs.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import pickle
 from collections.abc import Mapping
@@ -28,16 +29,19 @@ def on_ray(address: str, recipe: Recipe, left: Mapping[Path, Any], jobs: int | N
     with extras():
         import ray
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = {"num_cpus": threads.allowed(), "include_dashboard": False} if address == "local" else {}
+    own: dict[str, Any] = {}
+    if address == "local":
+        own = {"num_cpus": threads.allowed(), "include_dashboard": False}
     try:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False, **own)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except (ConnectionError, ValueError) as error:
         raise UsageError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
     try:
         cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         jobs = jobs or max(1, sum(cores))
         count = max(1, min(sum(cores) // jobs, *filter(None, cores), sum(cores)))
-        task = ray.remote(num_cpus=count, max_retries=TRIES - 1, retry_exceptions=[MemoryError])(_make)
+        options: dict[str, Any] = {"max_retries": TRIES - 1, "retry_exceptions": [MemoryError]}
+        task: Any = ray.remote(num_cpus=count, **options)(_make)
         shared, waiting = ray.put(pickle.dumps(recipe)), list(left)
         running: dict[Any, Path] = {}
         while waiting or running:
