@@ -7,9 +7,10 @@ Each is quantized (`rdquant.quantize`, no gradients) at each of ``--widths`` on 
 folder. Test pictures are only measured on. Per point: J = lambda * 255^2 * MSE + bpp of mean MSE and bpp, and
 its increase. Per architecture, where it has two points or more: the rate that each quantized point needs
 more than the float curve at its PSNR (PCHIP of log-rate over PSNR, a straight line for two points, which goes
-on beyond its ends); and with three or more a BD-rate. Models and measured points are kept in --run, so that
-the command resumes. Writes benchmarks/results/architectures.json, where other architectures stay,
-and of an architecture the points of models that are not given, if its others are the very same float models.
+on beyond its ends), with 95 % confidence by bootstrap over pictures; and with three or more a BD-rate. Models
+and measured points are kept in --run, so that the command resumes. Writes
+benchmarks/results/architectures.json, where other architectures stay, and of an architecture the points of
+models that are not given, if its others are the very same float models.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import time
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
 from rdquant.files.float_models import load_float
 from rdquant.files.images import list_images
 from rdquant.files.integer_models import save_integer
@@ -28,6 +31,7 @@ from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.load import open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
+from rdquant.measure.bootstrap import RESAMPLES, Interval, interval
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
 from rdquant.study.ablation import Measured, rate_increase
 
@@ -53,6 +57,20 @@ def mean_mse(point: Point) -> float:
 def summary_of(point: Point, lambda_: float) -> dict:
     keys = ("bpp", "psnr", "ms_ssim", "encode_s", "decode_s")
     return {**{k: getattr(point, k) for k in keys}, "J": lambda_ * mean_mse(point) + point.bpp}
+
+
+def increase_interval(parents: list[Point], point: Point) -> Interval | None:
+    """Of a point's `rate_increase`, pictures drawn alike for all."""
+
+    def at(p: Point, weights: np.ndarray) -> Measured:
+        return Measured(
+            float(weights @ [i.bpp for i in p.images]), float(weights @ [i.psnr for i in p.images]), 0.0
+        )
+
+    def figure(weights: np.ndarray) -> float:
+        return rate_increase([at(p, weights) for p in parents], at(point, weights))
+
+    return interval(figure, len(point.images), RESAMPLES)
 
 
 def with_points_of(before: dict, row: dict, width: str) -> None:
@@ -134,6 +152,7 @@ def main() -> None:
                 found["rate_increase_at_equal_psnr_percent"] = [
                     rate_increase(curve, Measured(p.bpp, p.psnr, mean_mse(p))) for p in points
                 ]
+                found["rate_increase_interval"] = [increase_interval(parents, p) for p in points]
             if len(paths) > 2:
                 pair = (Curve(n, args.dataset, q) for n, q in (("float", parents), (width, points)))
                 found["bd_rate_psnr"] = vars(bd_rate(*pair))
@@ -141,7 +160,7 @@ def main() -> None:
             row["widths"][width] = found
             if before is not None:
                 with_points_of(before, row, width)
-            shown = {k: v for k, v in found.items() if k.endswith("percent")}
+            shown = {k: v for k, v in found.items() if k.endswith(("percent", "interval"))}
             print(architecture, width, json.dumps(shown), flush=True)
             result = {
                 "command": "python benchmarks/architectures.py --models ... --calib TRAIN "
