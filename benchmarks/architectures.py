@@ -75,26 +75,27 @@ def increase_interval(parents: list[Point], point: Point) -> Interval | None:
 
 def with_points_of(before: dict, row: dict, width: str) -> None:
     """Into a width of ``row``: the curve of ``before``, and its points of models that ``row`` lacks."""
-    place = {name: i for i, name in enumerate(before["models"])}
-    known = [name for name in row["models"] if name in place]
-    changes = [
-        abs(row["float"][i]["bpp"] / before["float"][place[n]]["bpp"] - 1)
-        for i, n in enumerate(row["models"]) if n in place
-    ]  # fmt: skip
-    if known != row["models"] or max(changes) > SAME or len(place) == len(known):
+    curve = before.get("float_curve") or dict(zip(before["models"], before["float"], strict=True))
+    same = [
+        name in curve and abs(point["bpp"] / curve[name]["bpp"] - 1) <= SAME
+        for name, point in zip(row["models"], row["float"], strict=True)
+    ]
+    if not all(same) or set(curve) == set(row["models"]):
         return
-    curve = [Measured(p["bpp"], p["psnr"], 0.0) for p in before["float"]]
+    points = [Measured(p["bpp"], p["psnr"], 0.0) for p in curve.values()]
     new, old = row["widths"][width], before["widths"].get(width, {})
     new["rate_increase_at_equal_psnr_percent"] = [
-        rate_increase(curve, Measured(p["bpp"], p["psnr"], 0.0)) for p in new["points"]
+        rate_increase(points, Measured(p["bpp"], p["psnr"], 0.0)) for p in new["points"]
     ]
     new["not_measured_again"] = {
-        name: {key: values[i] for key, values in old.items() if key != "calibration_seconds"}
-        for name, i in place.items() if name not in known
-    }  # fmt: skip
-    row["float_curve"] = before.get("float_curve") or dict(
-        zip(before["models"], before["float"], strict=True)
-    )
+        **old.get("not_measured_again", {}),
+        **{
+            name: {key: values[i] for key, values in old.items() if isinstance(values, list)}
+            for i, name in enumerate(before["models"])
+            if old and name not in row["models"]
+        },
+    }
+    row["float_curve"] = curve
 
 
 def main() -> None:
