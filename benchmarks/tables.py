@@ -230,13 +230,15 @@ def architectures() -> str:
                     f"{row['widths']['W8A8']['J_increase_percent'][i]:+.2f} %",
                 ]
             )
+    notes = "".join(f"`{n}`: {r['note']}. " for n, r in found["architectures"].items() if "note" in r)
     note = (
         f"More rate at equal PSNR than the float codec: {found['pictures']} pictures of Kodak, whole files, "
         "each lambda by itself, a straight line through the float codec's two points. Weights per output "
         "channel, activations static per channel, all networks and tables, "
         f"{found['calibration_pictures']} calibration pictures, no gradients; some sums and ends: 12 bits "
         "([widths](quantization.md)). Small codecs, trained for an hour at most. "
-        "In brackets, where measured: 95 % confidence, bootstrap over pictures. (`architectures.json`)"
+        f"{notes}In brackets, where measured: 95 % confidence, bootstrap over pictures. "
+        "(`architectures.json`)"
     )
     return "\n".join([*_table(columns, rows), "", note])
 
