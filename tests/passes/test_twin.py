@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -46,9 +48,16 @@ def test_twins_export_what_they_compute(number_format: str, bits: int, photo: np
     _agree(twin, crop)
 
 
-@pytest.mark.parametrize("architecture", VARIED)
-def test_twins_of_all_kinds_export_what_they_compute(architecture: str, photo: np.ndarray) -> None:
-    twin = _twin(architecture, photo[:128, 64:192])
+@pytest.fixture(scope="module", params=VARIED)
+def varied(request: pytest.FixtureRequest, photo: np.ndarray) -> Callable[[], Twin]:
+    """Twins of one kind, quantized once."""
+    codec, config = small_codec(request.param), QuantizeConfig()
+    integer, unrounded = to_integer(*prepare(capture(codec), [photo[:128, 64:192]], config), config)
+    return lambda: Twin(integer, unrounded, codec.entropy_bottleneck)
+
+
+def test_twins_of_all_kinds_export_what_they_compute(varied: Callable[[], Twin], photo: np.ndarray) -> None:
+    twin = varied()
     _disturb(twin)
     _agree(twin, photo[:128, 64:192])
 
@@ -77,10 +86,9 @@ def _agree(twin: Twin, crop: np.ndarray) -> None:
             assert error <= 0.02 * (1 + coded.means.std())
 
 
-@pytest.mark.parametrize("architecture", VARIED)
-def test_without_rounding_the_twin_is_the_float_codec(architecture: str, photo: np.ndarray) -> None:
-    crop = photo[:128, 64:192]
-    twin = _twin(architecture, crop, weight_bits=4)
+def test_without_rounding_the_twin_is_the_float_codec(varied: Callable[[], Twin], photo: np.ndarray) -> None:
+    crop, twin = photo[:128, 64:192], varied()
+    architecture = twin.integer.architecture
     twin.set_rounding(twin.names(), False, False)
     with torch.no_grad():
         y = twin.run("analysis", _tensor(crop).float()) / twin.unit
@@ -89,11 +97,10 @@ def test_without_rounding_the_twin_is_the_float_codec(architecture: str, photo: 
     assert float((y - expected).abs().max() / expected.std()) < (0.1 if "window" in architecture else 1e-3)
 
 
-@pytest.mark.parametrize("architecture", VARIED)
-def test_every_group_of_parameters_gets_gradients(architecture: str, photo: np.ndarray) -> None:
-    twin = _twin(architecture, photo[:128, :128])
+def test_every_group_of_parameters_gets_gradients(varied: Callable[[], Twin], photo: np.ndarray) -> None:
+    twin = varied()
     twin.requires_grad_(True)
-    twin(_tensor(photo[:128, :128]).float()).cost(0.01, 128 * 128).backward()
+    twin(_tensor(photo[:128, 64:192]).float()).cost(0.01, 128 * 128).backward()
     for name, parameter in twin.named_parameters():
         assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), name
         if not name.startswith("logs"):
