@@ -59,6 +59,16 @@ def collect(sources: Iterable[Path], suffixes: set[str]) -> list[Path]:
     return files
 
 
+def to_do(
+    sources: list[Path], folder: Path, name: Callable[[Path], str], overwrite: bool
+) -> tuple[dict[Path, Path], list[Path]]:
+    """Targets, in a folder that is made if need be, of what is not there yet; and the others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = {source: folder / name(source) for source in sources}
+    skipped = [source for source, target in targets.items() if target.exists() and not overwrite]
+    return {s: t for s, t in targets.items() if s not in set(skipped)}, skipped
+
+
 def run(
     sources: list[Path],
     folder: Path,
@@ -75,12 +85,10 @@ def run(
     """
     if jobs < 1:
         raise UsageError(f"there must be at least 1 job, got {jobs}")
-    folder.mkdir(parents=True, exist_ok=True)
-    targets = {source: folder / name(source) for source in sources}
-    report = Report(skipped=[s for s in sources if targets[s].exists() and not overwrite])
-    left = [s for s in sources if s not in set(report.skipped)]
+    targets, skipped = to_do(sources, folder, name, overwrite)
+    report = Report(skipped=skipped)
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(work, source, targets[source]): source for source in left}
+        running = {pool.submit(work, source, target): source for source, target in targets.items()}
         try:
             for i, future in enumerate(as_completed(running), len(report.skipped) + 1):
                 if progress:

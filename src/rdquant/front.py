@@ -319,7 +319,7 @@ def _by_cells(
         if not stored:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             study = dataclasses.replace(study, folder=Path(folder))
-        found = evaluated(study, names, files, jobs or 1, ray, progress)
+        found = evaluated(study, names, files, jobs or (1 if ray is None else None), ray, progress)
     return [Point(n, study.coder(n).describe(), images) for n, images in zip(names, found, strict=True)]
 
 

@@ -185,6 +185,10 @@ def test_what_is_no_shard_is_an_error(tmp_path: Path, pngs: list[bytes]) -> None
             list(open_shard(path, images.SUFFIXES).pictures())
     with pytest.raises(UsageError, match="no pictures"):
         pictures_at(tar(tmp_path / "c.tar", [("a.txt", b"text")]))
+    twice = tar(tmp_path / "d.tar", [("0.png", pngs[0]), ("0.jpg", pngs[1])])
+    with pytest.raises(ImageError, match=r"two pictures would be written as 0\.rdq"):
+        open_shard(twice, images.SUFFIXES).rewrite(tmp_path / "e.tar", ".rdq", lambda _, content: content)
+    assert not (tmp_path / "e.tar").exists()
     assert "over itself" in run("encode", tmp_path / "a.tar", "-m", MODEL, code=2)
     assert "b.tar" in run("encode", broken, "-m", MODEL, "-o", tmp_path / "out", code=1)
     assert list((tmp_path / "out").iterdir()) == []

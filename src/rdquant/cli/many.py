@@ -60,10 +60,8 @@ def _on_ray(
     from .. import batch, bulk
     from ..study import executor
 
-    folder.mkdir(parents=True, exist_ok=True)
-    targets = {source: folder / bulk.target_name(coding, source) for source in found}
-    skipped = [s for s, target in targets.items() if target.exists() and not overwrite]
-    cells = [(s, t) for s, t in targets.items() if s not in set(skipped)]
+    targets, skipped = batch.to_do(found, folder, functools.partial(bulk.target_name, coding), overwrite)
+    cells = list(targets.items())
     with tempfile.TemporaryDirectory() as records:
         recipe = functools.partial(bulk.CodingStudy, coding, Path(records))
         results = executor.run(recipe(), recipe, cells, jobs, ray, update)

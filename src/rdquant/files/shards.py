@@ -77,7 +77,7 @@ class TarShard:
 
     def rewrite(self, target: Path, suffix: str, change: Rewrite) -> None:
         """Of a sample that is left out, members before its picture stay, as streaming has it."""
-        left_out: set[str] = set()
+        left_out, coded = set[str](), set[str]()
         with (
             self._opened() as opened,
             atomic_write(target) as handle,
@@ -92,6 +92,9 @@ class TarShard:
                         left_out.add(key)
                         continue
                     member.name, content = key + suffix, changed
+                    if member.name in coded:
+                        raise ImageError(f"{self.path}: two pictures would be written as {member.name}")
+                    coded.add(member.name)
                 elif key in left_out:
                     continue
                 member.size = len(content)

@@ -4,7 +4,7 @@ What is rounded there goes straight into pixels or latents, with nothing behind 
 with it, or has a latent's tails: most of what eight bits cost a codec of many rates came from one edge, the
 input of its last layer, and half of what they cost a `cheng2020-anchor` from y_hat plus its first residual
 branch. A sum that convolutions alone read is where a chain of residual blocks ends: all of what flows there
-passes it (two of them were three fifths of what the activations of that codec's analysis lost). A mixing
+passes it (two of them were most of what the activations of that codec's analysis lost). A mixing
 behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such transforms keep their
 widths at the ends.
 """
