@@ -63,8 +63,6 @@ COHERENCE = 3.0
 #: the same with effort 1 (against the float parent before the trellis with RDOQ; 1.3: -3.0 %, 1.5: -3.3,
 #: 1.75: -3.0, 2.1: -1.9)
 REFINED_COHERENCE = 1.5
-#: of activations in the context networks and hyper_synthesis
-PRIOR_BITS = 12
 #: of a curve: model, effort
 CURVES = {"float": (NAME, 0), "w8a8": (f"{NAME}-w8a8", 0), "w8a8-effort1": (f"{NAME}-w8a8", 1)}
 #: CompressAI's published mbt2018-mean on Kodak: bpp, PSNR
@@ -85,7 +83,6 @@ def store(run: Path, calib: Path, minutes: float) -> None:
     options = {
         "data": calib, "out": folder / f"{NAME}-w8a8.rdqm", "run": run / "finetune", "profile": "exact",
         "calibration": CALIBRATION_PICTURES, "pictures": LEARNED_PICTURES, "minutes": minutes,
-        "set": f"prior_activation_bits={PRIOR_BITS}",
     }  # fmt: skip
     given = [f"--{name}={value}" for name, value in options.items()]
     subprocess.run([sys.executable, "-m", "rdquant", "finetune", NAME, *given], check=True)

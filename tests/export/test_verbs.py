@@ -14,6 +14,7 @@ from rdquant.errors import RdquantError
 from rdquant.files.float_models import save_float
 from rdquant.files.images import read_image, write_image
 from rdquant.files.integer_models import load_integer
+from rdquant.graph.operations import Compensate, Requantize
 
 
 def invoke(*arguments: object) -> None:
@@ -29,7 +30,11 @@ def test_models_for_other_engines(photo: np.ndarray, tmp_path: Path, capsys: pyt
     write_image(picture, photo[40:140, 200:330])
     plain, tuned, file = tmp_path / "p.rdqm", tmp_path / "t.rdqm", tmp_path / "f.rdq"
     invoke("quantize", model, "--calib", pictures, "-o", plain, "--profile", "portable")
-    assert load_integer(plain).description["quantize"]["mixing"] == "none"
+    codec = load_integer(plain)
+    assert codec.description["quantize"]["mixing"] == "plain"
+    # mixed, and then rounded as every engine does
+    synthesis = codec.networks["synthesis"]
+    assert isinstance(synthesis["g_s.1~mixed.out"].op, Requantize) and not synthesis.names(Compensate)
     capsys.readouterr()
     (pictures / "list.csv").write_text("file,split\n0.png,train\n1.png,val\n")
     invoke("finetune", model, "--data", pictures, "-o", tuned, "--minutes", 0.01, "--side", 64, "--json")

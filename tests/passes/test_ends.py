@@ -9,21 +9,21 @@ from rdquant.graph.capture import capture
 from rdquant.graph.operations import Convolution
 from rdquant.passes import QuantizeConfig, quantize
 from rdquant.passes.config import PROFILES
-from rdquant.passes.ends import with_wide_ends
+from rdquant.passes.ends import for_codec
 from rdquant.passes.mixed import is_mixing
 from rdquant.passes.prepare import FewPictures
 
 
 def test_first_and_last_layers_get_more_bits() -> None:
     codec = capture(small_codec("unshuffle8"))
-    found = with_wide_ends(QuantizeConfig(), codec)
+    found = for_codec(QuantizeConfig(), codec)
     assert found.layer_bits == {"g_a.0.1": 12, "g_a.2.1": 12, "g_s.0.0": 12, "g_s.2.0": 12}
     assert found.layer_activation_bits == {"g_a.1.add_2": 12, "g_s.1.add_2": 12}
-    assert with_wide_ends(found, codec) == found
-    few = with_wide_ends(QuantizeConfig(weight_bits=4, layer_bits={"g_s.0.0": 5}), codec)
+    assert for_codec(found, codec) == found
+    few = for_codec(QuantizeConfig(weight_bits=4, layer_bits={"g_s.0.0": 5}), codec)
     assert few.layer_bits == {"g_a.0.1": 8, "g_a.2.1": 8, "g_s.0.0": 5, "g_s.2.0": 8}
     for config in (QuantizeConfig(wide_ends=False), QuantizeConfig(**PROFILES["portable"])):
-        assert not with_wide_ends(config, codec).layer_bits
+        assert not for_codec(config, codec).layer_bits
 
 
 @pytest.mark.parametrize("architecture", ["mbt2018-mean", "unshuffle8"])
@@ -36,10 +36,9 @@ def test_integers_have_them(architecture: str, photo: np.ndarray) -> None:
     assert all((127 < p < 2048) == (architecture == "unshuffle8") for p in peaks)
 
 
-def test_activations_of_the_prior_can_have_more_bits(photo: np.ndarray) -> None:
-    config = QuantizeConfig(prior_activation_bits=12)
+def test_activations_of_a_prior_with_contexts_have_more_bits(photo: np.ndarray) -> None:
     with pytest.warns(FewPictures, match="1 calibration pictures"):
-        codec = quantize(small_codec("unshuffle8"), [photo[:128, :128]], config)
+        codec = quantize(small_codec("unshuffle8"), [photo[:128, :128]])
     widest = {}
     for name, graph in codec.networks.items():
         ports = graph.ports()
@@ -51,11 +50,18 @@ def test_activations_of_the_prior_can_have_more_bits(photo: np.ndarray) -> None:
     assert {"hyper_analysis", "hyper_synthesis", "parameters_1"} <= wide
     within = codec.networks["analysis"].ports()
     assert within["g_a.1.leaky_relu"].hi - within["g_a.1.leaky_relu"].lo == 255
+    own = {
+        name: for_codec(QuantizeConfig(), capture(small_codec(name)))
+        for name in ("unshuffle8", "mbt2018-mean")
+    }
+    assert {k: c.prior_activation_bits for k, c in own.items()} == {"unshuffle8": 12, "mbt2018-mean": None}
+    narrow = QuantizeConfig(prior_activation_bits=8)
+    assert for_codec(narrow, capture(small_codec("unshuffle8"))).prior_activation_bits == 8
     with pytest.raises(UsageError, match=r"prior_activation_bits must be 4\.\.15, got 3"):
         QuantizeConfig(prior_activation_bits=3)
 
 
 def test_sums_that_end_blocks_or_take_the_latent_have_more_bits() -> None:
-    found = with_wide_ends(QuantizeConfig(), capture(small_codec("cheng2020-anchor")))
+    found = for_codec(QuantizeConfig(), capture(small_codec("cheng2020-anchor")))
     wide = {"g_a.1.add", "g_a.3.add", "g_a.5.add", "g_s.0.add", "g_s.2.add", "g_s.4.add", "g_s.6.add"}
     assert found.layer_activation_bits == dict.fromkeys(wide, 12)

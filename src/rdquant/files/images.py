@@ -191,7 +191,8 @@ def write_image(path: Path, pixels: np.ndarray, sections: Sections = ()) -> list
 
 def save_image(handle: BinaryIO, suffix: str, pixels: np.ndarray, sections: Sections = ()) -> list[str]:
     """As `write_image`, into a file that is open."""
-    fmt = Image.registered_extensions().get(suffix.lower())
+    Image.preinit()  # PNG and a few more; all of Pillow's formats take a while to import
+    fmt = Image.EXTENSION.get(suffix.lower()) or Image.registered_extensions().get(suffix.lower())
     if fmt is None or fmt not in Image.SAVE:
         raise UsageError(f"cannot write a {suffix!r} picture; use .png")
     options: dict[str, object] = {"quality": 95} if fmt in ("JPEG", "WEBP") else {}

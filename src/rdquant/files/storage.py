@@ -19,6 +19,7 @@ import numpy as np
 from ..entropy import CdfTables
 from ..errors import BadModel
 from ..graph.operations import Compensate, Convolution, DivisiveNormalization
+from ..threads import share
 from .bits import pack, packed_size, unpack
 from .structure import ARRAYS, entries_of, fit, take_tables
 from .weight_streams import WEIGHT_LIMIT, CodedWeights, decode_weights, encode_weights
@@ -147,15 +148,21 @@ def expand(structure: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[st
     convolutions = _of_kind(structure, Convolution)
     if sum(math.prod(entry["shape"]) for entry in convolutions) > WEIGHT_LIMIT:
         raise BadModel(f"the model has over {WEIGHT_LIMIT} weights")
-    weight_tables = None
+    levels_of = {entry["name"]: _levels(tensors, entry) for entry in convolutions}
+    coded = [entry for entry in convolutions if f"{entry['name']}.{SPREADS[0]}" in tensors]
+    if coded:
+        weight_tables = take_tables(WEIGHT_TABLES, out)
+        weight_tables.validate()
+
+        def decode(first: int, last: int) -> None:
+            for entry in coded[first:last]:
+                out[f"{entry['name']}.weight"] = _decode_weights(entry, out, weight_tables)
+
+        share(len(coded), decode)
     for entry in convolutions:
-        name, levels = f"{entry['name']}.weight", _levels(tensors, entry)
         if f"{entry['name']}.{SPREADS[0]}" in tensors:
-            if weight_tables is None:
-                weight_tables = take_tables(WEIGHT_TABLES, out)
-                weight_tables.validate()
-            out[name] = _decode_weights(entry, out, weight_tables)
             continue
+        name, levels = f"{entry['name']}.weight", levels_of[entry["name"]]
         indexes = unpack(tensors[name], entry["bits"], math.prod(entry["shape"]))
         if int(indexes.max()) >= len(levels):
             raise BadModel(f"{name} holds index {int(indexes.max())}, it has {len(levels)} levels")

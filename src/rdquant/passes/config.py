@@ -36,10 +36,10 @@ UNIFORM_FROM = 8
 CONFIG_VERSION = 2
 
 #: what a name stands for. "portable": what every int8 engine has: weights of at most 8 bits by output
-#: channel, one scale for each activation (those of channels go into weights), no mixing behind a GDN
+#: channel, one scale for each activation (those of channels go into weights), rounded to nearest
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
-    "portable": {"mixing": "none", "number_format": "uniform", "clip_cost": 4.0},
+    "portable": {"mixing": "plain", "wide_ends": False, "number_format": "uniform", "clip_cost": 4.0},
 }
 
 
@@ -87,10 +87,9 @@ class QuantizeConfig:
     last one reads, for sums that end residual blocks and for those with y_hat, unless a mixing does their
     work: see `rdquant.passes.ends`."""
     prior_activation_bits: int | None = None
-    """Bits of activations in the hyper-coder and in the networks that follow it in the prior; None:
-    ``activation_bits``. Where contexts are deep, what is rounded there costs
-    most of the rate that quantization costs, and 12 bits take a good part of it away. Products of 8 bits are
-    faster than wider ones where they have an instruction (VNNI).
+    """Bits of activations in the hyper-coder and in the networks that follow it in the prior, if more than
+    ``activation_bits``; None: 12 where parts of the latent are coded given others (`rdquant.passes.ends`), no
+    more elsewhere. Products of 8 bits are faster than wider ones where they have an instruction (VNNI).
     """
     scope: tuple[str, ...] = ()
     """Networks that get these widths, e.g. synthesis; none named: all. The others keep `WIDE_BITS`, which is

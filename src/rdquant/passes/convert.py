@@ -16,7 +16,7 @@ from ..graph import Graph
 from ..latents import FIXED_HI, FIXED_LO, FixedPointScalar
 from .calibration import Calibration
 from .config import QuantizeConfig
-from .ends import with_wide_ends
+from .ends import for_codec
 from .flow import networks_in_order
 from .latent_range import fraction_bits_of
 from .lower import WIDE, Lowering
@@ -49,7 +49,7 @@ def to_integer(
     weights, see `rdquant.passes.grid`. Raises
     `BadModel` or `CalibrationError`, and `UsageError` for bits given to a layer that does not exist.
     """
-    config = with_wide_ends(config, codec)
+    config = for_codec(config, codec)
     layers = {n for n in seen.grams if not is_mixing(n)}
     edges = {*seen.tensors, *layers}
     for named, possible in ((config.layer_bits, layers), (config.layer_activation_bits, edges)):

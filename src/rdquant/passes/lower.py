@@ -166,16 +166,17 @@ class Lowering:
             return number_forms.index_format(seen)
         if width == WIDE:
             return tied(number_forms.wide_format(seen), tie)
-        bits, stretch = self.config.activation_bits_of(edge, self.network), self.stretch.get(edge, 1.0)
+        c, stretch = self.config, self.stretch.get(edge, 1.0)
+        bits, rule = c.activation_bits_of(edge, self.network), c.activation_range
+        exponent = 1.0 if is_mixing(edge) else c.channel_exponent  # it was made for its channels' own ranges
         try:
-            if is_mixing(edge):
+            if is_mixing(edge) and c.mixing == "compensated":
                 found = full_range_format(seen, bits, MIXED_HEADROOM)
             else:
-                c, kind = self.config, self.config.granularity if tie else "tensor"
-                rule, exponent, clips = c.activation_range, c.channel_exponent, c.clip_cost
                 if bits >= WIDE_BITS:  # to spare: nothing is clipped
                     rule, stretch = "minmax", stretch * MIXED_HEADROOM
-                found = activation_format(seen, bits, rule, kind, exponent, clips, c.percentile)
+                kind = c.granularity if tie else "tensor"
+                found = activation_format(seen, bits, rule, kind, exponent, c.clip_cost, c.percentile)
         except CalibrationError as error:
             raise CalibrationError(f"{edge}: {error}") from None
         return tied(dataclasses.replace(found, scale=found.scale * stretch), tie)
@@ -303,17 +304,16 @@ class Lowering:
         acc, unit = self._accumulate(node)
         mixing, name = self._mixing_of(node), f"{node.name}.out"
         if mixing is not None and node.inputs[0] in self.graph.inputs:  # the latent, mixed exactly
-            out = number_forms.wide_format(self.seen.tensors[node.name], HEADROOM)
-        elif mixing is not None:
+            out, mixing = number_forms.wide_format(self.seen.tensors[node.name], HEADROOM), None
+        else:
             out = self._format(node.name, width)
+        if mixing is not None and mixing.sensitivity is not None:
             assert out.offset is not None
             factor = Multiplier.from_float(unit / out.scale * 2.0**ERROR_BITS)
             feedback = torch.round(mixing.feedback(out.scale) * 2.0**FEEDBACK_BITS)
             feedback = feedback.clamp(-(2**15), 2**15 - 1).to(torch.int16)
             rounding = Compensate(factor, out.lo, out.hi, out.offset.numpy(), feedback.numpy())
             return Value(self.add(name, rounding, acc), out)
-        else:
-            out = self._format(node.name, width)
         op = Requantize(Multiplier.saturating(unit / out.scale), None, out.lo, out.hi)
         return Value(self.add(name, op, acc), out)
 

@@ -24,7 +24,7 @@ from ..graph.operations import Convolution, Shuffle, Sum, Unshuffle
 from ..pixels import pad_to, to_batch
 from ..quality import at_spread
 from .config import WIDE_BITS, QuantizeConfig
-from .ends import with_wide_ends
+from .ends import for_codec
 from .flow import through
 from .mixed import is_mixing
 from .mixing import Progress, Samples, learn_matrix, most_energy
@@ -161,7 +161,7 @@ def find_streams(
     ``pictures``: ``(H, W, 3)`` uint8; ``sensitivities``: of outputs of convolutions, see
     `rdquant.passes.mixing`. Raises `CalibrationError`.
     """
-    config = with_wide_ends(config, codec)
+    config = for_codec(config, codec)
     wanted: dict[str, tuple[Stream, dict[str, Tensor]]] = {}
     for network, graph in codec.networks.items() if config.mixing != "none" else ():
         for stream in streams(graph):

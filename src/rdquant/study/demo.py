@@ -18,7 +18,7 @@ from ..files.integer_models import save_integer
 from ..files.model_file import model_description
 from ..load import carried, open_coder
 from ..measure import Curve, Point, evaluate_image, machine, run_anchor
-from ..passes import QuantizeConfig, quantize
+from ..passes import quantize
 from ..report import Inputs, Matched, matched, write_report
 from ..report.tables import Table, cell
 
@@ -85,8 +85,7 @@ def run_demo(out: Path, progress: Callable[[int, int, str], None]) -> tuple[list
     if parent_path is None:
         raise UsageError(f"the zoo has no {PARENT}")
     about = carried(model_description(parent_path))
-    config = QuantizeConfig(prior_activation_bits=12)  # as the zoo's
-    save_integer(quantize(load_float(parent_path), calibration_crops(), config, about), model)
+    save_integer(quantize(load_float(parent_path), calibration_crops(), description=about), model)
     coder = open_coder(str(model))
     pictures = photographs(PHOTOGRAPHS)
     coder.encode(next(iter(pictures.values())))  # compiles the kernels, so that times are of coding
