@@ -115,33 +115,39 @@ def gather(x, size, shape, zero, part, bytewise, cell, rows, columns, buffer, wi
             )
 
 
+# a function for each type: what branches within its loops makes no vectors
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
+def _copy(tile, line, count, first, channels, out, at, step):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    for p in range(count):
+        start, to = p * line + first, at + p * step
+        a, o = tile[start : start + channels], out[to : to + channels]
+        for c in range(channels):
+            o[c] = a[c]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _copy_bytes(tile, line, count, first, channels, zero, out, at, step):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    for p in range(count):
+        start, to = p * line + first, at + p * step
+        a, o = tile[start : start + channels], out[to : to + channels]
+        for c in range(channels):
+            o[c] = np.uint8(np.int32(np.int32(a[c]) - zero[c]))
+
+
+@njit(cache=True, nogil=True)
 def store(tile, line, count, first, channels, zero, out, size, at, step):  # type: ignore[no-untyped-def]
     """Channels ``first ..`` of a tile's positions to elements ``at``, ``at + step`` ... of ``out``."""
-    whole_vectors()
-    if size == 2 and first == 0 and channels == line and channels == step:  # nothing between positions
-        flat = out.view(np.int16)[at : at + count * line]
-        for i in range(len(flat)):
-            flat[i] = np.int16(tile[i])
-        return
-    for p in range(count):
-        a, to = (
-            tile[p * line + first : p * line + first + channels],
-            slice(at + p * step, at + p * step + channels),
-        )
-        if size == 1:
-            o = out[to]
-            for c in range(channels):
-                o[c] = np.uint8(np.int32(a[c]) - zero[c])
-        elif size == 2:
-            b = out.view(np.int16)[to]
-            for c in range(channels):
-                b[c] = np.int16(a[c])
-        elif size == 4:
-            d = out.view(np.int32)[to]
-            for c in range(channels):
-                d[c] = np.int32(a[c])
-        else:
-            e = out.view(np.int64)[to]
-            for c in range(channels):
-                e[c] = np.int64(a[c])
+    if first == 0 and channels == line and channels == step and size > 1:  # nothing between positions
+        count, line, channels = 1, count * line, count * line
+    if size == 1:
+        _copy_bytes(tile, line, count, first, channels, zero, out, at, step)
+    elif size == 2:
+        _copy(tile, line, count, first, channels, out.view(np.int16), at, step)
+    elif size == 4:
+        _copy(tile, line, count, first, channels, out.view(np.int32), at, step)
+    else:
+        _copy(tile, line, count, first, channels, out.view(np.int64), at, step)

@@ -48,7 +48,7 @@ LEARN: tuple[Learn, ...] = get_args(Learn)
 #: least mean squared error of a picture
 LEAST_ERROR = 0.1
 #: what moves of a stage, and how fast, of `FinetuneConfig.lr`
-MOVES = {"weight": 1.0, "gamma": 1.0, "bias": 1.0, "beta_log": 0.05}
+MOVES = {"weight": 1.0, "gamma": 1.0, "bias": 1.0, "beta_log": 0.05, "out_log": 0.1}
 SAVE_SECONDS = 60.0
 WARM_UP = 20
 
