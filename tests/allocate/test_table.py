@@ -110,6 +110,8 @@ def test_searches_that_measure_meet_the_target(scene) -> None:  # type: ignore[n
         judge = Judge(twins, x, LAMBDA, table.j_float)
         plan = search(table, judge, target, **options)
         assert plan.size <= target and judge.evaluations > 10
+        if search is not greedy:  # they start there
+            assert plan.increase <= judge(dict.fromkeys(table.layers, 4))
 
 
 def test_hessian_costs_fall_with_bits(scene) -> None:  # type: ignore[no-untyped-def]

@@ -66,8 +66,9 @@ def evolutionary(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
-    """The best plan that a genetic search finds in ``budget`` measurements. Plans over ``target`` are
-    repaired by narrowing random layers, and filled up by widening them while they fit.
+    """The best plan that a genetic search finds in ``budget`` measurements, from the widest uniform one that
+    fits and random ones. Plans over ``target`` are repaired by narrowing random layers, and filled up by
+    widening them while they fit.
     """
     check_target(table, target)
     random = np.random.default_rng(seed)
@@ -91,7 +92,9 @@ def evolutionary(
         return judge(widths(genes))
 
     start = judge.evaluations
-    people = [repair(random.integers(len(bits), size=len(layers))) for _ in range(population)]
+    even = [np.full(len(layers), i) for i in range(len(bits))]
+    people = [next((e for e in reversed(even) if table.sizes.bytes(widths(e)) <= target), even[0])]
+    people += [repair(random.integers(len(bits), size=len(layers))) for _ in range(population - 1)]
     scores = [cost(p) for p in people]
     tries = 0
     while judge.evaluations - start < budget and tries < 20 * budget:
