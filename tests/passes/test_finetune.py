@@ -57,6 +57,11 @@ def test_what_learns_moves_and_j_falls(crops: list[np.ndarray], learn: Learn) ->
     for name, graph in run.integer.networks.items():
         assert _same(graph, found.networks[name]) == (learn == "synthesis" and name != "synthesis")
     assert (report["rate percent"] == 0) == (learn == "synthesis")
+    # scales of activations as well
+    factors = [
+        (c.networks["synthesis"]["g_s.1~mixed.out"].op.factor.as_float()) for c in (run.integer, found)
+    ]
+    assert not np.array_equal(*factors)
     assert found.y_tables is run.integer.y_tables
 
 
