@@ -78,7 +78,10 @@ def searches_command(
         twins, x = judged_twins(codec, crops, config, update)
         problem = Problem(twins, x, lam, parameters, budget=budget, progress=update)
         found = searches.compare(problem, target_size, tuple(method or METHODS))
-    command = f"rdquant study searches {model} --calib TRAIN --target-size {target_size} --images {images}"
+    command = (
+        f"rdquant study searches {model} --calib TRAIN --target-size {target_size} --images {images} "
+        f"--budget {budget}"
+    )
     result = {
         "command": command, "machine": machine(), "model": model, "target": target_size, "judges": len(x),
         "float_bytes": problem.sizes.float_bytes, "searches": {k: o.to_json() for k, o in found.items()},
