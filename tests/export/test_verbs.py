@@ -37,7 +37,8 @@ def test_models_for_other_engines(photo: np.ndarray, tmp_path: Path, capsys: pyt
     assert isinstance(synthesis["g_s.1~mixed.out"].op, Requantize) and not synthesis.names(Compensate)
     capsys.readouterr()
     (pictures / "list.csv").write_text("file,split\n0.png,train\n1.png,val\n")
-    invoke("finetune", model, "--data", pictures, "-o", tuned, "--minutes", 0.01, "--side", 64, "--json")
+    options = "--minutes", 0.01, "--side", 64, "--profile", "portable", "--json"
+    invoke("finetune", model, "--data", pictures, "-o", tuned, *options)
     report = json.loads(capsys.readouterr().out)
     assert report["steps"] > 0 and "J percent" in report
     assert load_integer(tuned).description["finetune"]["steps"] == report["steps"]

@@ -47,10 +47,8 @@ from .calibration import Calibration
 from .config import OUTSIDE_PRIOR, WIDE_BITS, QuantizeConfig
 from .latent_range import HEADROOM, latent_shift
 from .mixed import Mixing, is_mixing
-from .ranges import ActivationFormat, activation_format, full_range_format, tied
+from .ranges import MIXED_HEADROOM, ActivationFormat, activation_format, mixed_format, tied
 
-#: room above the largest value seen, of mixed ones (all channels of a position clip at once) and wide ones
-MIXED_HEADROOM = 1.5
 #: widths in which an edge can be wanted
 NARROW, WIDE, INDEX = "narrow", "wide", "index"
 #: operations whose inputs have few bits
@@ -166,17 +164,16 @@ class Lowering:
             return number_forms.index_format(seen)
         if width == WIDE:
             return tied(number_forms.wide_format(seen), tie)
-        c, stretch = self.config, self.stretch.get(edge, 1.0)
-        bits, rule = c.activation_bits_of(edge, self.network), c.activation_range
-        exponent = 1.0 if is_mixing(edge) else c.channel_exponent  # it was made for its channels' own ranges
+        c, stretch, rule = self.config, self.stretch.get(edge, 1.0), self.config.activation_range
+        bits = c.activation_bits_of(edge, self.network)
         try:
-            if is_mixing(edge) and c.mixing == "compensated":
-                found = full_range_format(seen, bits, MIXED_HEADROOM)
+            if is_mixing(edge):
+                found = mixed_format(seen, bits, c.mixing == "compensated")
             else:
                 if bits >= WIDE_BITS:  # to spare: nothing is clipped
                     rule, stretch = "minmax", stretch * MIXED_HEADROOM
-                kind = c.granularity if tie else "tensor"
-                found = activation_format(seen, bits, rule, kind, exponent, c.clip_cost, c.percentile)
+                rest = c.granularity if tie else "tensor", c.channel_exponent, c.clip_cost, c.percentile
+                found = activation_format(seen, bits, rule, *rest)
         except CalibrationError as error:
             raise CalibrationError(f"{edge}: {error}") from None
         return tied(dataclasses.replace(found, scale=found.scale * stretch), tie)
