@@ -443,11 +443,11 @@ def searches() -> str:
         f"{name} was as good as {other} after {s['reached'][other][0]} evaluations and "
         f"{s['reached'][other][1]:.0f} seconds"
         for name, s in r["searches"].items()
-        for other in ("predicted", "predicted-refined")
+        for other in ("predicted", "ours-quick")
         if other in s["reached"]
     ]
     note = (
-        f"`{r['command']}`: {r['judges']} pictures of 256x256 judge, {m['threads']} threads, {m['cpu']}, "
+        f"`{r['command']}`: {r['judges']} pictures of 256x256 judge; threads: {m['threads']}, {m['cpu']}, "
         f"{m['date']}. Those with a table count its evaluations, most of them partial; `predicted` counts "
         f"one, and takes a forward and a backward pass. Measured: {'; '.join(reached)}. (`searches.json`)"
     )
