@@ -2,8 +2,7 @@
 # Small codecs of each kind, for benchmarks/architectures.py: sh benchmarks/train_architectures.sh RUNS TRAIN [STEPS]
 # Two lambdas each, 8 crops of 128x128 a step for mbt2018, 4 for the others; the zoo's transforms are taken where
 # their shapes fit, and what has learned at lambda 0.013 goes on at 0.0035. Each run goes on where it was stopped;
-# what is complete is skipped. Without torch.compile, whose backward pass ended cheng2020's training with memory
-# errors on one machine (AMD EPYC, AVX2, torch 2.13.0).
+# what is complete is skipped. Without torch.compile: so were they trained.
 set -e
 runs=$1 data=$2 steps=${3:-2000} zoo=src/rdquant/zoo
 

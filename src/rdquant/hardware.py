@@ -12,7 +12,6 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 def layout(device: torch.device) -> torch.memory_format:
     """Of networks and pictures: channels last, but not where PyTorch's own convolutions stand in for
-    oneDNN's. On a CPU without AVX-512, PyTorch 2.13's backward pass of a 1x1 convolution of stride 2 that
-    reads three channels writes beyond its buffers in that layout, and the process dies.
+    oneDNN's, which are slow there.
     """
     return torch.channels_last if multiplies_bf16(device) else torch.contiguous_format

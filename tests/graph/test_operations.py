@@ -8,8 +8,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from random_graphs import GRANULE, KINDS, convolution, epilogue, graph_of, inputs_of, integers, operation
+from rdquant.codecs.layers import conv1
 from rdquant.errors import BadModel
 from rdquant.graph import OPERATIONS, Graph, Node, Operation, Port, Rounding
 from rdquant.graph.arithmetic import Multiplier
@@ -388,3 +390,16 @@ def test_graphs_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(BadModel, match=message):
             graph.check()
+
+
+@pytest.mark.parametrize("channels", [3, 8, 16])
+def test_strided_1x1_convolutions_have_gradients_in_any_layout(channels: int) -> None:
+    """PyTorch's own write beyond their buffers here: what died was the process."""
+    layer = conv1(channels, 48, stride=2)
+    x = torch.randn(2, channels, 64, 64).contiguous(memory_format=torch.channels_last)
+    for _ in range(10):
+        y = layer(x)
+        (found,) = torch.autograd.grad(y, [layer.weight], torch.ones_like(y))
+    assert torch.allclose(y, F.conv2d(x, layer.weight, layer.bias, 2), atol=1e-5)
+    expected = x[..., ::2, ::2].sum((0, 2, 3))
+    assert torch.allclose(found[:, :, 0, 0], expected.expand(48, -1), atol=1e-3, rtol=1e-3)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..graph.operations import DivisiveNormalization, LayerNorm
+from ..graph.operations import Convolution, DivisiveNormalization, LayerNorm
 from ..graph.operations import WindowAttention as Attention
 
 # CompressAI's NonNegativeParametrizer: a stored value v stands for max(v, bound)^2 - pedestal.
@@ -46,7 +46,20 @@ def conv(in_channels: int, out_channels: int, kernel_size: int = 5, stride: int 
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
 
 
+class SampledConv2d(nn.Conv2d):
+    """A 1x1 convolution of a stride: `rdquant.graph.operations.Convolution` says why it is not PyTorch's."""
+
+    def operation(self) -> Convolution:
+        assert self.bias is not None
+        return Convolution(self.weight, self.bias, stride=self.stride[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation().real(x)
+
+
 def conv1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    if stride > 1:
+        return SampledConv2d(in_channels, out_channels, 1, stride)
     return conv(in_channels, out_channels, 1, stride)
 
 
