@@ -28,6 +28,8 @@ def test_every_search_meets_the_size_and_is_judged_alike(photo: np.ndarray) -> N
         j = twins.cost(outcome.plan.bits, x, 0.001, outputs=False)
         assert outcome.increase == pytest.approx(j / table.j_float - 1), name
     assert found["ours"].increase <= found["knapsack"].increase
+    for name in ("ours", "ours-quick", "evolutionary", "annealing"):
+        assert found[name].increase <= found["uniform"].increase + 1e-9, name
     assert found["knapsack"].evaluations == table.evaluations
     assert found["ours"].evaluations > table.evaluations
     assert found["predicted"].evaluations == 1

@@ -103,23 +103,24 @@ class Search:
     whole: bool = False  #: its plan's increase of J was measured as a whole
 
 
-def _uniform(problem: Problem, target: int) -> Plan:
-    table = problem.sized(problem.predicted)
+def _uniform(table: SensitivityTable, target: int) -> Plan:
     fitting = [p for p in (uniform(table, b) for b in table.bits) if p.size <= target]
     return fitting[-1] if fitting else uniform(table, min(table.bits))
 
 
 def _refined(problem: Problem, target: int) -> Plan:
     near = problem.near(problem.measured, "ours")
+    near.measured(_uniform(near.table, target))  # where nothing is what single layers say, it is hard to beat
     refine(near, target, ROUNDS)
     return dataclasses.replace(best_of(near.archive, target), method="ours")
 
 
 def _quick(problem: Problem, target: int) -> Plan:
-    """The better of `joint` and the predicted table's optimum, both measured."""
+    """The best of `joint`, the predicted table's optimum and the widest uniform plan, all measured."""
     near = problem.near(problem.predicted, "ours-quick")
     near.measured(joint(problem.twins, problem.projections, near.table, problem.x, target))
     near.measured(knapsack(near.table, target))
+    near.measured(_uniform(near.table, target))
     return dataclasses.replace(best_of(near.archive, target), method="ours-quick")
 
 
@@ -176,7 +177,10 @@ METHODS: Mapping[str, Search] = {
             p.sized(p.predicted), p.judge, target, p.budget, progress=p.progress
         ), whole=True,
     ),
-    "uniform": Search("the widest width of all layers that fits", "-", _uniform),
+    "uniform": Search(
+        "the widest width of all layers that fits", "-",
+        lambda p, target: _uniform(p.sized(p.predicted), target),
+    ),
 }  # fmt: skip
 
 
