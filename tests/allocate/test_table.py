@@ -14,7 +14,7 @@ from rdquant.allocate.run import allocate
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
 from rdquant.codec import Codec
 from rdquant.errors import UsageError
-from rdquant.files.integer_models import save_integer
+from rdquant.files.integer_models import file_bytes, save_integer
 from rdquant.graph.capture import capture
 from rdquant.passes import QuantizeConfig, prepare
 from rdquant.passes.crops import probe
@@ -138,3 +138,13 @@ def test_refined_plans_fit_and_are_no_worse(scene) -> None:  # type: ignore[no-u
             expected = {b: (j - costs[max(costs)]) / table.j_float for b, j in costs.items()}
             assert row == pytest.approx(expected, abs=2e-4)
     assert best_of(near.archive, 10**9).increase == min(p.increase for p in near.archive)
+
+
+@pytest.mark.parametrize("architecture", ["cheng2020-anchor", "window-attention"])
+def test_twins_are_what_plans_give(architecture: str, photo: np.ndarray) -> None:
+    """Of codecs whose ends have more bits where no plan says otherwise, too."""
+    trained, config = small_codec(architecture), QuantizeConfig(number_format="coded", mixing_steps=5)
+    codec, seen = prepare(capture(trained), [photo[:128, :128]], config)
+    twins = WidthTwins(codec, seen, config, trained.entropy_bottleneck, (4,))
+    planned = twins.file_bytes(dict.fromkeys(twins.layers, 4))
+    assert planned == pytest.approx(file_bytes(twins.codecs[4]), abs=8)  # a file says its layers in an order

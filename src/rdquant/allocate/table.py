@@ -116,8 +116,9 @@ class WidthTwins:
         self.twins: dict[int, Twin] = {}
         self.codecs: dict[int, Codec] = {}
         self.gains = seen.gains
-        for b in bits:
-            uniform = dataclasses.replace(config, weight_bits=b, layer_bits={})
+        layers = [name for name in seen.grams if not is_mixing(name)]
+        for b in bits:  # said of each layer, as a plan does: the ends of transforms get no more than others
+            uniform = dataclasses.replace(config, weight_bits=b, layer_bits=dict.fromkeys(layers, b))
             self.codecs[b], unrounded = to_integer(codec, seen, uniform)
             self.twins[b] = Twin(self.codecs[b], unrounded, density)
 
