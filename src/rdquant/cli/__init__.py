@@ -30,4 +30,4 @@ def main() -> None:
         console.error(str(error))
         sys.exit(2)
     finally:
-        gc.freeze()  # or the interpreter's end would look through all that was imported, for 0.1 s
+        gc.freeze()  # or the interpreter's end would look through all that was imported

@@ -135,7 +135,7 @@ def _copy_bytes(tile, line, count, first, channels, zero, out, at, step):  # typ
         start, to = p * line + first, at + p * step
         a, o = tile[start : start + channels], out[to : to + channels]
         for c in range(channels):
-            o[c] = np.uint8(np.int32(np.int32(a[c]) - zero[c]))
+            o[c] = np.uint8(np.int32(a[c]) - zero[c])
 
 
 @njit(cache=True, nogil=True)

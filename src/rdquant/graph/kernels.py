@@ -107,8 +107,7 @@ def compensate(acc, bias, factor, passed, lo, hi, feedback, errors, out):  # typ
                 errors[start + p, c] = e[c, p]
 
 
-# from here on ``out`` is stored in any type, less ``zero: (C,)`` int32; differences of int32 are made int32
-# again at once, or numba has all of it in 64 bits, at a third of the speed
+# from here on ``out`` is stored in any type, less ``zero: (C,)`` int32
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -122,7 +121,7 @@ def rescale(q, up, down, lo, hi, zero, out):  # type: ignore[no-untyped-def]
         for c in range(channels):
             v, above, below = np.float64(q[p, c]), up[c], down[c]  # loaded first: no gather of either
             v = np.floor(v * (above if v >= 0 else below) + 0.5)
-            out[p, c] = np.int32(np.int32(min(max(v, lo), hi)) - zero[c])
+            out[p, c] = np.int32(min(max(v, lo), hi)) - zero[c]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -136,7 +135,7 @@ def add(a, b, m, n, scale, lo, hi, zero, out):  # type: ignore[no-untyped-def]
     for p in range(rows):
         for c in range(channels):
             q = (np.float64(a[p, c]) * m[c] + np.float64(b[p, c]) * n[c]) * scale[c]
-            out[p, c] = np.int32(np.int32(min(max(np.floor(q + 0.5), lo), hi)) - zero[c])
+            out[p, c] = np.int32(min(max(np.floor(q + 0.5), lo), hi)) - zero[c]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -147,7 +146,7 @@ def multiply(a, b, factor, lo, hi, zero, out):  # type: ignore[no-untyped-def]
     for p in range(rows):
         for c in range(channels):
             q = np.float64(a[p, c]) * np.float64(b[p, c]) * factor[c]
-            out[p, c] = np.int32(np.int32(min(max(np.floor(q + 0.5), lo), hi)) - zero[c])
+            out[p, c] = np.int32(min(max(np.floor(q + 0.5), lo), hi)) - zero[c]
 
 
 @njit(cache=True, nogil=True)
@@ -156,7 +155,7 @@ def look_up(q, values, lo, zero, out):  # type: ignore[no-untyped-def]
     rows, channels = q.shape
     for p in range(rows):
         for c in range(channels):
-            out[p, c] = np.int32(values[np.int64(q[p, c]) - lo] - zero[c])
+            out[p, c] = values[np.int64(q[p, c]) - lo] - zero[c]
 
 
 @njit(cache=True, nogil=True)
@@ -179,7 +178,7 @@ def layer_norm(q, least, m, power, bias, lo, hi, zero, out):  # type: ignore[no-
         for c in range(channels):
             below = root * power[c]
             v = np.floor((_BIAS_TWICE * d[c] * m[c] + below * bias[c]) / (_BIAS_TWICE * below))
-            out[p, c] = np.int32(np.int32(min(max(v, lo), hi)) - zero[c])
+            out[p, c] = np.int32(min(max(v, lo), hi)) - zero[c]
 
 
 @njit(cache=True, nogil=True)

@@ -11,8 +11,7 @@ behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and su
 widths at the ends.
 
 Where parts of the latent are coded given others, what is rounded on the way to a scale or a mean is felt
-in every part after it: 12 bits of activations there (`PRIOR_BITS`) took 0.2 points off what W8A8 cost a
-`cheng2020-anchor`.
+in every part after it; so activations have `PRIOR_BITS` there.
 """
 
 from __future__ import annotations
