@@ -22,8 +22,6 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-
 from rdquant.files.float_models import load_float
 from rdquant.files.images import list_images
 from rdquant.files.integer_models import save_integer
@@ -31,9 +29,8 @@ from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
 from rdquant.load import open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
-from rdquant.measure.bootstrap import RESAMPLES, Interval, interval
 from rdquant.passes import QuantizeConfig, load_calibration, quantize
-from rdquant.study.ablation import Measured, rate_increase
+from rdquant.study.ablation import Measured, increase_interval, rate_increase
 
 #: what sums of floats may change of a float model's rate, from machine to machine
 SAME = 1e-3
@@ -57,20 +54,6 @@ def mean_mse(point: Point) -> float:
 def summary_of(point: Point, lambda_: float) -> dict:
     keys = ("bpp", "psnr", "ms_ssim", "encode_s", "decode_s")
     return {**{k: getattr(point, k) for k in keys}, "J": lambda_ * mean_mse(point) + point.bpp}
-
-
-def increase_interval(parents: list[Point], point: Point) -> Interval | None:
-    """Of a point's `rate_increase`, pictures drawn alike for all."""
-
-    def at(p: Point, weights: np.ndarray) -> Measured:
-        return Measured(
-            float(weights @ [i.bpp for i in p.images]), float(weights @ [i.psnr for i in p.images]), 0.0
-        )
-
-    def figure(weights: np.ndarray) -> float:
-        return rate_increase([at(p, weights) for p in parents], at(point, weights))
-
-    return interval(figure, len(point.images), RESAMPLES)
 
 
 def with_points_of(before: dict, row: dict, width: str) -> None:
@@ -149,11 +132,9 @@ def main() -> None:
                 for old, new in zip(row["float"], found["points"], strict=True)
             ]
             if len(paths) > 1:
-                curve = [Measured(p.bpp, p.psnr, mean_mse(p)) for p in parents]
-                found["rate_increase_at_equal_psnr_percent"] = [
-                    rate_increase(curve, Measured(p.bpp, p.psnr, mean_mse(p))) for p in points
-                ]
-                found["rate_increase_interval"] = [increase_interval(parents, p) for p in points]
+                found["rate_increase_at_equal_psnr_percent"] = [rate_increase(parents, p) for p in points]
+                images = [p.images for p in parents]
+                found["rate_increase_interval"] = [increase_interval(images, p.images) for p in points]
             if len(paths) > 2:
                 pair = (Curve(n, args.dataset, q) for n, q in (("float", parents), (width, points)))
                 found["bd_rate_psnr"] = vars(bd_rate(*pair))

@@ -32,7 +32,7 @@ from rdquant.passes.held_out import HeldOut
 from rdquant.passes.methods import options_for
 from rdquant.passes.rdo import RdoCalibration
 from rdquant.passes.rdo_config import RdoConfig
-from rdquant.study.ablation import measure, rate_increase
+from rdquant.study.ablation import means, measure, rate_increase
 
 FAMILY, LAMBDAS, SUBJECT = "mean-scale-s", ("0035", "0067", "0130", "0250"), "0130"
 PICTURES, LAMBDA = 20, 0.013
@@ -52,7 +52,8 @@ def main() -> None:
     shown, pool = crops[::3], [c for i, c in enumerate(crops) if i % 3][:: 64 // PICTURES][:PICTURES]
     parents = {lam: load_float(zoo.model_path(f"{FAMILY}-{lam}")) for lam in LAMBDAS}
     curve = [
-        measure(ImageCoder(capture(c), float_fingerprint(c), Profile.FLOAT), shown) for c in parents.values()
+        means(measure(ImageCoder(capture(c), float_fingerprint(c), Profile.FLOAT), shown))
+        for c in parents.values()
     ]
     codec = parents[SUBJECT]
     quantize, _ = options_for("mse", {}, {"lambda_": LAMBDA})
@@ -67,7 +68,7 @@ def main() -> None:
             j = [float(twin(x).cost(LAMBDA, x[:, 0].numel())) for x in (own, other)]
         relative = HeldOut(run._convert(), shown, LAMBDA).cost(twin)
         integer = twin.export()
-        found = measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), shown)
+        found = means(measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), shown))
         logs = [torch.as_tensor(v).log().flatten() for v in run.stretch.values()]
         rows.append(
             {

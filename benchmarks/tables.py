@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean, median
 
 from rdquant.measure import BDRate, Curve, bd_rate
+from rdquant.measure.bootstrap import percent_text
+from rdquant.study.ablation import shown
 from rdquant.study.compare import table as comparison
 
 ROOT = Path(__file__).parent.parent
@@ -215,9 +217,8 @@ def architectures() -> str:
     def cell(width: dict, i: int) -> str:
         if "rate_increase_at_equal_psnr_percent" not in width:
             return "not measured"
-        value = f"{width['rate_increase_at_equal_psnr_percent'][i]:+.2f} %"
         known = width.get("rate_increase_interval", [None] * (i + 1))[i]
-        return f"{value} [{known[0]:+.2f}, {known[1]:+.2f}]" if known else value
+        return percent_text(width["rate_increase_at_equal_psnr_percent"][i], known)
 
     for name, row in found["architectures"].items():
         for i, lambda_ in enumerate(row["lambdas"]):
@@ -386,11 +387,19 @@ def _table(columns: tuple[str, ...] | list[str], rows: list[list[str]]) -> list[
     ]
 
 
+def _brackets(rows: list[list[str]]) -> str:
+    """What is in brackets, where something is."""
+    if not any("[" in cell for row in rows for cell in row):
+        return ""
+    return "In brackets: 95 % confidence, bootstrap over pictures. "
+
+
 def ablation(table: str) -> str:
     """One table of the ablation."""
     r = json.loads((RESULTS / "ablation.json").read_text())
     t = r["tables"][table]
-    lines = _table(t["columns"], [[name, *(f"{v:+.2f} %" for v in values)] for name, *values in t["rows"]])
+    intervals = t.get("intervals") or [[None] * len(row) for row in t["rows"]]  # until it is measured anew
+    lines = _table(t["columns"], shown(t["rows"], intervals))
     return "\n".join([*lines, "", f"{r['note']} (`ablation.json`, table `{table}`)"])
 
 
@@ -400,8 +409,8 @@ def allocate() -> str:
     plans = r["plans"]
 
     def cells(name: str) -> list[str]:
-        percent = plans[name]["bd_rate_psnr"]["percent"]
-        loss = "a curve that falls" if percent is None else f"{percent:+.2f} %"
+        found = plans[name]["bd_rate_psnr"]
+        loss = "a curve that falls" if found["percent"] is None else BDRate(**found).text()
         return [f"{mean(plans[name]['times_smaller']):.2f}", loss]
 
     sizes = [[name, *cells(name)] for name in plans if name.endswith("x")]
@@ -424,7 +433,7 @@ def allocate() -> str:
         "model files (means over the four), against 4 bytes a parameter. Format of weights: "
         f"{r['weight_format']}; {r['granularity']}; activations {r['activation_bits']} bits; quantized: "
         f"{r['scopes']}. {r['calibration_pictures']} pictures calibrate, no gradients. Predicted sizes were "
-        f"off by at most {r['predicted_size_error_percent']:.1f} %. (`allocate.json`)"
+        f"off by at most {r['predicted_size_error_percent']:.1f} %. {_brackets(widths)}(`allocate.json`)"
     )
     lines = [*_table(("plan", "times smaller", "BD-rate"), sizes), "", *_table(columns, widths)]
     return "\n".join([*lines, "", note])
@@ -434,8 +443,8 @@ def searches() -> str:
     """What each search of bit-widths finds and costs."""
     r = json.loads((RESULTS / "searches.json").read_text())
     rows = [
-        [name, f"{s['plan']['size']:,}", f"{100 * s['increase']:+.2f} %", f"{s['evaluations']:,}",
-         f"{s['seconds']:.1f}"]
+        [name, f"{s['plan']['size']:,}", percent_text(s["increase"], s.get("interval"), 100),
+         f"{s['evaluations']:,}", f"{s['seconds']:.1f}"]
         for name, s in r["searches"].items()
     ]  # fmt: skip
     m = r["machine"]
@@ -449,7 +458,8 @@ def searches() -> str:
     note = (
         f"`{r['command']}`: {r['judges']} pictures of 256x256 judge; threads: {m['threads']}, {m['cpu']}, "
         f"{m['date']}. Those with a table count its evaluations, most of them partial; `predicted` counts "
-        f"one, and takes a forward and a backward pass. Measured: {'; '.join(reached)}. (`searches.json`)"
+        f"one, and takes a forward and a backward pass. Measured: {'; '.join(reached)}. "
+        f"{_brackets(rows)}(`searches.json`)"
     )
     return "\n".join([*_table(("search", "bytes", "J", "model evaluations", "seconds"), rows), "", note])
 
@@ -511,9 +521,8 @@ def _percent(found: dict | None) -> str:
     if found is None:
         return "not measured"
     points = min(found["anchor_points"], found["test_points"])
-    low, high = found.get("interval", (None, None))
-    spread = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
-    return f"{found['percent']:+.2f} %{spread}" + ("" if points == 4 else f" ({points} points)")
+    text = percent_text(found["percent"], found.get("interval"))
+    return text + ("" if points == 4 else f" ({points} points)")
 
 
 def retrain() -> str:

@@ -63,11 +63,11 @@ def error(message: str) -> None:
     _ERR.print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True, highlight=False)
 
 
-def say(message: str) -> None:
+def say(message: object) -> None:
     """One line of progress or result, on stderr, so that stdout stays data; nothing if quiet."""
     if settings.quiet:
         return
-    _ERR.print(_escape(message), soft_wrap=True, highlight=False)
+    _ERR.print(_escape(str(message)), soft_wrap=True, highlight=False)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

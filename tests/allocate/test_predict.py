@@ -8,10 +8,13 @@ import torch
 
 from rdquant.allocate import knapsack, predict
 from rdquant.allocate.judge import Judge
+from rdquant.allocate.methods import Problem, plan_for
+from rdquant.allocate.plan import Plan
 from rdquant.allocate.predict import predict_table, project, weight_error
 from rdquant.allocate.sizes import LayerSizes
 from rdquant.allocate.table import SensitivityTable, WidthTwins, measure_table
 from rdquant.errors import CalibrationError
+from rdquant.files.integer_models import file_bytes
 
 LAMBDA, BITS = 0.013, (3, 5, 7)
 
@@ -69,6 +72,49 @@ def test_plans_from_predictions_are_as_good(scene: Scene) -> None:
     size = measured.sizes.bytes(uniform)
     by_prediction, by_measurement = (judge(knapsack(t, size).bits) for t in (predicted, measured))
     assert by_prediction < 0.7 * judge(uniform) and by_prediction < 1.3 * by_measurement
+
+
+def test_plans_are_judged_on_whole_pictures_with_their_interval(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins, x, measured, _ = scene
+    plan = dict.fromkeys(measured.layers, 5)
+    monkeypatch.setattr(predict, "TILE", 64)  # whose J is another than that of whole pictures
+    judge, same, one = (
+        Problem(twins, y, LAMBDA, 441_000).judge for y in (x, x[:1].repeat(6, 1, 1, 1), x[:1])
+    )
+    assert judge(plan) == pytest.approx(Judge(twins, x, LAMBDA, measured.j_float, False)(plan), abs=1e-5)
+    low, high = judge.interval(plan) or (0.0, 0.0)
+    assert low < judge(plan) < high and judge.evaluations == 1
+    assert same.interval(plan) == pytest.approx((same(plan), same(plan)), abs=1e-5)
+    assert one.interval(plan) is None
+
+
+def test_plans_are_judged_as_their_files_are_made(scene: Scene) -> None:
+    twins, x, measured, _ = scene
+    problem, bits = Problem(twins, x, LAMBDA, 441_000), dict.fromkeys(measured.layers, 3)
+    plain = twins.file_bytes(bits)
+    target = plain * 5 // 4
+    assert 0.99 * target <= file_bytes(twins.filled(bits, target).integer) <= target
+    plan = Plan(bits, plain, 0.0, "uniform")
+    assert problem.when_made(plan, target) < 0.7 * problem.judge(bits)
+    assert problem.when_made(plan, plain // 4) == float("inf")
+
+
+@pytest.mark.parametrize("better", ["uniform", "mixed"])
+def test_of_a_plan_and_the_uniform_one_the_better_file_is_taken(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, better: str
+) -> None:
+    twins, x, measured, _ = scene
+
+    def when_made(self: Problem, plan: Plan, target: int) -> float:
+        return float((len(set(plan.bits.values())) == 1) != (better == "uniform"))
+
+    monkeypatch.setattr(Problem, "when_made", when_made)
+    target = twins.file_bytes(dict.fromkeys(measured.layers, 5)) + 100
+    found = plan_for(Problem(twins, x, LAMBDA, 441_000), "ours-quick", target)
+    assert (len(set(found.bits.values())) == 1) == (better == "uniform")
+    assert found.method == "ours-quick" and found.size <= target == found.target
 
 
 def test_more_tiles_change_nothing_but_noise(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

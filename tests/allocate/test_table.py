@@ -68,9 +68,11 @@ def test_interrupted_tables_go_on(scene, tmp_path, monkeypatch) -> None:  # type
 
 def test_files_have_the_size_that_was_asked_for(photo: np.ndarray, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Allocated on some pictures, quantized on others, gradients and all: at or below it, by at most 1 %."""
-    codec, pictures = small_codec("mbt2018-mean"), [photo[:128, :128], photo[128:256, :128]]
+    codec, pictures = small_codec("mbt2018-mean"), [photo[i : i + 128, :128] for i in range(0, 320, 64)]
     plans, sizes = allocate(codec, pictures, CONFIG, LAMBDA, ["3bits", "5bits"])
-    assert plans["5bits"].increase <= plans["3bits"].increase
+    assert all(p.interval and p.interval[0] < p.increase < p.interval[1] for p in plans.values())
+    noise = 0.005  # half of the intervals; a uniform plan's file may be better than its plan
+    assert plans["5bits"].increase <= plans["3bits"].increase + noise
     few = {"lambda_": LAMBDA, "batch": 1, "crop": 64, "compile": False}
     others, about = [photo[200:328, 200:328]], {"parent": "a name " * 20}
     for text, steps in (("3bits", 6), ("5bits", 0)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rdquant.measure import Curve, ImageResult, Point, bd_rate
-from rdquant.measure.bootstrap import draws, interval, mean_interval
+from rdquant.measure.bootstrap import draws, interval, mean_interval, percent_text
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_law() -> None:
@@ -29,6 +29,12 @@ def test_what_cannot_have_one_has_none() -> None:
     assert interval(lambda w: None, 5, 100) is None
     assert interval(lambda w: float(w[0]) if w[0] < 0.7 else None, 5, 100) is not None
     assert (draws(7).sum(1) == 7).all() and np.array_equal(draws(7), draws(7))
+
+
+def test_figures_are_written_alike() -> None:
+    assert percent_text(0.144, (0.06, 0.226)) == "+0.14 % [+0.06, +0.23]"
+    assert percent_text(-0.0144, [-0.02, 0.0], 100) == "-1.44 % [-2.00, +0.00]"
+    assert percent_text(3, None) == "+3.00 %"
 
 
 def _curve(name: str, factors: np.ndarray) -> Curve:

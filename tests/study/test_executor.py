@@ -96,13 +96,14 @@ def test_a_killed_process_loses_its_cell_which_is_made_again(tmp_path: Path) -> 
 @pytest.mark.skipif(sys.platform == "win32", reason="does not say what processes computed")
 def test_says_how_busy_cores_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    said: list[str] = []
+    said: list[executor.Taken] = []
     cells = [Cell(i, seconds=4.0, fails="" if i else "busy") for i in range(2)]
     run(tmp_path, cells, say=said.append)  # one computes, one sleeps
     run(tmp_path, cells, say=said.append)  # and nothing is left to make
-    (line,) = said
-    assert line.startswith("2 cells took ") and "2 threads computed" in line
-    assert 30 < int(line.split()[-2]) < 80
+    (taken,) = said
+    assert (taken.cells, taken.jobs, taken.threads) == (2, 2, 2)
+    assert 0.3 < taken.busy < 0.8
+    assert str(taken).startswith("2 cells took ") and "2 threads computed" in str(taken)
 
 
 def test_cells_that_cannot_be_made_are_named_and_all_others_stored(tmp_path: Path) -> None:

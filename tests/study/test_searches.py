@@ -19,7 +19,7 @@ def test_every_search_meets_the_size_and_is_judged_alike(photo: np.ndarray) -> N
     trained = small_codec("mbt2018-mean")
     codec, seen = prepare(capture(trained), [photo[:128, :128]], config)
     twins = WidthTwins(codec, seen, config, trained.entropy_bottleneck, (2, 4, 8))
-    x = probe([photo[128:256, :128]], 128)
+    x = probe([photo[128:256, :128], photo[:128, 128:256]], 128)
     problem = Problem(twins, x, 0.001, 20_000, budget=20)
     found, table = compare(problem, "2.5bits"), problem.measured
     assert set(found) == set(METHODS)
@@ -27,6 +27,7 @@ def test_every_search_meets_the_size_and_is_judged_alike(photo: np.ndarray) -> N
         assert outcome.plan.size <= table.sizes.target("2.5bits"), name
         j = twins.cost(outcome.plan.bits, x, 0.001, outputs=False)
         assert outcome.increase == pytest.approx(j / table.j_float - 1), name
+        assert outcome.interval and outcome.interval[0] < outcome.increase < outcome.interval[1], name
     assert found["ours"].increase <= found["knapsack"].increase
     for name in ("ours", "ours-quick", "evolutionary", "annealing"):
         assert found[name].increase <= found["uniform"].increase + 1e-9, name

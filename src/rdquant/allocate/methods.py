@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import CalibrationError, UsageError
 from .annealing import annealing
 from .baselines import evolutionary, greedy, hessian_table
 from .joint import joint
@@ -78,8 +80,19 @@ class Problem:
     @cached_property
     def judge(self) -> Judge:
         """Of whole plans, relative to the float codec's J; activations in float, as in the tables."""
-        j_float = self.predicted.j_float if "measured" not in vars(self) else self.measured.j_float
+        j_float = self.twins.cost(None, self.x, self.lambda_)  # of whole pictures; predictions are of tiles
         return Judge(self.twins, self.x, self.lambda_, j_float, outputs=False)
+
+    def when_made(self, plan: Plan, target: int) -> float:
+        """Increase of J of a plan, its file filled up to ``target`` bytes; infinite where it cannot be."""
+        try:
+            twin = self.twins.filled(plan.bits, target)
+        except CalibrationError:
+            return math.inf
+        twin.set_rounding(twin.names(), True, False)
+        with torch.no_grad():
+            cost = twin(self.x).cost(self.lambda_, self.x.shape[0] * self.x.shape[2] * self.x.shape[3])
+        return float(cost) / self.judge.j_float - 1
 
     def near(self, table: SensitivityTable, name: str) -> Neighbourhood:
         """Whole plans that were measured for a method so far, of all targets."""
@@ -101,6 +114,9 @@ class Search:
     uses: str | None = None
     """The table whose making counts as this search's cost: measured, predicted, or none."""
     whole: bool = False  #: its plan's increase of J was measured as a whole
+    rivalled: bool = False
+    """Whether its plan's file is compared with one of the widest uniform plan, filled up likewise: where
+    widths are so small that errors are large, that may be better whatever the plans as such cost."""
 
 
 def _uniform(table: SensitivityTable, target: int) -> Plan:
@@ -133,11 +149,11 @@ def _by_hessian(problem: Problem, target: int) -> Plan:
 METHODS: Mapping[str, Search] = {
     "ours": Search(
         "the measured table's optimum, then rounds of measuring each layer around the plan",
-        "docs/mixed-precision.md", _refined, "measured", True,
+        "docs/mixed-precision.md", _refined, "measured", True, True,
     ),
     "ours-quick": Search(
         "layers weighed together: the transforms' from one gradient, the hyper-coder's by its measured rate",
-        "docs/mixed-precision.md", _quick, "predicted", True,
+        "docs/mixed-precision.md", _quick, "predicted", True, True,
     ),
     "fmpq": Search(
         "the lowest widths whose relative increase of J, one layer at a time, is below a tolerance",
@@ -215,4 +231,15 @@ def plan_for(problem: Problem, name: str, target: int) -> Plan:
         problem.sizes = dataclasses.replace(problem.sizes, fixed=problem.sizes.fixed + missed)
     if found is None:
         raise UsageError(f"no plan of {name} has a file of at most {target} bytes; the last had {size}")
-    return found
+    return _or_uniform(problem, found, target) if search.rivalled else found
+
+
+def _or_uniform(problem: Problem, plan: Plan, target: int) -> Plan:
+    """The plan, or the widest uniform one if its file is better."""
+    try:
+        rival = plan_for(problem, "uniform", target)
+    except UsageError:
+        return plan
+    if rival.bits == plan.bits or problem.when_made(plan, target) <= problem.when_made(rival, target):
+        return plan
+    return dataclasses.replace(rival, method=plan.method, increase=problem.judge(rival.bits))

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files.atomic import atomic_write
+from ..measure.bootstrap import Interval
 from ..passes.formats import FORMATS, FormatName
 
 PLAN_VERSION = 1
@@ -28,6 +29,7 @@ class Plan:
     number_format: FormatName = "coded"  #: of the weights
     target: int | None = None  #: bytes that the file may have: `rdquant quantize --plan` keeps to it
     about: Mapping[str, Any] = field(default_factory=dict)
+    interval: Interval | None = None  #: of ``increase``, 95 % over the judging pictures, if measured whole
 
     def average_bits(self, counts: Mapping[str, int]) -> float:
         """Mean bits of a weight; ``counts``: weights by layer."""

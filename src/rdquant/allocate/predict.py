@@ -62,11 +62,8 @@ def project(twins: WidthTwins, x: Tensor, lambda_: float, seed: int = 0) -> Proj
     """
     if twins.gains is None:
         raise CalibrationError("predicting sensitivities needs the synthesis gain: calibrate with `prepare`")
-    widest = twins.twins[max(twins.twins)]
-    stages, names = widest.names(), twins.layers
-    widths = sorted(twins.twins)
-    base = twins.mixed(dict.fromkeys(names, max(widths)), outputs=False)
-    base.set_rounding(stages, False, False)
+    names, widths = twins.layers, sorted(twins.twins)
+    base = twins.unrounded()
     errors = {n: torch.stack([weight_error(twins, n, b).flatten() for b in widths]) for n in names}
     rows: dict[str, list[Tensor]] = {n: [] for n in names}
     generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,16 +55,21 @@ def allocate(
     budget: int = 1000,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Plan], LayerSizes]:
-    """A plan per target (see `LayerSizes.target`), and the sizes of layers as they were predicted at first.
+    """A plan per target (see `LayerSizes.target`), with the interval of its increase if it was measured, and
+    the sizes of layers as they were predicted at first.
 
     ``method``: a name of `rdquant.allocate.methods`; ``store``: a sensitivity table kept there, completed or
     used as it is; ``budget``: measurements of searches that have one. Raises `UsageError` for a bad target or
     method, before and after anything is measured.
     """
-    search_of(method)
+    search = search_of(method)
     if budget < 1:
         raise UsageError(f"budget must be 1 or more, got {budget}")
     twins, x = judged_twins(codec, pictures, config, progress)
     problem = Problem(twins, x, lambda_, parameter_count(codec), store, budget, progress)
     sizes = problem.sizes
-    return {t: plan_for(problem, method, problem.target(t)) for t in targets}, sizes
+    plans = {t: plan_for(problem, method, problem.target(t)) for t in targets}
+    if search.whole:
+        judge = problem.judge
+        plans = {t: dataclasses.replace(p, interval=judge.interval(p.bits)) for t, p in plans.items()}
+    return plans, sizes

@@ -28,6 +28,8 @@ from ..passes.calibration import Calibration
 from ..passes.config import QuantizeConfig
 from ..passes.convert import to_integer
 from ..passes.mixed import is_mixing
+from ..passes.rdo import Trace
+from ..passes.sized import quantize_to_size
 from ..passes.suffix import SuffixCost
 from ..passes.twin import Twin
 from .sizes import LayerSizes
@@ -112,7 +114,7 @@ class WidthTwins:
         density: Density,
         bits: tuple[int, ...] = BITS,
     ) -> None:
-        self.codec, self.seen, self.config = codec, seen, config
+        self.codec, self.seen, self.config, self.density = codec, seen, config, density
         self.twins: dict[int, Twin] = {}
         self.codecs: dict[int, Codec] = {}
         self.gains = seen.gains
@@ -134,10 +136,30 @@ class WidthTwins:
         twin.set_rounding(twin.names(), True, outputs)
         return twin
 
+    def unrounded(self) -> Twin:
+        """The twin that rounds nothing: the float codec."""
+        twin = self.mixed(dict.fromkeys(self.layers, max(self.twins)))
+        twin.set_rounding(twin.names(), False, False)
+        return twin
+
     def file_bytes(self, plan: Mapping[str, int]) -> int:
         """Size of the model file of a plan, made and measured."""
         config = dataclasses.replace(self.config, layer_bits=dict(plan))
         return file_bytes(to_integer(self.codec, self.seen, config)[0])
+
+    def filled(self, plan: Mapping[str, int], target: int) -> Twin:
+        """What `rdquant quantize --plan` makes of a plan before any search: steps so much finer or coarser
+        that the file has ``target`` bytes. Raises `CalibrationError` where it cannot.
+        """
+        made: list[tuple[Codec, dict[str, Tensor]]] = []
+
+        def make(config: QuantizeConfig) -> tuple[Codec, Trace]:
+            made.append(to_integer(self.codec, self.seen, config))
+            return made[-1][0], Trace([])
+
+        config = dataclasses.replace(self.config, layer_bits=dict(plan))
+        quantize_to_size(make, (self.codec, self.seen), config, target)
+        return Twin(*made[-1], self.density)
 
     @contextmanager
     def swapped(self, base: Twin, name: str, bits: int) -> Iterator[None]:
@@ -153,10 +175,11 @@ class WidthTwins:
             base.set_rounding([name], *was)
 
     @torch.no_grad()
-    def cost(self, plan: Mapping[str, int], x: Tensor, lambda_: float, outputs: bool = True) -> float:
-        """J of ``x: (B, 3, H, W)``, 0..255, under a whole plan: one model evaluation."""
+    def cost(self, plan: Mapping[str, int] | None, x: Tensor, lambda_: float, outputs: bool = True) -> float:
+        """J of ``x: (B, 3, H, W)``, 0..255, under a whole plan (None: in float): one model evaluation."""
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        return float(self.mixed(plan, outputs)(x).cost(lambda_, pixels))
+        twin = self.unrounded() if plan is None else self.mixed(plan, outputs)
+        return float(twin(x).cost(lambda_, pixels))
 
 
 def width_costs(
@@ -189,14 +212,13 @@ def measure_table(
 
     start = time.perf_counter()
     widths = sorted(twins.twins)
-    stages, names = twins.twins[widths[0]].names(), twins.layers
+    names = twins.layers
     rows: dict[str, dict[int, float]] = {}
     stored = store is not None and store.exists()
     if stored and store is not None:
         old = SensitivityTable.load(store)
         rows = {n: dict(r) for n, r in old.zeta.items() if sorted(r) == widths}
-    base = twins.mixed(dict.fromkeys(names, widths[-1]), outputs=False)
-    base.set_rounding(stages, False, False)
+    base = twins.unrounded()
     suffix = SuffixCost(base, x, lambda_)
     suffix.advance(names[0])
     j_float = suffix.cost()

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import CurveError
-from .bootstrap import RESAMPLES, Interval, interval, mean_interval
+from .bootstrap import RESAMPLES, Interval, interval, mean_interval, percent_text
 from .metrics import ms_ssim_db
 from .results import Curve, ImageResult
 
@@ -40,9 +40,7 @@ class BDRate:
 
     def text(self) -> str:
         """Percent with its interval, as tables show it."""
-        if self.interval is None:
-            return f"{self.percent:+.2f} %"
-        return f"{self.percent:+.2f} % [{self.interval[0]:+.2f}, {self.interval[1]:+.2f}]"
+        return percent_text(self.percent, self.interval)
 
 
 def bd_rate_points(

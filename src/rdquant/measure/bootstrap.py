@@ -18,6 +18,12 @@ LEVEL = 0.95
 Interval = tuple[float, float]
 
 
+def percent_text(value: float, interval: Sequence[float] | None, unit: float = 1.0) -> str:
+    """A figure with its interval, if it has one, as tables show it; ``unit``: percent of one of ``value``."""
+    text = f"{unit * value:+.2f} %"
+    return text if interval is None else f"{text} [{unit * interval[0]:+.2f}, {unit * interval[1]:+.2f}]"
+
+
 def draws(pictures: int, resamples: int = RESAMPLES) -> np.ndarray:
     """``(resamples, pictures)``: how often each picture is in each draw."""
     return np.random.default_rng(0).multinomial(pictures, np.full(pictures, 1 / pictures), resamples)

@@ -2,7 +2,8 @@
 
 Every cell calibrates one float codec, writes real files for held-out pictures, and reports the rate that
 it needs more than the float parent at equal PSNR: the parent's four-point curve on the same pictures is
-interpolated (PCHIP of log-rate) at the cell's PSNR. That is a BD-rate of one point, and called so.
+interpolated (PCHIP of log-rate) at the cell's PSNR. That is a BD-rate of one point, and called so. Its
+interval is by bootstrap over the held-out pictures (`rdquant.measure.bootstrap`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import json
 import math
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -31,6 +33,7 @@ from ..files.integer_models import integer_fingerprint
 from ..files.model_file import model_description
 from ..files.split import split_files
 from ..graph.capture import capture
+from ..measure.bootstrap import RESAMPLES, Interval, interval, percent_text
 from ..measure.metrics import psnr
 from ..passes import QuantizeConfig, load_calibration, prepare
 from ..passes.calibration import Calibration
@@ -138,25 +141,39 @@ def grid() -> list[Cell]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Means over the held-out pictures, from real files."""
+    """Of one picture, or `means` of several, from real files; PSNR in dB, MSE of 8-bit samples."""
 
     bpp: float
     psnr: float
     mse: float
 
 
-def measure(coder: ImageCoder, pictures: list[np.ndarray]) -> Measured:
-    """Code ``pictures`` to files (whose bytes count) and compare the decoded ones."""
+class Rated(Protocol):
+    """What has a rate and a quality: `Measured`, `rdquant.measure.ImageResult`."""
+
+    @property
+    def bpp(self) -> float: ...
+    @property
+    def psnr(self) -> float: ...
+
+
+def measure(coder: ImageCoder, pictures: list[np.ndarray]) -> list[Measured]:
+    """Code each of ``pictures`` to a file (whose bytes count) and compare the decoded one."""
     rows = []
     for rgb in pictures:
         data = coder.encode(rgb)
         decoded = coder.decode(data)
         mse = float(np.mean((decoded.astype(np.float64) - rgb) ** 2))
-        rows.append((8 * len(data) / (rgb.shape[0] * rgb.shape[1]), psnr(rgb, decoded), mse))
-    return Measured(*(fmean(column) for column in zip(*rows, strict=True)))
+        rows.append(Measured(8 * len(data) / (rgb.shape[0] * rgb.shape[1]), psnr(rgb, decoded), mse))
+    return rows
 
 
-def rate_increase(curve: list[Measured], point: Measured) -> float:
+def means(rows: Sequence[Measured]) -> Measured:
+    """Over pictures."""
+    return Measured(*(fmean(column) for column in zip(*map(dataclasses.astuple, rows), strict=True)))
+
+
+def rate_increase(curve: Sequence[Rated], point: Rated) -> float:
     """Percent more rate than the curve needs at the point's PSNR.
 
     Outside the curve's PSNR the nearest two points are extended. Raises `UsageError` for fewer than two.
@@ -171,6 +188,20 @@ def rate_increase(curve: list[Measured], point: Measured) -> float:
         i, j = (0, 1) if point.psnr < q[0] else (-2, -1)
         expected = r[i] + (point.psnr - q[i]) * (r[j] - r[i]) / (q[j] - q[i])
     return 100 * (point.bpp / math.exp(expected) - 1)
+
+
+def increase_interval(curve: Sequence[Sequence[Rated]], point: Sequence[Rated]) -> Interval | None:
+    """Of the `rate_increase` of means over pictures, 95 %: each draw takes the same pictures of all models.
+
+    ``curve``: by float model, what each picture takes; ``point``: the same pictures. None for one picture.
+    """
+    tables = [np.array([(p.bpp, p.psnr, 0.0) for p in pictures]) for pictures in (*curve, point)]
+
+    def figure(weights: np.ndarray) -> float:
+        *parents, own = (Measured(*(weights @ table).tolist()) for table in tables)
+        return rate_increase(parents, own)
+
+    return interval(figure, len(point), RESAMPLES)
 
 
 class Study:
@@ -195,12 +226,12 @@ class Study:
         self.rdo = rdo or {}
         self._parents = parents
         self._prepared: tuple[Any, tuple[Codec, Calibration]] | None = None  # of the last cell
-        self._curve: list[Measured] | None = None
+        self._curve: list[list[Measured]] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
-    def curve(self) -> list[Measured]:
-        """The float parents on the held-out pictures."""
+    def curve(self) -> list[list[Measured]]:
+        """The float parents on each of the held-out pictures."""
         if self._curve is None:
             self._curve = [
                 measure(ImageCoder(capture(c), float_fingerprint(c), Profile.FLOAT), self.held_out)
@@ -219,7 +250,7 @@ class Study:
 
     def path(self, cell: Cell) -> Path:
         """Where the cell's result is stored: named by what it depends on."""
-        key = {**cell.key(), "rdo_base": self.rdo, "lambda": self.lambda_}
+        key = {**cell.key(), "rdo_base": self.rdo, "lambda": self.lambda_, "resamples": RESAMPLES}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()
         return self.folder / f"{digest[:12]}.json"
 
@@ -245,11 +276,13 @@ class Study:
         run = RdoCalibration(self.codec, pictures, quantize, rdo, prepared=self._prepared[1])
         integer = run.run()
         seconds = time.perf_counter() - start
-        found = measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), self.held_out)
+        rows = measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), self.held_out)
+        found = means(rows)
         return {
             "cell": cell.key(), "rdo": rdo.to_json(), "quantize": quantize.to_json(),
             "bpp": found.bpp, "psnr": found.psnr, "mse": found.mse,
-            "rate_increase_percent": rate_increase(self.curve, found),
+            "rate_increase_percent": rate_increase([means(c) for c in self.curve], found),
+            "rate_increase_interval": increase_interval(self.curve, rows),
             "calibration_seconds": seconds,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "trace": [e for e in run.trace.entries if e["unit"] in ("float", "start", "grid", "bias", "end")],
@@ -285,3 +318,11 @@ def tables(
         columns = list(dict.fromkeys(c for row in rows.values() for c in row))
         out[table] = (["", *columns], [[name, *map(row.get, columns)] for name, row in rows.items()])
     return out
+
+
+def shown(rows: list[list[Any]], intervals: list[list[Any]]) -> list[list[str]]:
+    """Rows of `tables` and of their intervals, as text."""
+    return [
+        [name, *map(percent_text, values, known)]
+        for (name, *values), (_, *known) in zip(rows, intervals, strict=True)
+    ]

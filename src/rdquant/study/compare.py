@@ -41,7 +41,7 @@ from ..passes.rdo import Trace
 from ..passes.rdo_config import RdoConfig
 from ..passes.sized import quantize_to_size
 from ..zoo import model_path
-from .ablation import Measured, measure, rate_increase
+from .ablation import Measured, means, measure, rate_increase
 
 WIDTHS = ("W10A10", "W8A8", "W6A8", "W4A8")
 SIZES = ("4x", "6x", "8x", "12x")
@@ -182,7 +182,7 @@ class Comparison:
             else:
                 codec = self.models[name].codec
                 coder = ImageCoder(capture(codec), float_fingerprint(codec), Profile.FLOAT)
-                self._floats[name] = measure(coder, self.shown)
+                self._floats[name] = means(measure(coder, self.shown))
                 with atomic_write(store) as handle:
                     handle.write(json.dumps(vars(self._floats[name]), indent=1).encode())
         return self._floats[name]
@@ -250,7 +250,8 @@ class Comparison:
         model, start = self.models[cell.model], time.perf_counter()
         integer, trace, more = self._integer(cell)
         seconds = time.perf_counter() - start
-        found = measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), self.shown)
+        coder = ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER)
+        found = means(measure(coder, self.shown))
         parent = self.parent(cell.model)
         j, j_float = (m.bpp + model.lambda_ * m.mse for m in (found, parent))
         curve = [self.parent(n) for n, m in self.models.items() if m.family == model.family]

@@ -72,7 +72,7 @@ def evaluated(
     jobs: int | None = None,
     ray: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[executor.Taken], None] | None = None,
 ) -> list[list[ImageResult]]:
     """By model, one result a picture, in order. Arguments and errors as of `rdquant.study.executor.run`."""
     study.folder.mkdir(parents=True, exist_ok=True)

@@ -59,6 +59,23 @@ class Lost:
     why: str
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What processes of this machine took to make cells. (Windows does not say what they computed.)"""
+
+    cells: int
+    jobs: int  #: processes at a time
+    threads: int  #: of all processes together
+    seconds: float  #: of the clock
+    busy: float  #: share of the threads' seconds in which processes computed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cells} cells took {self.seconds:.0f} s, of which {self.threads} threads computed "
+            f"{100 * self.busy:.0f} %"
+        )
+
+
 #: what became of each cell, named by its path, as it comes
 Outcomes = Generator[tuple[Path, dict[str, Any] | Lost], None, None]
 
@@ -70,13 +87,14 @@ def run(
     jobs: int | None = None,
     ray: str | None = None,
     progress: Progress | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[Taken], None] | None = None,
 ) -> list[dict[str, Any]]:
     """The results of ``cells``, in their order; ``study`` is what ``recipe`` builds.
 
     ``jobs``: processes at a time, each with its share of the threads that `rdquant.threads.allowed` counts;
     default: as many as threads. ``ray``: address of a cluster that makes the cells (`rdquant.study.cluster`).
-    ``say`` is told in the end how long processes of this machine took, and how busy they kept its cores.
+    ``say`` is told in the end how long processes of this machine took, and how busy they kept its cores,
+    unless nothing was left to make.
 
     Raises `UsageError` for no jobs, and `StudyError`, once all else is made, with the cells that cannot be.
     """
@@ -92,12 +110,13 @@ def run(
 
     report()
     made, started, before = len(left), time.perf_counter(), os.times()
+    processes = max(1, min(jobs or threads.allowed(), made))
     if left and ray is not None:
         from .cluster import on_ray
 
         outcomes = on_ray(ray, recipe, _by_preparation(study, left), jobs)
     else:
-        outcomes = _in_processes(study, recipe, left, jobs)
+        outcomes = _in_processes(study, recipe, left, processes)
     with closing(outcomes):
         for path, outcome in outcomes:
             if isinstance(outcome, Lost):
@@ -107,7 +126,7 @@ def run(
                     handle.write(json.dumps(outcome, indent=1).encode())
             report(study.label(left.pop(path)))
     if say and made and ray is None:
-        say(f"{made} cells {_taken(started, before)}")
+        say(_taken(made, processes, started, before))
     if lost:
         missing = [(study.label(c), lost[p].why) for p, c in zip(paths, cells, strict=True) if p in lost]
         raise StudyError(
@@ -117,13 +136,11 @@ def run(
     return [json.loads(path.read_text()) for path in paths]
 
 
-def _taken(started: float, before: os.times_result) -> str:
-    """What ended processes took since then. (Windows does not say what they computed.)"""
+def _taken(cells: int, jobs: int, started: float, before: os.times_result) -> Taken:
+    """What ended processes took since then."""
     seconds, now, cores = time.perf_counter() - started, os.times(), threads.allowed()
     computed = now.children_user + now.children_system - before.children_user - before.children_system
-    return (
-        f"took {seconds:.0f} s, of which {cores} threads computed {100 * computed / (seconds * cores):.0f} %"
-    )
+    return Taken(cells, jobs, cores, seconds, computed / (seconds * cores))
 
 
 def attempt(study: Study, cell: Any) -> dict[str, Any] | Lost:
@@ -144,10 +161,9 @@ def _by_preparation(study: Study, left: Mapping[Path, Any]) -> dict[Path, Any]:
     return dict(sorted(left.items(), key=lambda item: str(study.preparation(item[1]))))
 
 
-def _in_processes(study: Study, recipe: Recipe, left: Mapping[Path, Any], jobs: int | None) -> Outcomes:
+def _in_processes(study: Study, recipe: Recipe, left: Mapping[Path, Any], jobs: int) -> Outcomes:
     """Every cell of ``left`` and what became of it, as it comes."""
     context, cores = multiprocessing.get_context("spawn"), threads.allowed()
-    jobs = max(1, min(jobs or cores, len(left)))
     waiting, tried = dict(left), Counter[Path]()
     preparations = {path: study.preparation(cell) for path, cell in left.items()}
     processes: dict[Connection, BaseProcess] = {}

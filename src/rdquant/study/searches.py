@@ -14,6 +14,7 @@ from typing import Any
 from ..allocate import Plan
 from ..allocate.judge import Judge
 from ..allocate.methods import METHODS, Problem, search_of
+from ..measure.bootstrap import Interval
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Outcome:
     increase: float  #: relative increase of J of the whole plan, measured
     evaluations: int  #: model evaluations, of the table included; most of the table's are partial
     seconds: float
+    interval: Interval | None = None  #: of ``increase``, 95 % over the pictures
     reached: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Of "greedy", "evolutionary" and "annealing": by other method, the evaluations and seconds after which a
     plan of the size was found that is as good as that method's."""
@@ -60,6 +62,8 @@ def compare(
         more, longer = costs[search.uses]
         logs[name] = judge.log[:]
         found[name] = Outcome(plan, judge(plan.bits), asked + more, seconds + longer)
+    for name, outcome in found.items():
+        found[name] = dataclasses.replace(outcome, interval=problem.judge.interval(outcome.plan.bits))
     for name in {"greedy", "evolutionary", "annealing"} & set(found):
         fitting = [(i + 1, j, s) for i, (b, j, s) in enumerate(logs[name]) if problem.sizes.bytes(b) <= size]
         reached = {
