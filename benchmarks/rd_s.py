@@ -85,7 +85,8 @@ def store(run: Path, calib: Path, minutes: float) -> None:
         "calibration": CALIBRATION_PICTURES, "pictures": LEARNED_PICTURES, "minutes": minutes,
     }  # fmt: skip
     given = [f"--{name}={value}" for name, value in options.items()]
-    subprocess.run([sys.executable, "-m", "rdquant", "finetune", NAME, *given], check=True)
+    words = [sys.executable, "-m", "rdquant", "finetune", NAME, *given, "--overwrite"]
+    subprocess.run(words, check=True)
 
 
 def entry(name: str, curve: Curve) -> dict[str, Any]:

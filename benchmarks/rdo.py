@@ -40,7 +40,8 @@ def calibrate(
         "--weights", weights, "--activations", activations, "--json", "-o", str(target), *extra,
     ]  # fmt: skip
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "rdquant", *command], stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "rdquant", *command, "--overwrite"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     out = process.stdout.read() if process.stdout else ""
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rdquant.codec import Codec, scale_thresholds
-from rdquant.entropy import gaussian_tables, pmf_tables, scale_boundaries, scale_table
+from rdquant.codec import Codec
+from rdquant.entropy import gaussian_tables, pmf_tables, scale_boundaries, scale_table, scale_thresholds
 from rdquant.graph import Graph, Node, Operation, Port
 from rdquant.graph.arithmetic import Multiplier, integer_root, requantize, squares
 from rdquant.graph.operations import (

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
+from rich import markup
 
 from conftest import small_codec
 from rdquant import cli, console, zoo
 from rdquant.cli import common, quantizing
-from rdquant.errors import Corrupt, RdquantError
+from rdquant.errors import Corrupt, RdquantError, UsageError
 from rdquant.files import container
 from rdquant.files.float_models import save_float
 from rdquant.files.images import read_image, write_image
+from rdquant.files.integer_models import integer_fingerprint, load_integer
 from rdquant.load import open_coder
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def run(*args: str) -> subprocess.CompletedProcess:
@@ -91,6 +97,10 @@ def test_from_checkpoint_to_file_and_back(
     invoke("inspect", tmp_path / "f.rdq", "--json")
     fields = {row[0]: row[3] for row in json.loads(capsys.readouterr().out)["rows"]}
     assert (fields["width"], fields["height"]) == ("130", "100")
+    invoke("inspect", tmp_path / "m.safetensors", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert {row[4] for row in found["rows"]} == {32}
+    assert 0.9 * found["bytes"] < sum(row[8] for row in found["rows"]) < found["bytes"]
     invoke("inspect", model, "--json")
     bits = {row[0]: row[4] for row in json.loads(capsys.readouterr().out)["rows"]}
     assert bits["g_s.2"] == 8 and bits["h_s.0"] == 7
@@ -169,7 +179,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
         args = ("decode", tmp_path / "f.rdq", "-m", "mean-scale-s-0130", "-o", out.with_suffix(".png"))
         message = "the file needs model"
     else:
-        args, message = ("encode", picture, "-o", tmp_path / "no" / "f.rdq"), "cannot write"
+        args, message = ("encode", picture, "-o", picture / "f.rdq"), "cannot write"
     before = set(tmp_path.rglob("*"))
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["rdquant", *map(str, args)])
@@ -293,7 +303,7 @@ def test_quantize_by_rate_and_distortion(
 ) -> None:
     model, calib = small_model
     target = tmp_path / "q.rdqm"
-    common = ("quantize", model, "--calib", calib, "-o", target, "--steps", 4, *QUICK)
+    common = ("quantize", model, "--calib", calib, "-o", target, "--steps", 4, *QUICK, "--overwrite")
     invoke(*common, "--lambda", 1e-4, "--weights", 5, "--format", "additive_power", "--json")
     trace = json.loads(capsys.readouterr().out)["trace"]
     assert [e["unit"] for e in trace] == ["float", "start", "weights", "end"]
@@ -329,12 +339,105 @@ def test_allocate_and_quantize_to_a_size(
     invoke("allocate", model, "--calib", calib, "--target-size", "4bits", "--target-size", "6bits",
            "-o", tmp_path / "plans", *table)  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "plans").iterdir()) == ["4bits.json", "6bits.json"]
-    invoke("allocate", model, "--calib", calib, "--target-size", "4bits", "-o", plan, "--method", "predicted")
+    more = ("--method", "predicted", "--overwrite")
+    invoke("allocate", model, "--calib", calib, "--target-size", "4bits", "-o", plan, *more)
     assert set(json.loads(plan.read_text())["bits"]) == set(
         json.loads((tmp_path / "plans" / "4bits.json").read_text())["bits"]
     )
     with pytest.raises(RdquantError, match="impossible"):
-        invoke("allocate", model, "--calib", calib, "--target-size", "100B", "-o", plan, *table)
+        invoke("allocate", model, "--calib", calib, "--target-size", "100B", "-o", tmp_path / "p", *table)
+
+
+def test_lambda_is_asked_for_where_gradients_run(
+    small_model: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Elsewhere the integers are the same without."""
+    _, calib = small_model
+    model, made = tmp_path / "unsaid.safetensors", [tmp_path / "with.rdqm", tmp_path / "without.rdqm"]
+    save_float(small_codec("mbt2018-mean"), model)
+    invoke("quantize", model, "--calib", calib, "-o", made[0], "--lambda", 0.01)
+    assert "nothing learns from" in " ".join(capsys.readouterr().out.split())
+    invoke("quantize", model, "--calib", calib, "-o", made[1])
+    found = [load_integer(path) for path in made]
+    assert len({integer_fingerprint(codec) for codec in found}) == 1
+    assert [codec.description["lambda"] for codec in found] == [0.01, None]
+    for few in (("--weights", 4), ("--method", "mse"), ("--set", "grid=true")):
+        with pytest.raises(UsageError, match="--lambda"):
+            invoke("quantize", model, "--calib", calib, "-o", tmp_path / "x.rdqm", *few)
+    with pytest.raises(UsageError, match="--lambda"):
+        open_coder(str(made[1]), effort=1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "import m -o X", "quantize m --calib c -o X", "allocate m --calib c --target-size 8x -o X",
+        "export m --to onnx -o FOLDER", "finetune m --data c -o X", "evaluate -m m --images c -o X",
+        "retrain m --data c --run r -o X", "anchor jpeg --images c -o FOLDER",
+        "study searches m --calib c -o X",
+    ],
+)  # fmt: skip
+def test_what_exists_is_not_replaced(words: str, picture: Path, tmp_path: Path) -> None:
+    """Refused before anything is read."""
+    (tmp_path / "c").mkdir()
+    write_image(tmp_path / "c" / "0.png", read_image(picture))
+    for name in ("x", "report.json", "c-jpeg.json"):
+        (tmp_path / name).write_bytes(b"mine")
+    places = {"X": tmp_path / "x", "FOLDER": tmp_path, "c": tmp_path / "c"}
+    arguments = [places.get(word, word) for word in words.split()]
+    with pytest.raises(UsageError, match="exists; --overwrite replaces it"):
+        invoke(*arguments)
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in ("x", "report.json", "c-jpeg.json"))
+    if "m" in arguments:
+        with pytest.raises(RdquantError, match=r"no such checkpoint|neither a file|onnx"):
+            invoke(*arguments, "--overwrite")
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(picture: Path, tmp_path: Path) -> None:
+    for target, message in ((tmp_path, "not a file"), (picture / "a" / "b", "no folder")):
+        with pytest.raises(UsageError, match=message):
+            invoke("quantize", "no-such-model", "--calib", tmp_path, "-o", target)
+
+
+def test_coded_files_and_checkpoints_are_not_encoded(picture: Path, tmp_path: Path) -> None:
+    invoke("encode", picture, "-o", tmp_path / "new" / "folder" / "f.rdq", "--target-size", "0.6kB")
+    file = tmp_path / "new" / "folder" / "f.rdq"
+    assert 500 < file.stat().st_size <= 600
+    with pytest.raises(RdquantError, match="`rdquant decode`"):
+        invoke("encode", file, "-o", tmp_path / "again.rdq")
+    with pytest.raises(UsageError, match="'2 pages'"):
+        invoke("encode", picture, "-o", tmp_path / "g.rdq", "--target-size", "2 pages")
+    checkpoint, texts = tmp_path / "cheng2020.pth.tar", tmp_path / "texts.tar"
+    torch.save({"state_dict": {}}, checkpoint)
+    with tarfile.open(texts, "w") as written:
+        written.add(file, "a.txt")
+    before = set(tmp_path.rglob("*"))
+    for shard, message in ((checkpoint, "not a tar file"), (texts, "no pictures in")):
+        result = run("encode", shard, "-o", tmp_path / "y.rdq")
+        assert result.returncode == 1 and message in result.stderr
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_file_of_ones_own_model_asks_for_it(picture: Path, tmp_path: Path) -> None:
+    model, file = GOLDEN / "factorized-w8.rdqm", tmp_path / "f.rdq"
+    invoke("encode", picture, "-m", model, "-o", file)
+    with pytest.raises(RdquantError, match="with -m"):
+        invoke("decode", file, "-o", tmp_path / "d.png")
+    with pytest.raises(UsageError, match="one rate: leave quality"):
+        invoke("encode", picture, "-m", model, "-o", tmp_path / "g.rdq", "-q", 50)
+
+
+def test_help_loses_nothing_to_markup() -> None:
+    """Brackets that are no tags are escaped."""
+
+    def walk(command: Any) -> None:
+        for below in getattr(command, "commands", {}).values():
+            walk(below)
+        for text in (command.help, *(getattr(p, "help", None) for p in command.params)):
+            shown = markup.render(text or "")
+            assert not shown.spans and shown.plain == (text or "").replace("\\[", "["), text
+
+    walk(typer.main.get_command(cli.app))
 
 
 def test_help_shows_the_defaults_that_are_used() -> None:
@@ -347,8 +450,6 @@ def test_help_shows_the_defaults_that_are_used() -> None:
 
 
 def test_every_verb_has_the_same_options_of_output() -> None:
-    import typer
-
     verbs = []
 
     def walk(command: Any, path: str) -> None:

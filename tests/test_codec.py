@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rdquant.codec import MOST_DOWNSAMPLING, Codec
+from rdquant.entropy import scale_boundaries, scale_table, scale_thresholds
 from rdquant.errors import BadModel
 from rdquant.graph import Graph, Node, Port
 from rdquant.graph.operations import WindowAttention
@@ -53,6 +54,11 @@ def test_tables_are_those_of_scales_in_steps(kind: str, spacing: int | None) -> 
     assert int(np.abs(found - real.table_indexes(scales / 256, spacing)).max()) <= 1
     assert np.array_equal(real.table_indexes(scales * 2, 512), real.table_indexes(scales))
     assert (np.diff(found) >= 0).all() and int(found.max()) < len(integer.y_tables)
+
+
+def test_thresholds_rise_however_coarse_scales_are() -> None:
+    for fraction_bits in range(9):
+        assert (np.diff(scale_thresholds(scale_boundaries(scale_table()), fraction_bits)) > 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

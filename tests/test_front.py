@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,8 +101,38 @@ def test_tensors_and_batches() -> None:
     assert rdquant.encode(torch.stack([tensor, tensor]), MODEL, quality=40) == [data, data]
     first, second = rdquant.decode(both, MODEL)
     assert first.shape == rgb.shape and second.shape == other.shape
-    with pytest.raises(ImageError, match="float"):
-        rdquant.encode(tensor / 255, MODEL)
+    with pytest.raises(ImageError, match=r"tensor \(B, 3, H, W\) or a list, got \(2, 70, 45, 3\)"):
+        rdquant.encode(torch.from_numpy(np.stack([rgb, rgb])), MODEL)
+    with pytest.raises(ImageError, match=r"\(70, 45\)"):
+        rdquant.encode(rgb[..., 0], MODEL)
+    with pytest.raises(ImageError, match=r"one array .* got \(2, 70, 45, 3\).*rdquant\.encode"):
+        rdquant.open(MODEL).encode(np.stack([rgb, rgb]))
+
+
+def test_floats_are_of_0_to_1() -> None:
+    rgb = picture("70x45")
+    data, tensor = rdquant.encode(rgb, MODEL), torch.from_numpy(rgb).permute(2, 0, 1) / 255
+    for floats in (rgb / 255, (rgb / 255).astype(np.float16), tensor, tensor.bfloat16()):
+        assert rdquant.encode(floats, MODEL) == data
+    assert rdquant.encode(torch.stack([tensor, tensor]), MODEL) == [data, data]
+    for bad, message in ((1.5, "1.5"), (-0.25, "-0.25"), (np.nan, "nan")):
+        tensor[1, 2, 3] = bad
+        with pytest.raises(ImageError, match=rf"in \[0, 1\], got {message}"):
+            rdquant.encode(tensor, MODEL)
+    with pytest.raises(ImageError, match="int64"):
+        rdquant.encode(rgb.astype(np.int64), MODEL)
+
+
+def test_targets_are_those_of_the_command_line() -> None:
+    rgb = picture("96x128")
+    data = rdquant.encode(rgb, MODEL, target_size=1700)
+    assert 1600 < len(data) <= 1700 and rdquant.encode(rgb, MODEL, target_bpp=8 * 1700 / (96 * 128)) == data
+    with pytest.raises(UsageError, match="give one of"):
+        rdquant.encode(rgb, MODEL, quality=3, target_size=1700)
+    with pytest.raises(UsageError, match="-1"):
+        rdquant.encode(rgb, MODEL, target_bpp=-1)
+    with pytest.raises(UsageError, match="one rate: leave quality"):
+        rdquant.encode(rgb, str(HERE / "factorized-w8.rdqm"), target_size=1700)
 
 
 def test_profile_and_exif_go_through_a_file(tmp_path: Path) -> None:
@@ -144,13 +175,31 @@ def test_one_door_to_every_model() -> None:
         rdquant.open("nothing")
 
 
+def test_a_codec_in_memory_codes_as_its_file_does(tmp_path: Path) -> None:
+    rgb, codec = picture("70x45"), rdquant.load_integer(MODEL)
+    data = rdquant.encode(rgb, codec, quality=30)
+    assert data == rdquant.encode(rgb, Path(MODEL), quality=30)
+    assert np.array_equal(rdquant.decode(data, codec), rdquant.decode(data, MODEL))
+    shown = r"Codec\(unshuffle8, weights of 7 to 8 bits, 8 networks, [\d,]+ parameters\)"
+    assert re.fullmatch(shown, repr(codec)), codec
+
+
+def test_a_coded_file_is_not_coded_again(tmp_path: Path) -> None:
+    (tmp_path / "x.rdq").write_bytes(rdquant.encode(picture("1x1")))
+    with pytest.raises(ImageError, match=r"x\.rdq is a coded file"):
+        rdquant.encode(tmp_path / "x.rdq")
+
+
 def test_from_a_checkpoint_to_a_curve(tmp_path: Path, photo: np.ndarray) -> None:
     """The first page: quantize what CompressAI trained, measure it, compare."""
     codec = small_codec("mbt2018-mean")
     torch.save(codec.state_dict(), tmp_path / "checkpoint.pth.tar")
     crops = [np.ascontiguousarray(photo[i : i + 96, i : i + 64]) for i in (0, 100, 200)]
-    integer = rdquant.quantize(tmp_path / "checkpoint.pth.tar", crops, side=64)
+    integer = rdquant.quantize(tmp_path / "checkpoint.pth.tar", crops, side=64, lambda_=0.01)
     assert integer.description["parent"] == "checkpoint.pth.tar"
+    rdquant.save_integer(integer, f"{tmp_path}/mine.rdqm")
+    data = rdquant.encode(crops[0], integer, quantizer="rdoq")
+    assert data == rdquant.encode(crops[0], f"{tmp_path}/mine.rdqm", quantizer="rdoq")
     (tmp_path / "pictures").mkdir()
     for i, crop in enumerate(crops):
         Image.fromarray(crop).save(tmp_path / "pictures" / f"{i}.png")
@@ -159,6 +208,7 @@ def test_from_a_checkpoint_to_a_curve(tmp_path: Path, photo: np.ndarray) -> None
     done: list[tuple[int, int]] = []
     curve = rdquant.evaluate([integer, again], crops, progress=lambda *d: done.append(d))
     assert [len(p.images) for p in curve.points] == [3, 3] and done[-1] == (6, 6)
+    assert repr(curve) == "Curve('rdquant', 'pictures', 2 points)" and len(repr(curve.points)) < 150
     assert curve.points[0].bpp == curve.points[1].bpp
     low, high = curve.points[0].interval("psnr") or (0, 0)
     assert low < curve.points[0].psnr < high

@@ -119,5 +119,5 @@ def test_what_needs_torch_names_the_extra(argv: list[object], tmp_path: Path) ->
     found = run([*given, *out], ("torch",))
     assert found.returncode == 2
     assert found.stderr.strip().endswith(
-        "this needs torch, which is not installed: pip install rdquant[train]"
+        "this needs torch, which is not installed: pip install 'rdquant[train]'"
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rdquant.codec import Codec, scale_thresholds
+from rdquant.codec import Codec
 from rdquant.coder import ImageCoder
-from rdquant.entropy import gaussian_tables, scale_boundaries, scale_table
+from rdquant.entropy import gaussian_tables, scale_boundaries, scale_table, scale_thresholds
 from rdquant.files.container import Profile, Quantizer
 from rdquant.graph import Graph, Node, Port
 from rdquant.graph.arithmetic import Multiplier

@@ -9,8 +9,8 @@
     Image.open("x.rdq"), image.save("x.rdq", quality=60)  # Pillow knows the format after ``import rdquant``
 
     integer = rdquant.quantize("checkpoint.pth.tar", "photographs/")  # or a codec of your own
-    rdquant.save_integer(integer, Path("mine.rdqm"))
-    coder = rdquant.open("mine.rdqm")  # or a name of the zoo
+    rdquant.save_integer(integer, "mine.rdqm")
+    coder = rdquant.open("mine.rdqm")  # or a name of the zoo, or what `quantize` gave
     data = coder.encode(rgb)
     curve = rdquant.evaluate("mine.rdqm", "kodak/")  # real files: rate, quality, time
 

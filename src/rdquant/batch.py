@@ -62,8 +62,7 @@ def collect(sources: Iterable[Path], suffixes: set[str]) -> list[Path]:
 def to_do(
     sources: list[Path], folder: Path, name: Callable[[Path], str], overwrite: bool
 ) -> tuple[dict[Path, Path], list[Path]]:
-    """Targets, in a folder that is made if need be, of what is not there yet; and the others."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Targets in a folder of what is not there yet; and the others."""
     targets = {source: folder / name(source) for source in sources}
     skipped = [source for source, target in targets.items() if target.exists() and not overwrite]
     return {s: t for s, t in targets.items() if s not in set(skipped)}, skipped

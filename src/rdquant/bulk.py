@@ -14,13 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .coder import ImageCoder
-from .errors import RdquantError
+from .coder import ImageCoder, coded
+from .errors import ImageError, RdquantError
 from .files import images
 from .files.atomic import atomic_write, read_file
-from .files.container import Header, Limits, bytes_of, read, with_sections
+from .files.container import Header, Limits, read
 from .files.shards import is_shard, open_shard
 from .load import coder_for, open_coder
+from .quality import check_target
 
 
 class Coding(Protocol):
@@ -54,9 +55,7 @@ class _Coders:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Pictures to .rdq files. Options are those of `rdquant.encode`; ``target_bytes`` and ``target_bpp``:
-    at most so many, by quality.
-    """
+    """Pictures to .rdq files. Options are those of `rdquant.encode`."""
 
     model: str
     reading: images.Reading = field(default_factory=images.Reading)
@@ -65,23 +64,21 @@ class Encoding:
     effort: int = 0
     quality: float | None = None
     target_bpp: float | None = None
-    target_bytes: int | None = None
+    target_size: int | None = None
     pixel_checksum: bool = False
     _coders: _Coders = field(default_factory=_Coders, compare=False)
 
     suffixes, suffix = images.SUFFIXES, ".rdq"
 
+    def __post_init__(self) -> None:
+        check_target(self.quality, self.target_bpp, self.target_size)
+
     def _coded(self, picture: images.Picture) -> bytes:
         coder = self._coders.get(
             None, lambda: open_coder(self.model, self.quantizer, self.step, self.effort, self.quality)
         )
-        rgb = picture.rgb
-        most = self.target_bytes if self.target_bpp is None else self.target_bpp * rgb[..., 0].size / 8
-        if most is None:
-            data = coder.encode(rgb, self.pixel_checksum)
-        else:
-            data = coder.encode_to_size(rgb, most - bytes_of(picture.sections), self.pixel_checksum)
-        return with_sections(data, picture.sections) if picture.sections else data
+        wanted = self.target_bpp, self.target_size, self.pixel_checksum
+        return coded(coder, picture.rgb, picture.sections, *wanted)
 
     def file(self, source: Path, target: Path) -> dict[str, Any]:
         picture = images.read_picture(source, self.reading)
@@ -161,7 +158,10 @@ def code(coding: Coding, source: Path, target: Path) -> dict[str, Any]:
         pixels += count
         return changed
 
-    open_shard(source, coding.suffixes).rewrite(target, coding.suffix, change)
+    shard = open_shard(source, coding.suffixes)
+    if not shard.count():
+        raise ImageError(f"no pictures in {source} (looked for {', '.join(sorted(coding.suffixes))})")
+    shard.rewrite(target, coding.suffix, change)
     return {
         "source": str(source), "file": str(target), "pictures": len(sizes), "lost": lost,
         "bytes": sum(sizes), "bpp": 8 * sum(sizes) / max(1, pixels), "seconds": time.perf_counter() - start,

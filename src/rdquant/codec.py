@@ -50,7 +50,7 @@ Z_FRACTION_BITS = 8
 MOST_DOWNSAMPLING = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Codec:
     """Pictures are ``(B, 3, H, W)`` uint8 with sides multiples of `downsampling`.
 
@@ -70,10 +70,17 @@ class Codec:
     medians: np.ndarray
     """Of the factorized latent (z; y without a hyperprior): its symbols start there. int32, or float32."""
     quantizer: UniformScalar | FixedPointScalar
-    description: dict[str, Any] = field(default_factory=dict, compare=False)
+    description: dict[str, Any] = field(default_factory=dict)
     """How it was made; shown by `inspect`, not part of the fingerprint."""
-    known_as: Mapping[bytes, bytes] = field(default_factory=dict, compare=False, repr=False)
+    known_as: Mapping[bytes, bytes] = field(default_factory=dict)
     """Of a model file of version 4: what version 5 would name it -> what it is named."""
+
+    def __repr__(self) -> str:
+        ops = [node.op for graph in self.networks.values() for node in graph.nodes]
+        count = sum(math.prod(t.shape) for op in ops for t in vars(op).values() if hasattr(t, "shape"))
+        bits = {op.bits for op in ops if isinstance(op, Convolution)} if self.integer else None
+        what = f"weights of {min(bits)} to {max(bits)} bits" if bits else "float"
+        return f"Codec({self.architecture}, {what}, {len(self.networks)} networks, {count:,} parameters)"
 
     @property
     def integer(self) -> bool:
@@ -382,11 +389,3 @@ class Codec:
 
 def _real(values: np.ndarray) -> np.ndarray:
     return values if values.dtype.kind == "f" else values.astype(np.float32)
-
-
-def scale_thresholds(boundaries: np.ndarray, fraction_bits: int) -> np.ndarray:
-    """Integer form of `rdquant.entropy.scale_boundaries`: int32 ``(levels - 1,)``, strictly rising.
-
-    ``scale > boundary`` and ``scale > floor(boundary * 2^f) / 2^f`` agree on multiples of ``2^-f``.
-    """
-    return np.floor(boundaries * 2.0**fraction_bits).astype(np.int32)

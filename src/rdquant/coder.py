@@ -23,13 +23,24 @@ from .codec import Codec
 from .entropy import CdfTables
 from .errors import Corrupt, ImageError, ModelMismatch, UnsupportedVersion, UsageError
 from .export.runtimes import Synthesis, resolved
-from .files.container import Header, Limits, Profile, Quantizer, checksum, read, write
+from .files.container import (
+    Header,
+    Limits,
+    Profile,
+    Quantizer,
+    Sections,
+    bytes_of,
+    checksum,
+    read,
+    with_sections,
+    write,
+)
 from .latents.coding import LatentCoding, ScalarCoding, coding_of
 from .latents.parts import Coded, quantized, walk
 from .latents.refine import Refinement
 from .pixels import pad_to, to_batch, to_pixels
 from .priors import Part
-from .quality import for_size, hundredths
+from .quality import ONE_RATE, for_size, hundredths
 
 
 def channel_indexes(shape: tuple[int, ...]) -> np.ndarray:
@@ -46,6 +57,25 @@ def _check_room(name: str, stream: bytes, shape: tuple[int, ...], tables: CdfTab
             f"{len(stream)} bytes cannot hold the {math.prod(shape)} symbols of {name}: "
             f"they take at least {math.ceil(least / 8)}"
         )
+
+
+def coded(
+    coder: ImageCoder,
+    rgb: np.ndarray,
+    sections: Sections = (),
+    target_bpp: float | None = None,
+    target_size: float | None = None,
+    pixel_checksum: bool = False,
+) -> bytes:
+    """The file of a picture with what it carries; with a target, the one of the highest quality that takes at
+    most so many bits a pixel, or bytes. Raises as `ImageCoder.encode_to_size`.
+    """
+    most = target_size if target_bpp is None else target_bpp * rgb[..., 0].size / 8
+    if most is None:
+        data = coder.encode(rgb, pixel_checksum)
+    else:
+        data = coder.encode_to_size(rgb, most - bytes_of(sections), pixel_checksum)
+    return with_sections(data, sections) if sections else data
 
 
 class ImageCoder:
@@ -77,7 +107,7 @@ class ImageCoder:
 
     def _at(self, quality: int) -> ImageCoder:
         if self._others is None:
-            raise UsageError("this model has one rate; only models with gains have qualities")
+            raise UsageError(ONE_RATE)
         return self if quality == self.quality else self._others(quality)
 
     def encode_to_size(self, rgb: np.ndarray, most: float, pixel_checksum: bool = False) -> bytes:
@@ -103,7 +133,10 @@ class ImageCoder:
         Raises `ImageError`, and `UsageError` for a trellis that the model's prior cannot have.
         """
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
-            raise ImageError(f"pictures are (H, W, 3) uint8, got {rgb.shape} {rgb.dtype}")
+            raise ImageError(
+                f"a coder takes one array (H, W, 3) of uint8, got {tuple(rgb.shape)} {rgb.dtype}; "
+                "rdquant.encode takes tensors, floats and batches, too"
+            )
         if self.coding.step is not None and self.codec.prior.no_trellis:
             kind = self.coding.quantizer.name
             raise UsageError(f"{kind} cannot code the latents of this model: {self.codec.prior.no_trellis}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,11 +22,18 @@ from numba.extending import intrinsic
 
 __all__ = ["njit", "whole_vectors"]
 
+_LOG = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _missing() -> None:
     raise ImportError("not looked for")
+
+
+@functools.cache
+def _notice() -> None:
+    """Once a process: what is not in the cache is compiled next."""
+    _LOG.info("kernels are compiled for this machine, once: some seconds, half a minute at the very first")
 
 
 @functools.cache
@@ -45,9 +53,12 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         _leave_scipy_out()
         rtsys.initialize(target_context)  # numba's memory, which arrays of kernels are in
+        found = None
         with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)
-        return None
+            found = self._load_overload(sig, target_context)
+        if found is None:
+            _notice()
+        return found
 
 
 def njit(**options: Any) -> Callable[[F], F]:

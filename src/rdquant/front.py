@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image
 
 from . import zoo
-from .coder import ImageCoder
-from .errors import UsageError
+from .coder import ImageCoder, coded
+from .errors import ImageError, UsageError
 from .files.atomic import read_file
-from .files.container import read, with_sections
+from .files.container import read
 from .files.images import Colour, Picture, Reading, picture_of, read_picture
 from .lazy import extras
 from .load import coder_for, coder_of, open_coder
+from .quality import check_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,8 +36,10 @@ AnyPicture = Any
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(model: str, quantizer: str | None, effort: int, quality: float | None) -> ImageCoder:
-    return open_coder(model, quantizer, effort=effort, quality=quality)
+def _opened(
+    model: str | Path | Codec, quantizer: str | None = None, effort: int = 0, quality: float | None = None
+) -> ImageCoder:
+    return open_model(model, quantizer=quantizer, effort=effort, quality=quality)
 
 
 @functools.lru_cache(maxsize=8)
@@ -44,11 +47,22 @@ def _named(fingerprint: bytes) -> ImageCoder:
     return coder_for(fingerprint)
 
 
+def _is_tensor(picture: AnyPicture) -> bool:
+    """Without importing PyTorch to ask."""
+    return hasattr(picture, "detach")
+
+
 def _batch(pictures: AnyPicture) -> list[AnyPicture] | None:
-    """The pictures of a batch, or None for one picture."""
+    """The pictures of a batch, or None for one picture. Raises `ImageError`."""
     if isinstance(pictures, list | tuple):
         return list(pictures)
-    return list(pictures) if getattr(pictures, "ndim", 3) == 4 else None
+    if getattr(pictures, "ndim", 3) != 4:
+        return None
+    if pictures.shape[1 if _is_tensor(pictures) else 3] != 3:
+        raise ImageError(
+            f"a batch is an array (B, H, W, 3), a tensor (B, 3, H, W) or a list, got {tuple(pictures.shape)}"
+        )
+    return list(pictures)
 
 
 def _picture(picture: AnyPicture, reading: Reading) -> Picture:
@@ -56,31 +70,51 @@ def _picture(picture: AnyPicture, reading: Reading) -> Picture:
         return picture_of(picture, reading)
     if isinstance(picture, str | Path):
         return read_picture(Path(picture), reading)
-    if hasattr(picture, "detach"):  # a tensor, without importing PyTorch to ask
-        picture = np.moveaxis(picture.detach().cpu().numpy(), 0, -1)
-    return Picture(np.asarray(picture))
+    return Picture(_rgb(picture))
+
+
+def _rgb(picture: AnyPicture) -> np.ndarray:
+    """``(H, W, 3)`` uint8 of an array or a tensor. Raises `ImageError`."""
+    tensor = _is_tensor(picture)
+    if tensor:
+        picture = picture.detach().cpu()
+        picture = picture.double() if picture.is_floating_point() else picture
+    found = np.asarray(picture)
+    if found.ndim != 3 or found.shape[0 if tensor else 2] != 3 or not found.size:
+        raise ImageError(f"a picture is an array (H, W, 3) or a tensor (3, H, W), got {found.shape}")
+    if found.dtype.kind == "f":
+        found = found.astype(np.float64)
+        outside = found[~((found >= 0) & (found <= 1))]
+        if outside.size:
+            raise ImageError(f"floats of a picture are in [0, 1], got {outside[0]:g}; 0..255 is for uint8")
+        found = np.floor(255 * found + 0.5).astype(np.uint8)
+    if found.dtype != np.uint8:
+        raise ImageError(f"samples of a picture are uint8, or floats in [0, 1], got {found.dtype}")
+    return np.moveaxis(found, 0, -1) if tensor else found
 
 
 @overload
 def encode(
-    picture: np.ndarray | Image.Image | str | Path, model: str = ..., *, quality: float | None = ...,
-    quantizer: str | None = ..., effort: int = ..., colour: Colour = ..., background: str | None = ...,
-    exif: bool = ...,
+    picture: np.ndarray | Image.Image | str | Path, model: str | Path | Codec = ..., *,
+    quality: float | None = ..., quantizer: str | None = ..., effort: int = ..., colour: Colour = ...,
+    background: str | None = ..., exif: bool = ..., target_bpp: float | None = ...,
+    target_size: int | None = ...,
 ) -> bytes: ...  # fmt: skip
 @overload
 def encode(
-    picture: list[Any] | tuple[Any, ...], model: str = ..., *, quality: float | None = ...,
+    picture: list[Any] | tuple[Any, ...], model: str | Path | Codec = ..., *, quality: float | None = ...,
     quantizer: str | None = ..., effort: int = ..., colour: Colour = ..., background: str | None = ...,
-    exif: bool = ...,
+    exif: bool = ..., target_bpp: float | None = ..., target_size: int | None = ...,
 ) -> list[bytes]: ...  # fmt: skip
 @overload
 def encode(
-    picture: AnyPicture, model: str = ..., *, quality: float | None = ..., quantizer: str | None = ...,
-    effort: int = ..., colour: Colour = ..., background: str | None = ..., exif: bool = ...,
+    picture: AnyPicture, model: str | Path | Codec = ..., *, quality: float | None = ...,
+    quantizer: str | None = ..., effort: int = ..., colour: Colour = ..., background: str | None = ...,
+    exif: bool = ..., target_bpp: float | None = ..., target_size: int | None = ...,
 ) -> Any: ...  # fmt: skip
 def encode(
     picture: AnyPicture,
-    model: str = zoo.DEFAULT,
+    model: str | Path | Codec = zoo.DEFAULT,
     *,
     quality: float | None = None,
     quantizer: str | None = None,
@@ -88,6 +122,8 @@ def encode(
     colour: Colour = "keep",
     background: str | None = None,
     exif: bool = False,
+    target_bpp: float | None = None,
+    target_size: int | None = None,
 ) -> bytes | list[bytes]:
     """A whole ``.rdq`` file of one picture; of a batch, a list of them.
 
@@ -96,34 +132,37 @@ def encode(
         data = rdquant.encode("photo.jpg")
         data = rdquant.encode(array, "mine.rdqm", effort=2)
         files = rdquant.encode([first, second], quality=60)
+        data = rdquant.encode("photo.jpg", target_size=30_000)
 
-    ``picture``: ``(H, W, 3)`` uint8 of any size, a tensor ``(3, H, W)`` uint8, a Pillow image, or the path of
-    a file. A list or tuple of these, ``(B, H, W, 3)`` or a tensor ``(B, 3, H, W)`` is a batch.
-    ``model``: a zoo name or a file. ``quality``: 1..100, of models for many rates. ``quantizer``, ``effort``:
-    see `rdquant.load.open_coder`. Models stay open for the next picture.
+    ``picture``: an array ``(H, W, 3)`` of any size or a tensor ``(3, H, W)``, uint8 or floats in [0, 1] that
+    are rounded to 8 bits; a Pillow image, or the path of a file. A list or tuple of these, ``(B, H, W, 3)``
+    or a tensor ``(B, 3, H, W)`` is a batch.
+    ``model``: a zoo name, a file, or a codec in memory (of `quantize`). ``quality``: 1..100, of models for
+    many rates; or the highest of at most ``target_bpp`` bits a pixel, or ``target_size`` bytes a file.
+    ``quantizer``, ``effort``: see `rdquant.load.open_coder`. Models stay open for the next picture.
     ``colour``, ``background``, ``exif``: what becomes of images and files that are not plain sRGB, see
     `rdquant.files.images.Reading`; their orientation is applied.
 
     Raises `ImageError` for pictures that have no one answer (transparent, CMYK) or another shape or type,
     `UnknownModel`, and `UsageError`.
     """
+    check_target(quality, target_bpp, target_size)
     reading = Reading(colour, background, exif)
     coder = _opened(model, quantizer, effort, quality)
 
     def one(picture: AnyPicture) -> bytes:
         found = _picture(picture, reading)
-        data = coder.encode(found.rgb)
-        return with_sections(data, found.sections) if found.sections else data
+        return coded(coder, found.rgb, found.sections, target_bpp, target_size)
 
     batch = _batch(picture)
     return one(picture) if batch is None else [one(p) for p in batch]
 
 
 @overload
-def decode(data: bytes | str | Path, model: str | None = ...) -> np.ndarray: ...
+def decode(data: bytes | str | Path, model: str | Path | Codec | None = ...) -> np.ndarray: ...
 @overload
-def decode(data: list[Any] | tuple[Any, ...], model: str | None = ...) -> list[np.ndarray]: ...
-def decode(data: Any, model: str | None = None) -> np.ndarray | list[np.ndarray]:
+def decode(data: list[Any] | tuple[Any, ...], model: str | Path | Codec | None = ...) -> list[np.ndarray]: ...
+def decode(data: Any, model: str | Path | Codec | None = None) -> np.ndarray | list[np.ndarray]:
     """``(H, W, 3)`` uint8 of the bytes of a file, or of its path: the same pixels on every machine.
 
     ::
@@ -131,8 +170,8 @@ def decode(data: Any, model: str | None = None) -> np.ndarray | list[np.ndarray]
         rgb = rdquant.decode("photo.rdq")
         image = PIL.Image.open("photo.rdq")  # with the colour profile and EXIF, if the file carries them
 
-    A list or tuple gives a list. ``model``: a file or a zoo name, where the zoo does not have the one that
-    the file names.
+    A list or tuple gives a list. ``model``: a file, a zoo name or a codec in memory, where the zoo does not
+    have the one that the file names.
 
     Raises an error of the `DecodeError` branch for anything but a whole file, `UnknownModel`, and
     `UsageError` for a path that cannot be read.
@@ -140,7 +179,7 @@ def decode(data: Any, model: str | None = None) -> np.ndarray | list[np.ndarray]
     if isinstance(data, list | tuple):
         return [decode(d, model) for d in data]
     whole = read_file(Path(data)) if isinstance(data, str | Path) else bytes(data)
-    coder = _opened(model, None, 0, None) if model else _named(read(whole)[0].fingerprint)
+    coder = _opened(model) if model else _named(read(whole)[0].fingerprint)
     return coder.decode(whole)
 
 
@@ -182,6 +221,7 @@ def quantize(
     *,
     count: int = 64,
     side: int = 256,
+    lambda_: float | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Codec:
     """A float codec as exact integers: 8-bit weights and activations unless ``config`` says otherwise.
@@ -189,13 +229,15 @@ def quantize(
     ::
 
         integer = rdquant.quantize("checkpoint.pth.tar", "photographs/")
-        rdquant.save_integer(integer, Path("mine.rdqm"))
-        data = rdquant.open(integer).encode(rgb)
+        rdquant.save_integer(integer, "mine.rdqm")
+        data = rdquant.encode("photo.png", integer)  # or "mine.rdqm"
 
     ``codec``: a zoo name, a float model file, a CompressAI checkpoint, or an ``nn.Module`` of your own
     (docs/own-codec.md). ``pictures``: a folder, or a sequence of what `encode` takes: photographs like those
     to be coded, but none that you measure with. Of each of ``count`` spread over them, a centre crop of
-    ``side`` shows what ranges activations have; 16 do, 64 are better.
+    ``side`` shows what ranges activations have; 16 do, 64 are better. ``lambda_``: what the codec was trained
+    with, if its file does not say it: weight of 255^2 MSE against bpp. The integers do not depend on it, for
+    no gradients run here; RDOQ, trellises and effort need it. Below 6 bits, `rdquant quantize` does better.
 
     Raises `CalibrationError` for unusable pictures, `CaptureError` for a network with parts that have no
     integer form, `BadModel`, `UnknownModel`.
@@ -207,6 +249,10 @@ def quantize(
     described: dict[str, Any] = {}
     if isinstance(codec, str | Path):
         codec, described = _float_codec(str(codec))
+    if lambda_ is not None:
+        if not lambda_ > 0:
+            raise UsageError(f"lambda must be positive, got {lambda_}")
+        described["lambda"] = lambda_
     if isinstance(pictures, str | Path):
         crops = load_calibration(list_images(Path(pictures)), count, side)
     else:
@@ -263,7 +309,7 @@ def evaluate(
         curve = rdquant.evaluate(["mine-1.rdqm", "mine-2.rdqm", "mine-3.rdqm"], "kodak/")
         for point in curve.points:
             print(point.label, point.bpp, point.psnr, point.interval("psnr"))
-        curve.save(Path("mine.json"))  # for `rdquant bdrate` and `rdquant report`
+        curve.save("mine.json")  # for `rdquant bdrate` and `rdquant report`
 
     ``models``: as for `open`; qualities of one model are ``["mine.rdqm@20", "mine.rdqm@50", ...]``.
     ``pictures``: a folder of pictures or of shards, a shard (.tar as WebDataset's, .parquet), or a sequence

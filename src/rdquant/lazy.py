@@ -39,7 +39,7 @@ def extras() -> Iterator[None]:
             raise
         extra = EXTRAS[package]
         raise UsageError(
-            f"this needs {package}, which is not installed: pip install rdquant[{extra}]"
+            f"this needs {package}, which is not installed: pip install 'rdquant[{extra}]'"
         ) from None
 
 

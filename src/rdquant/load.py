@@ -163,7 +163,8 @@ def _gains(description: dict[str, Any], channels: int, name: str) -> tuple[np.nd
     gains, lambda_ = description.get("latent_gains"), description.get("lambda")
     if gains is None or lambda_ is None:
         raise UsageError(
-            f"{name} does not carry latent gains and lambda; quantize it again with this release"
+            f"{name} does not say its lambda and latent gains, which RDOQ, trellises and effort need: "
+            "quantize it again with --lambda (in Python: lambda_=)"
         )
     numbers = [*gains, lambda_] if isinstance(gains, list) else []
     fine = all(type(v) in (int, float) and 0 <= v < np.inf for v in numbers)
@@ -195,7 +196,8 @@ def coder_for(fingerprint: bytes) -> ImageCoder:
     path = zoo.by_fingerprint(fingerprint)
     if path is None:
         raise UnknownModel(
-            f"the file needs model {fingerprint.hex()}, which is not in the zoo; give it with --model"
+            f"the file needs model {fingerprint.hex()}, which is not in the zoo; name its file with -m (in "
+            "Python: model=)"
         )
     coder = open_coder(str(path))
     if coder.fingerprint != fingerprint:

@@ -12,7 +12,9 @@ from typing import IO, Any
 from PIL import Image, ImageFile
 
 #: of ``image.save``
-OPTIONS = ("model", "quality", "quantizer", "effort", "colour", "background", "exif")
+OPTIONS = (
+    "model", "quality", "quantizer", "effort", "colour", "background", "exif", "target_bpp", "target_size",
+)  # fmt: skip
 
 
 def _ours(prefix: bytes) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,28 @@ LAMBDAS = "lambdas"
 DEFAULT_QUALITY = 5000
 #: of calibration: pictures after which qualities begin again
 SPREAD = 8
+ONE_RATE = (
+    "this model has one rate: leave quality and target sizes out, or take a model of many rates, such as "
+    "rd-s-w8a8"
+)
+UNITS = {"": 1, "B": 1, "kB": 1000, "MB": 1_000_000}
+
+
+def bytes_in(text: str, known: str = "800kB or 800000") -> int:
+    """What ``800kB``, ``1.5MB`` or ``800000`` mean. Raises `UsageError`, which says what is ``known``."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(B|kB|MB|)\s*", text)
+    if not match or not (size := int(float(match[1]) * UNITS[match[2]])):
+        raise UsageError(f"a size is like {known}, got {text!r}")
+    return size
+
+
+def check_target(quality: float | None, bpp: float | None, size: float | None) -> None:
+    """Raises `UsageError` unless at most one is given, of targets a positive number."""
+    if sum(v is not None for v in (quality, bpp, size)) > 1:
+        raise UsageError("give one of quality, target bpp and target size")
+    for name, value in (("bpp", bpp), ("size", size)):
+        if value is not None and not value > 0:
+            raise UsageError(f"the target {name} must be positive, got {value}")
 
 
 def hundredths(quality: float) -> int:
@@ -43,7 +66,7 @@ def at(codec: Codec, quality: int) -> Codec:
     """The codec at a quality in hundredths. Raises `UsageError` for a model of one rate."""
     gains = codec.gains
     if not gains:
-        raise UsageError("this model has one rate; only models with gains have qualities")
+        raise UsageError(ONE_RATE)
     networks = dict(codec.networks)
     for name, (node, gain) in gains.items():
         networks[name] = networks[name].replaced({node: gain.at(position(quality, gain.last))})

@@ -96,7 +96,7 @@ def test_targets(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "big", "-5%", "0x", "5 y"])
 def test_bad_targets_are_quoted(text: str) -> None:
-    with pytest.raises(UsageError, match="target size"):
+    with pytest.raises(UsageError, match="a size is like"):
         _table().sizes.target(text)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from random_graphs import (
     operation,
     pointwise,
 )
-from rdquant import engines
+from rdquant import compiled, engines
 from rdquant.engines import cache, chain, dense, epilogues, products, run
 from rdquant.engines.fast import plan
 from rdquant.engines.layer import Layer
@@ -239,6 +241,18 @@ def test_self_test_passes_here_and_sees_a_wrong_sum(monkeypatch: pytest.MonkeyPa
         assert engine() == "fast"  # it was asked before
     finally:
         engines.self_test.cache_clear()
+
+
+def test_compiling_is_announced_and_reading_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tmp_path / "kernel.py"
+    source.write_text("def kernel(a):\n    return a + 1\n")
+    caplog.set_level(logging.INFO, "rdquant")
+    for announced in (1, 0):
+        compiled._notice.cache_clear()
+        caplog.clear()
+        kernel = compiled.njit(cache=True)(runpy.run_path(str(source))["kernel"])
+        assert kernel(1) == 2 and kernel(2.5) == 3.5
+        assert len(caplog.records) == announced
 
 
 def test_another_machine_version_or_source_is_tested_anew(

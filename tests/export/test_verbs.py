@@ -45,7 +45,7 @@ def test_models_for_other_engines(photo: np.ndarray, tmp_path: Path, capsys: pyt
     with pytest.raises(RdquantError, match="--to must be onnx or openvino"):
         invoke("export", plain, "--to", "tflite", "-o", tmp_path / "x")
     with pytest.raises(RdquantError, match="the profile must be"):
-        invoke("quantize", model, "--calib", pictures, "-o", plain, "--profile", "small")
+        invoke("quantize", model, "--calib", pictures, "-o", tmp_path / "x", "--profile", "small")
     pytest.importorskip("onnx")
     invoke("export", tuned, "--to", "onnx", "-o", tmp_path / "onnx")
     assert "g_s.6" in capsys.readouterr().out

@@ -21,8 +21,11 @@ def test_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot write"), atomic_write(tmp_path / "no" / "f"):
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a" / "b" / "f") as handle:
+        handle.write(b"new")
+    assert (tmp_path / "a" / "b" / "f").read_bytes() == b"new"
+    with pytest.raises(UsageError, match="cannot write"), atomic_write(tmp_path / "a" / "b" / "f" / "g"):
         pass
 
 

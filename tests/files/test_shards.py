@@ -191,7 +191,7 @@ def test_what_is_no_shard_is_an_error(tmp_path: Path, pngs: list[bytes]) -> None
     assert not (tmp_path / "e.tar").exists()
     assert "over itself" in run("encode", tmp_path / "a.tar", "-m", MODEL, code=2)
     assert "b.tar" in run("encode", broken, "-m", MODEL, "-o", tmp_path / "out", code=1)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_parquet_without_pictures_is_an_error(tmp_path: Path, pngs: list[bytes]) -> None:

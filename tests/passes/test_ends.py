@@ -29,7 +29,8 @@ def test_first_and_last_layers_get_more_bits() -> None:
 @pytest.mark.parametrize("architecture", ["mbt2018-mean", "unshuffle8"])
 def test_integers_have_them(architecture: str, photo: np.ndarray) -> None:
     """And a transform whose last convolution reads a mixing is left alone."""
-    codec = quantize(small_codec(architecture), [photo[:128, :128]])
+    with pytest.warns(FewPictures, match="1 calibration pictures"):
+        codec = quantize(small_codec(architecture), [photo[:128, :128]])
     nodes = [n for n in codec.networks["synthesis"].nodes if not is_mixing(n.name)]
     layers = [n.op for n in nodes if isinstance(n.op, Convolution)]
     peaks = [int(np.abs(layer.weight).max()) for layer in (layers[0], layers[-1])]

@@ -92,6 +92,14 @@ def test_rdo_ptq_takes_ten_pictures(photo: np.ndarray) -> None:
     assert pictures_for("ours", pictures) == pictures
 
 
+def test_lambda_is_needed_where_j_decides() -> None:
+    for name, bits in (("ours", 8), ("ours", 6), ("minmax", 4)):
+        assert options_for(name, {"weight_bits": bits}, {})[1].lambda_ is None
+    for name, bits in (("ours", 4), ("mse", 8), ("brecq", 8), ("rdo-ptq", 8)):
+        with pytest.raises(UsageError, match="--lambda"):
+            options_for(name, {"weight_bits": bits}, {})
+
+
 def test_unknown_methods_are_quoted() -> None:
     with pytest.raises(UsageError, match=r"'magic'.*|.*magic"):
         options_for("magic", {}, {"lambda_": 1.0})

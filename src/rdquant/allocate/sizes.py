@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..codec import Codec
-from ..errors import UsageError
 from ..files.integer_models import file_bytes, weight_bytes
 from ..graph.operations import Convolution
 from ..passes.mixed import is_mixing
+from ..quality import bytes_in
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,15 @@ class LayerSizes:
         return 8 * (size - self.fixed) / sum(self.counts.values())
 
     def target(self, text: str) -> int:
-        """Bytes that ``25%`` (of the float32 parameters), ``5x`` (smaller), ``4.5bits`` or ``800000`` mean.
-
-        Raises `UsageError`.
+        """Bytes that ``25%`` (of the float32 parameters), ``5x`` (smaller), ``4.5bits``, ``800kB`` or
+        ``800000`` mean. Raises `UsageError`.
         """
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|x|bits?|B|kB|)\s*", text)
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|x|bits?)\s*", text)
         if not match or float(match[1]) <= 0:
-            raise UsageError(f"a target size is like 25%, 5x, 4.5bits, 800kB or 800000, got {text!r}")
+            return bytes_in(text, "25%, 5x, 4.5bits, 800kB or 800000")
         value, unit = float(match[1]), match[2]
         if unit == "%":
             return int(self.float_bytes * value / 100)
         if unit == "x":
             return int(self.float_bytes / value)
-        if unit.startswith("bit"):
-            return int(self.fixed + sum(self.counts.values()) * value / 8)
-        return int(value * (1000 if unit == "kB" else 1))
+        return int(self.fixed + sum(self.counts.values()) * value / 8)

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import zoo
-from ..errors import UsageError
-from .common import Effort, Jobs, Quantizer, Ray, Step, app, zoo_names
+from .common import Effort, Jobs, Overwrite, Quantizer, Ray, Step, app, zoo_names
 from .many import each
 
 PANEL = "Code pictures"
@@ -48,7 +47,7 @@ def encode(
         float | None, typer.Option(help="The highest quality with at most so many bits a pixel.")
     ] = None,
     target_size: Annotated[
-        int | None, typer.Option(help="The highest quality with at most so many bytes a file.")
+        str | None, typer.Option(help="The highest quality with at most so much a file: 30kB or bytes.")
     ] = None,
     pixel_checksum: Annotated[
         bool, typer.Option(help="Decode as well, and let the file carry a checksum of the picture.")
@@ -65,7 +64,7 @@ def encode(
         typer.Option(help="A colour to lay transparent pixels on, such as white; else they are refused."),
     ] = None,
     exif: Annotated[bool, typer.Option(help="Keep EXIF: places and names are in it, too.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    overwrite: Overwrite = False,
     jobs: Jobs = None,
     ray: Ray = None,
 ) -> None:
@@ -77,16 +76,11 @@ def encode(
     """
     from ..bulk import Encoding
     from ..files.images import Reading
+    from ..quality import bytes_in
 
-    if sum(v is not None for v in (quality, target_bpp, target_size)) > 1:
-        raise UsageError("give one of --quality, --target-bpp and --target-size")
-    for name, value in (("bpp", target_bpp), ("size", target_size)):
-        if value is not None and not value > 0:
-            raise UsageError(f"--target-{name} must be positive, got {value}")
+    most = None if target_size is None else bytes_in(target_size)
     reading = Reading(colour, background, exif)  # type: ignore[arg-type]
-    coding = Encoding(
-        model, reading, quantizer, step, effort, quality, target_bpp, target_size, pixel_checksum
-    )
+    coding = Encoding(model, reading, quantizer, step, effort, quality, target_bpp, most, pixel_checksum)
     each(coding, images, out, overwrite, jobs, ray)
 
 
@@ -98,17 +92,17 @@ def decode(
         typer.Option("--out", "-o", help="File, or - ; for several a folder. Default: beside each, .png."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Needed unless the zoo has the model.")
+        str | None, typer.Option("--model", "-m", help="Its file, of a model that the zoo does not have.")
     ] = None,
     max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.")] = 2**28,
     engine: Annotated[
         str,
         typer.Option(
             help="What makes the pixels: exact, the same on every machine; or, 1 off here and there: "
-            "openvino or onnx (rdquant[deploy]), torch; auto takes openvino where it is installed."
+            r"openvino or onnx (rdquant\[deploy]), torch; auto takes openvino where it is installed."
         ),
     ] = "exact",
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    overwrite: Overwrite = False,
     jobs: Jobs = None,
     ray: Ray = None,
 ) -> None:

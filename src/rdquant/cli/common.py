@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -142,9 +143,12 @@ Step = Annotated[float | None, typer.Option(help="Of TCQ, in steps of plain roun
 Effort = Annotated[
     int,
     typer.Option(
-        help="0 to 3: rounds of refining levels for this picture (0, 8, 16, 32); the decoder is as fast."
+        help="0 to 3: rounds of refining levels for this picture (0, 8, 16, 32); the decoder is as fast. 1 "
+        "makes files of the default model 9 % smaller at equal PSNR (Kodak), in seconds instead of tenths; 2 "
+        r"and 3 take two and four times as long. From 1 on it needs PyTorch: rdquant\[train]."
     ),
 ]
+Overwrite = Annotated[bool, typer.Option(help="Replace files that exist.")]
 Jobs = Annotated[
     int | None,
     typer.Option(
@@ -173,6 +177,17 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     pass
+
+
+def free(target: Path, overwrite: bool) -> None:
+    """Before any work: raises `UsageError` for a file that exists and is not to be replaced, or cannot be."""
+    if target.is_file() and not overwrite:
+        raise UsageError(f"{target} exists; --overwrite replaces it")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"cannot write {target}: it is not a file")
+    folder = next(path for path in target.absolute().parents if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write {target}: {folder} is no folder that can be written")
 
 
 def options_of(items: list[str] | None, kinds: tuple[type, ...]) -> dict[type, dict[str, Any]]:

@@ -10,7 +10,7 @@ import typer
 
 from .. import console, zoo
 from ..errors import UsageError
-from .common import app, options_of
+from .common import Overwrite, app, free, options_of
 
 PANEL = "Deploy"
 
@@ -23,6 +23,7 @@ def export(
     network: Annotated[
         list[str] | None, typer.Option(help="Networks to export; default: analysis and synthesis.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write networks as standard quantized graphs for other engines, with this model's own integers.
 
@@ -36,9 +37,10 @@ def export(
 
     if to not in ("onnx", "openvino"):
         raise UsageError(f"--to must be onnx or openvino, got {to!r}")
+    free(out / "report.json", overwrite)
     needed = ("onnx",) if to == "onnx" else ("onnx", "openvino")
     if missing := [package for package in needed if find_spec(package) is None]:
-        raise UsageError(f"exporting to {to} needs {', '.join(missing)}: pip install rdquant[deploy]")
+        raise UsageError(f"exporting to {to} needs {', '.join(missing)}: pip install 'rdquant[deploy]'")
     from ..export.model import FREE, export_codec
 
     report = export_codec(load_integer(model_path(model)), to, out, tuple(network or FREE))  # type: ignore
@@ -77,6 +79,7 @@ def finetune(
         list[str] | None,
         typer.Option("--set", help="Any other option of QuantizeConfig or FinetuneConfig, as NAME=JSON."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Quantize, and let networks learn to live with it: quantization-aware training on true pictures.
 
@@ -94,6 +97,7 @@ def finetune(
     from ..passes.finetune import FinetuneConfig, Finetuning
     from ..zoo import model_path
 
+    free(out, overwrite)
     path = model_path(model)
     options = options_of(set_, (QuantizeConfig, FinetuneConfig))
     quantized = QuantizeConfig(**{**profile_options(profile), **options[QuantizeConfig]})

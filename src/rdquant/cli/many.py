@@ -11,6 +11,7 @@ import typer
 
 from .. import console
 from ..errors import UsageError
+from .common import free
 
 if TYPE_CHECKING:
     from ..batch import Report
@@ -28,8 +29,7 @@ def each(
     if len(sources) == 1 and not sources[0].is_dir() and not shards.is_shard(sources[0]):
         target = out or (STREAM if sources[0] == STREAM else sources[0].with_suffix(coding.suffix))
         target = target / bulk.target_name(coding, sources[0]) if target.is_dir() else target
-        if target.is_file() and not overwrite:
-            raise UsageError(f"{target} exists; --overwrite replaces it")
+        free(target, overwrite)
         if target == STREAM and console.settings.json:
             raise UsageError("--json and the file would both go to standard output; name a file with --out")
         _show(batch.Report([(sources[0], coding.file(sources[0], target))]), summary=False)

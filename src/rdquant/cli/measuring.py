@@ -10,7 +10,7 @@ import typer
 
 from .. import console
 from ..errors import RdquantError, UsageError
-from .common import Effort, Quantizer, Ray, Step, app, zoo_names
+from .common import Effort, Overwrite, Quantizer, Ray, Step, app, free, zoo_names
 
 PANEL = "Measure"
 
@@ -45,6 +45,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Processes, each with a picture and its share of the cores.")
     ] = None,
     ray: Ray = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Code pictures to real files, decode them, and measure rate, quality and time.
 
@@ -53,6 +54,8 @@ def evaluate(
     """
     from ..front import evaluate as evaluated
 
+    if out is not None:
+        free(out, overwrite)
     with console.progress("evaluate") as update:
         curve = evaluated(
             model, images, name=name, quantizer=quantizer, step=step, effort=effort, check=check,
@@ -133,8 +136,9 @@ def anchor(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for one result file each.")],
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's.")] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps what was measured; the same command then resumes.")
+        Path | None, typer.Option(help="Folder that keeps what was measured, to resume from.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     r"""Measure classical codecs on a folder of pictures, for `bdrate` and `report` to compare with.
 
@@ -145,12 +149,13 @@ def anchor(
     from ..measure import run_anchor
 
     files, found = list_images(images), {}
-    for name in codec:
+    targets = {name: out / f"{dataset or images.name}-{name}.json" for name in codec}
+    for target in targets.values():
+        free(target, overwrite)
+    for name, target in targets.items():
         with console.progress(name) as update:
             curve = run_anchor(name, files, dataset or images.name, update, cache)
         meta = {**curve.meta, "command": f"rdquant anchor {name} --images {images.name}"}
-        out.mkdir(parents=True, exist_ok=True)
-        target = out / f"{curve.dataset}-{name}.json"
         dataclasses.replace(curve, meta=meta).save(target)
         found[name] = target
         if not console.settings.json:
@@ -216,10 +221,10 @@ def report(
         list[str] | None, typer.Option(help="Anchors beside it, in as many bytes; default: jpeg, webp.")
     ] = None,
 ) -> None:
-    """Make one page of results that needs no network: curves, BD-rates with confidence, every picture.
+    r"""Make one page of results that needs no network: curves, BD-rates with confidence, every picture.
 
     Figures are also written as SVG. With --images and --model, pictures are shown beside anchors of as many
-    bytes, with a divider, zoom and errors.
+    bytes, with a divider, zoom and errors. Needs rdquant\[report].
     """
     from ..files.images import read_image
     from ..load import open_coder

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import console, zoo
-from .common import app, zoo_names
+from .common import Overwrite, app, free, zoo_names
 
 PANEL = "Models"
 #: what the zoo's index says of Kodak
@@ -41,6 +41,7 @@ def import_command(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")],
     half: Annotated[bool, typer.Option(help="Store float16 instead of float32.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn a CompressAI checkpoint into a model file. Nothing in it is executed.
 
@@ -50,6 +51,7 @@ def import_command(
     from ..codecs.checkpoint import import_checkpoint
     from ..files.float_models import save_float
 
+    free(out, overwrite)
     codec = import_checkpoint(checkpoint)
     save_float(codec, out, {"imported": checkpoint.name}, half=half)
     if console.settings.json:

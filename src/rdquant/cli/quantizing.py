@@ -11,7 +11,7 @@ import typer
 
 from .. import console, zoo
 from ..errors import UsageError
-from .common import app, options_of, zoo_names
+from .common import Overwrite, app, free, options_of, zoo_names
 
 if TYPE_CHECKING:
     from ..codec import Codec
@@ -24,7 +24,13 @@ PANEL = "Quantize"
 @app.command(rich_help_panel=PANEL)
 def quantize(
     model: Annotated[str, typer.Argument(help="A float model file or zoo name.", autocompletion=zoo_names)],
-    calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
+    calib: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of pictures like those to be coded, but none that you test on (see --split). 16 do, "
+            "64 are better."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The integer model file to write.")],
     method: Annotated[
         str,
@@ -56,7 +62,12 @@ def quantize(
     ] = "",
     rdo: Annotated[bool, typer.Option(help="Refine the integers by gradients of the cost.")] = True,
     lambda_: Annotated[
-        float | None, typer.Option("--lambda", help="Of J; default: what the model was trained with.")
+        float | None,
+        typer.Option(
+            "--lambda",
+            help="Of J; default: what the model was trained with. Needed where that does not say it and "
+            "gradients run, and by RDOQ, trellises and effort when encoding.",
+        ),
     ] = None,
     strategy: Annotated[
         str | None, typer.Option(help="layer, block or joint; default: the method's, joint for ours.")
@@ -81,6 +92,7 @@ def quantize(
     run: Annotated[
         Path | None, typer.Option(help="Folder that keeps the search's state, to resume from.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Quantize a float codec to integers: every layer, static ranges, exact on every machine.
 
@@ -104,11 +116,10 @@ def quantize(
     from ..passes.sized import quantize_to_size
     from ..zoo import model_path
 
+    free(out, overwrite)
     path = model_path(model)
     codec, parent = load_float(path), model_description(path)
     lam = lambda_ or parent.get("lambda")
-    if lam is None and rdo:
-        raise UsageError(f"{model} does not say its lambda; pass --lambda (or --no-rdo)")
     options = options_of(set_, (QuantizeConfig, RdoConfig))
     chosen = Plan.load(plan) if plan is not None else None
     if chosen is not None:
@@ -127,7 +138,7 @@ def quantize(
             **options[QuantizeConfig],
         },
         {
-            "lambda_": lam or 1.0,
+            "lambda_": lam or (None if rdo else 1.0),
             **{k: v for k, v in given.items() if v is not None},
             **options[RdoConfig],
         },
@@ -169,8 +180,12 @@ def quantize(
         console.show_json({"file": str(out), "bytes": size, "target_bytes": planned, "trace": trace})
         return
     if costs:
-        columns = ("J of the float model", *(f"after {unit}" for unit in list(costs)[1:]))
-        console.show_table("held-out calibration pictures (estimate)", columns, [list(costs.values())])
+        title = (
+            "J = lambda * distortion + bpp (lower is better), estimated on calibration pictures that nothing "
+            "learns from; start: integers as converted, end: as saved"
+        )
+        columns = ("of the float model", *(f"after {unit}" for unit in list(costs)[1:]))
+        console.show_table(title, columns, [list(costs.values())])
     if planned is None:
         console.say(f"{out}: {console.Size(size)}, W{config.weight_bits}A{config.activation_bits}")
     else:
@@ -180,7 +195,9 @@ def quantize(
 @app.command(rich_help_panel=PANEL)
 def allocate(
     model: Annotated[str, typer.Argument(help="A float model file or zoo name.", autocompletion=zoo_names)],
-    calib: Annotated[Path, typer.Option(help="Folder of calibration pictures (see --split).")],
+    calib: Annotated[
+        Path, typer.Option(help="Folder of calibration pictures, none that you test on (see --split).")
+    ],
     target_size: Annotated[
         list[str],
         typer.Option(help="25% (of float32), 5x (smaller), 4.5bits (average), 800kB or bytes; repeatable."),
@@ -204,6 +221,7 @@ def allocate(
     images: Annotated[int, typer.Option(help="Pictures: three of four calibrate, one judges.")] = 64,
     split: Annotated[str | None, typer.Option(help="Only this split of the folder's CSV, e.g. val.")] = None,
     side: Annotated[int, typer.Option(help="Side of the centre crop taken from each.")] = 256,
+    overwrite: Overwrite = False,
 ) -> None:
     """Choose a bit-width for every layer so that the model file has a wanted size.
 
@@ -216,9 +234,15 @@ def allocate(
     from ..files.float_models import load_float
     from ..files.model_file import model_description
     from ..files.split import split_files
+    from ..measure.bootstrap import percent_text
     from ..passes import QuantizeConfig, load_calibration
     from ..zoo import model_path
 
+    names = ("".join(c if c.isalnum() or c in ".-" else "_" for c in text) for text in target_size)
+    targets = {t: out / f"{name}.json" for t, name in zip(target_size, names, strict=True)}
+    targets = targets if len(targets) > 1 else {target_size[0]: out}
+    for target in targets.values():
+        free(target, overwrite)
     path = model_path(model)
     lam = lambda_ or model_description(path).get("lambda")
     if lam is None:
@@ -230,18 +254,15 @@ def allocate(
             load_float(path), pictures, config, lam, target_size, method, table, budget, update
         )
     for text, found in plans.items():
-        name = "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
-        target = out if len(plans) == 1 else out / f"{name}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        found.save(target)
+        found.save(targets[text])
     if console.settings.json:
         console.show_json({k: p.to_json() for k, p in plans.items()})
         return
     rows = [
         [k, p.size, sizes.float_bytes / p.size, p.average_bits(sizes.counts),
-         sizes.coded_bits(p.size), 100 * p.increase,
+         sizes.coded_bits(p.size), percent_text(p.increase, p.interval, 100),
          " ".join(f"{b}" for b in p.bits.values())]
         for k, p in plans.items()
     ]  # fmt: skip
-    columns = ("target", "bytes", "x smaller", "mean bits", "coded", "J +%", "bits by layer")
+    columns = ("target", "bytes", "x smaller", "mean bits", "coded", "J [95 %]", "bits by layer")
     console.show_table(f"plans for {model} ({method}); layers: {' '.join(sizes.counts)}", columns, rows)

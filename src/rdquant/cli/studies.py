@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from .. import console, zoo
 from ..errors import UsageError
-from .common import Ray, Verbs, app, options_of
+from .common import Overwrite, Ray, Verbs, app, free, options_of
 
 PANEL = "Study"
 
@@ -52,6 +53,7 @@ def searches_command(
     ] = 1000,
     images: Annotated[int, typer.Option(help="Pictures that judge; three times as many calibrate.")] = 8,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results here.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare the searches of bit-widths: what each finds for one size, and what it costs."""
     from ..allocate.methods import METHODS, Problem
@@ -60,11 +62,14 @@ def searches_command(
     from ..files.float_models import load_float
     from ..files.model_file import model_description
     from ..files.split import split_files
+    from ..measure.bootstrap import percent_text
     from ..measure.results import machine
     from ..passes import QuantizeConfig, load_calibration
     from ..study import searches
     from ..zoo import model_path
 
+    if out is not None:
+        free(out, overwrite)
     lam = model_description(model_path(model)).get("lambda")
     if lam is None:
         raise UsageError(f"{model} does not say its lambda")
@@ -92,8 +97,11 @@ def searches_command(
     if console.settings.json:
         console.show_json(result)
         return
-    rows = [[k, o.plan.size, 100 * o.increase, o.evaluations, o.seconds] for k, o in found.items()]
-    columns = ("search", "bytes", "J +%", "model evaluations", "seconds")
+    rows = [
+        [k, o.plan.size, percent_text(o.increase, o.interval, 100), o.evaluations, o.seconds]
+        for k, o in found.items()
+    ]
+    columns = ("search", "bytes", "J [95 %]", "model evaluations", "seconds")
     console.show_table(f"searches for {model}, {target_size}, {len(x)} judging pictures", columns, rows)
 
 
@@ -212,34 +220,41 @@ def ablation_command(
     options = options_of(set_, (RdoConfig,))[RdoConfig]
     recipe = functools.partial(ablation.open_study, model or curve_models(), subject, calib, out, options)
     study = recipe()
+    made: list[executor.Taken] = []
+
+    def say(taken: executor.Taken) -> None:
+        made.append(taken)
+        console.say(taken)
+
     with console.progress("ablation") as update:
-        results = executor.run(study, recipe, cells, jobs, ray, update, console.say)
-    tables = ablation.tables(list(zip(cells, results, strict=True)))
+        results = executor.run(study, recipe, cells, jobs, ray, update, say)
+    pairs = list(zip(cells, results, strict=True))
+    tables, intervals = ablation.tables(pairs), ablation.tables(pairs, "rate_increase_interval")
     note = (
         f"% more rate at equal PSNR, one point ({subject}, lambda {study.lambda_}), "
         f"{len(study.held_out)} held-out pictures of 256x256, real files; "
         f"{ablation.IMAGES} calibration pictures unless the table is about them; "
         f"gradients reduced to {ablation.GRADIENTS['steps']} steps, "
-        f"mixings to rounds of {ablation.MIXING_STEPS}"
+        f"mixings to rounds of {ablation.MIXING_STEPS}; in brackets: 95 % confidence, bootstrap over pictures"
     )
+    words = [*(f"--only {t}" for t in only or []), *(f"--set {s}" for s in set_ or [])]
+    result = {
+        "command": " ".join(["rdquant study ablation --calib TRAIN -o RUN", *words]),
+        "machine": machine(), "model": subject, "note": note,
+        "seconds": sum(r["calibration_seconds"] for r in results),
+        "made": dataclasses.asdict(made[0]) if made else None,
+        "tables": {
+            k: {"columns": c, "rows": r, "intervals": intervals[k][1]} for k, (c, r) in tables.items()
+        },
+    }  # fmt: skip
     with atomic_write(out / "tables.json") as handle:
-        stored = {k: {"columns": c, "rows": r} for k, (c, r) in tables.items()}
-        seconds = sum(r["calibration_seconds"] for r in results)
-        about = {
-            "command": "rdquant study ablation --calib TRAIN",
-            "machine": machine(),
-            "model": subject,
-            "note": note,
-        }
-        handle.write(json.dumps({**about, "seconds": seconds, "tables": stored}, indent=1).encode())
+        handle.write(json.dumps(result, indent=1).encode())
     if figures:
         for name, (columns, rows) in tables.items():
             with atomic_write(out / f"{name}.png") as handle:
                 handle.write(to_png(ablation_figure(name, columns, rows)))
     if console.settings.json:
-        console.show_json(
-            {k: [dict(zip(c, r, strict=True)) for r in rows] for k, (c, rows) in tables.items()}
-        )
+        console.show_json(result)
         return
     for name, (columns, rows) in tables.items():
-        console.show_table(f"{name}: {note}", columns, rows)
+        console.show_table(f"{name}: {note}", columns, ablation.shown(rows, intervals[name][1]))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import console
-from .common import Step, app, options_of
+from .common import Overwrite, Step, app, free, options_of
 
 PANEL = "Train"
 
@@ -86,6 +86,7 @@ def retrain(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any other option of RetrainConfig, as NAME=JSON.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Retrain decoder and hyper-coder on the latents that the file's own quantizer produces.
 
@@ -97,6 +98,7 @@ def retrain(
     from ..train.retrain import retrain as work
     from ..zoo import model_path
 
+    free(out, overwrite)
     config = RetrainConfig(
         **{
             "quantizer": quantizer, "step": step, "phases": tuple(phases.replace(" ", "").split(",")),

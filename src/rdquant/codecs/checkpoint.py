@@ -39,13 +39,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             data = load_file(str(path))
         else:
             data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise BadModel(
-            f"{path} cannot be read without running code from it, so it is refused: {reason}"
-        ) from None
-    except (RuntimeError, SafetensorError, ValueError, EOFError, OSError, KeyError) as error:
-        raise BadModel(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from None
+    except (pickle.PickleError, RuntimeError, SafetensorError, ValueError, EOFError, OSError, KeyError) as e:
+        if code := re.search(r"GLOBAL (\S+)", str(e)):
+            raise BadModel(
+                f"{path} cannot be read without running code from it ({code[1]}), so it is refused; save its "
+                "state dict alone"
+            ) from None
+        raise BadModel(f"{path} is not a checkpoint of PyTorch or safetensors, or it is damaged") from None
     for key in ("state_dict", "model"):
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             data = data[key]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,6 @@ from ..graph.arithmetic import Multiplier
 from ..graph.operations import Compensate, Convolution, DivisiveNormalization, Operation, Requantize
 from . import cache, dense
 from .fast import plan
-
-_LOG = logging.getLogger(__name__)
 
 
 def _factors(channels: int, factor: float) -> Multiplier:
@@ -45,7 +42,6 @@ def self_test() -> bool:
     passed = cache.verdict(dense.convolve, Path(__file__).parent)
     if passed is not None and passed.exists():
         return True
-    _LOG.info("kernels are compiled for this machine, once: half a minute or so")
     ok = passes(lambda graph: plan(graph).run)
     if ok and passed is not None:
         with contextlib.suppress(OSError):  # kernels may be somebody else's

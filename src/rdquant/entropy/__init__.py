@@ -16,7 +16,15 @@ Which one to use: `encode`/`decode` always, `Decoder` where a symbol's table dep
 
 from .machine import ParityMachine
 from .rans import Decoder, decode, encode
-from .tables import CdfTables, gaussian_tables, pmf_tables, quantize_pmf, scale_boundaries, scale_table
+from .tables import (
+    CdfTables,
+    gaussian_tables,
+    pmf_tables,
+    quantize_pmf,
+    scale_boundaries,
+    scale_table,
+    scale_thresholds,
+)
 
 __all__ = [
     "CdfTables",
@@ -29,4 +37,5 @@ __all__ = [
     "quantize_pmf",
     "scale_boundaries",
     "scale_table",
+    "scale_thresholds",
 ]

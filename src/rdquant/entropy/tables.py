@@ -210,6 +210,17 @@ def scale_boundaries(scales: np.ndarray) -> np.ndarray:
     return np.sqrt(scales[1:] * scales[:-1])
 
 
+def scale_thresholds(boundaries: np.ndarray, fraction_bits: int) -> np.ndarray:
+    """Integer form of `scale_boundaries`: int32 ``(levels - 1,)``, strictly rising.
+
+    ``scale > boundary`` and ``scale > floor(boundary * 2^f) / 2^f`` agree on multiples of ``2^-f``. Where
+    those are too coarse for the smallest scales, thresholds follow each other.
+    """
+    order = np.arange(len(boundaries))
+    found = np.floor(boundaries * 2.0**fraction_bits).astype(np.int32) - order
+    return (np.maximum.accumulate(found) + order).astype(np.int32)
+
+
 def gaussian_tables(scales: np.ndarray, tail_mass: float = 1e-9) -> CdfTables:
     """One table per scale: N(0, scale) integrated over unit intervals, as far as ``tail_mass`` asks."""
     from scipy.special import ndtr, ndtri  # files hold tables: what reads them does without scipy

@@ -135,7 +135,7 @@ def runner(graph: Graph, engine: str) -> Run:
         raise UsageError(f"no engine {engine!r}; there are {', '.join(PACKAGES)}")
     if not available(engine):
         missing = " and ".join(PACKAGES[engine])
-        raise UsageError(f"the engine {engine!r} needs {missing}: pip install rdquant[deploy]")
+        raise UsageError(f"the engine {engine!r} needs {missing}: pip install 'rdquant[deploy]'")
     found = _runners(graph)
     if engine not in found:
         found[engine] = {"openvino": _in_openvino, "onnx": _in_onnxruntime}[engine](graph)

@@ -33,8 +33,9 @@ def read_file(path: Path) -> bytes:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary handle whose content replaces ``path`` when the block ends without an error.
 
-    A link is followed: its target is replaced. Raises `UsageError` when the folder of ``path`` does not
-    exist or cannot be written, and when ``path`` is a folder or a device, which a rename would destroy.
+    A link is followed: its target is replaced. The folder of ``path`` is made if need be. Raises
+    `UsageError` when that cannot be made or written, and when ``path`` is a folder or a device, which a
+    rename would destroy.
     """
     if path == STREAM:
         whole = io.BytesIO()
@@ -46,6 +47,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     if target.exists() and not target.is_file():
         raise UsageError(f"cannot write {path}: it is not a file")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:32]}.", suffix=".tmp")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None

@@ -14,7 +14,7 @@ from .model_file import VERSIONS, digest, read, write
 
 
 def save_float(
-    codec: FloatCodec, path: Path, description: dict[str, Any] | None = None, half: bool = True
+    codec: FloatCodec, path: str | Path, description: dict[str, Any] | None = None, half: bool = True
 ) -> None:
     """Write a float codec; ``half`` stores float16 (the zoo's form), else float32."""
     dtype = torch.float16 if half else torch.float32
@@ -28,12 +28,12 @@ def save_float(
         "structure": {"architecture": codec.architecture, **codec.options()},
         "description": description or {},
     }
-    write(path, header, tensors)
+    write(Path(path), header, tensors)
 
 
-def load_float(path: Path) -> FloatCodec:
+def load_float(path: str | Path) -> FloatCodec:
     """A float codec in evaluation mode, float32. Raises `UnknownModel` or `BadModel`."""
-    header, tensors = read(path)
+    header, tensors = read(Path(path))
     if header.get("kind") != "float":
         raise BadModel(f"{path} holds a {header.get('kind')!r} model; this needs a float one")
     try:

@@ -88,6 +88,8 @@ def picture_in(content: bytes, reading: Reading = Reading(), name: str = "pictur
 def _opened(source: Path | io.BytesIO, reading: Reading, name: str) -> Picture:
     try:
         with Image.open(source) as opened:
+            if opened.format == "RDQ":
+                raise ImageError(f"{name} is a coded file; `rdquant decode` makes a picture of it")
             opened.load()
             return picture_of(opened, reading, name)
     except ImageError:

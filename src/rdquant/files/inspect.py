@@ -17,7 +17,7 @@ from ..graph.operations import (
 )
 from ..lazy import extras
 from .integer_models import integer_fingerprint, load_integer, stored_bytes
-from .model_file import model_kind
+from .model_file import model_kind, read
 from .storage import SPREADS
 from .structure import tensors_of
 
@@ -36,10 +36,10 @@ def _float(path: Path) -> dict[str, Any]:
     with extras():
         from .float_models import float_fingerprint, load_float
 
-    codec = load_float(path)
+    codec, stored = load_float(path), read(path)[1]
     rows = [
-        [name, "parameter", None, "x".join(map(str, t.shape)), 16, None, None, None, 2 * t.numel()]
-        for name, t in codec.state_dict().items()
+        [name, "parameter", None, "x".join(map(str, t.shape)), 8 * t.itemsize, None, None, None, t.nbytes]
+        for name, t in ((name, stored[name]) for name in codec.state_dict())
     ]
     return {
         "kind": "float model",

@@ -47,7 +47,7 @@ def _contents(codec: Codec) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return header, compress(structure, tensors)
 
 
-def save_integer(codec: Codec, path: Path) -> None:
+def save_integer(codec: Codec, path: str | Path) -> None:
     """Write an integer codec: weights coded or packed, other tensors in the narrowest type, all of it in
     gzip.
 
@@ -56,7 +56,7 @@ def save_integer(codec: Codec, path: Path) -> None:
     """
     if codec.known_as and _own_fingerprint(*take_apart(codec)) in codec.known_as:
         raise UsageError("this model is from a file of version 4; copy that file to keep its fingerprint")
-    write(path, *_contents(codec), compressed=True)
+    write(Path(path), *_contents(codec), compressed=True)
 
 
 def file_bytes(codec: Codec) -> int:
@@ -76,9 +76,9 @@ def weight_bytes(codec: Codec) -> dict[str, int]:
     return {n: sum(sizes.get(f"{n}.{part}", 0) for part in ("weight", "levels", *SPREADS)) for n in nodes}
 
 
-def load_integer(path: Path) -> Codec:
+def load_integer(path: str | Path) -> Codec:
     """An integer codec, every bound of the contract checked. Raises `UnknownModel` or `BadModel`."""
-    header, tensors = read(path)
+    header, tensors = read(Path(path))
     if header.get("kind") != "integer":
         raise BadModel(f"{path} holds a {header.get('kind')!r} model; this needs a quantized one")
     for name, t in tensors.items():

@@ -34,6 +34,8 @@ SIZE_LIMIT = 2**30
 #: and so is one that holds more than this
 UNZIPPED_LIMIT = 2**28
 GZIP_MAGIC = b"\x1f\x8b"
+#: how pickles begin, and what the first file in PyTorch's zip files is called
+PICKLE_MAGIC, PICKLE_NAME = b"\x80", b"data.pkl"
 
 T = TypeVar("T")
 
@@ -109,6 +111,13 @@ def _start(path: Path) -> dict[str, Any]:
         return _metadata(size + unzipped.read(int.from_bytes(size, "little")))
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether PyTorch may have written a file."""
+    with path.open("rb") as handle:
+        start = handle.read(512)
+    return start.startswith(PICKLE_MAGIC) or PICKLE_NAME in start
+
+
 def _opened(path: Path, read: Callable[[Path], T]) -> T:
     """Raises `UnknownModel` and `BadModel`."""
     if not path.is_file():
@@ -117,6 +126,8 @@ def _opened(path: Path, read: Callable[[Path], T]) -> T:
         raise BadModel(f"{path} has {path.stat().st_size} bytes, over the limit of {SIZE_LIMIT}")
     try:
         return read(path)
+    except PermissionError as error:
+        raise BadModel(f"cannot read {path}: {error.strerror}") from None
     except (
         SafetensorError,
         OSError,
@@ -126,8 +137,10 @@ def _opened(path: Path, read: Callable[[Path], T]) -> T:
         TypeError,
         RecursionError,
         zlib.error,
-    ) as error:
-        raise BadModel(f"{path} is not a safetensors file: {error}") from None
+    ):
+        if is_checkpoint(path):
+            raise BadModel(f"{path} is a PyTorch checkpoint; `rdquant import` makes a model of it") from None
+        raise BadModel(f"{path} is not a model file, or it is damaged") from None
 
 
 def _header(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +148,10 @@ def _header(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
     try:
         header = json.loads(metadata["rdquant"])
     except (KeyError, ValueError, TypeError, RecursionError):
-        raise BadModel(f"{path} is a safetensors file without a readable rdquant header") from None
+        raise BadModel(
+            f"{path} is a safetensors file without a readable rdquant header; `rdquant import` takes one of "
+            "CompressAI's"
+        ) from None
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise BadModel(f"{path} has an rdquant header that does not say its kind")
     expected = VERSIONS.get(header["kind"])

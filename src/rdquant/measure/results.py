@@ -45,13 +45,17 @@ def _mean(values: list[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Point:
     """One setting over a set of pictures. Means are means of per-picture values."""
 
     label: str
     model: dict[str, Any]
     images: list[ImageResult]
+
+    def __repr__(self) -> str:
+        means = f", {self.bpp:.3f} bpp, {self.psnr:.2f} dB" if self.images else ""
+        return f"Point({self.label!r}, {len(self.images)} pictures{means})"
 
     @property
     def bpp(self) -> float:
@@ -86,7 +90,7 @@ class Point:
         return _mean([i.decode_s for i in self.images])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
     """A codec's points on one data set, and everything needed to read them right."""
 
@@ -94,6 +98,9 @@ class Curve:
     dataset: str
     points: list[Point]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Curve({self.name!r}, {self.dataset!r}, {len(self.points)} points)"
 
     def to_json(self) -> dict[str, Any]:
         """Means and their intervals beside the per-picture values they come from, six significant digits."""
@@ -116,19 +123,19 @@ class Curve:
             )
         return {**data, "points": rows}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write it as JSON."""
         text = json.dumps(self.to_json(), indent=1, default=str)
         # one picture a line
         text = text.replace(",\n     ", ", ").replace("{\n     ", "{").replace("\n    }", "}")
-        with atomic_write(path) as handle:
+        with atomic_write(Path(path)) as handle:
             handle.write(text.encode() + b"\n")
 
     @classmethod
-    def load(cls, path: Path) -> Curve:
+    def load(cls, path: str | Path) -> Curve:
         """Raises `CurveError` for a missing, damaged or foreign file."""
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(Path(path).read_text())
             if data["version"] != RESULT_VERSION:
                 raise CurveError(f"{path} has result version {data['version']!r}, not {RESULT_VERSION}")
             points = [

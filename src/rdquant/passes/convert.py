@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codec import Z_FRACTION_BITS, Codec, scale_thresholds
-from ..entropy import scale_boundaries, scale_table
+from ..codec import Z_FRACTION_BITS, Codec
+from ..entropy import scale_boundaries, scale_table, scale_thresholds
 from ..errors import UsageError
 from ..graph import Graph
 from ..latents import FIXED_HI, FIXED_LO, FixedPointScalar

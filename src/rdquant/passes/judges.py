@@ -104,9 +104,9 @@ class Judge:
         self.reconstruct = rdo.objective == "reconstruction"
         twin.soft_end = self.reconstruct
         self.student: Any = (
-            Mismatch(twin, rdo.lambda_, gains)
+            Mismatch(twin, rdo.weight, gains)
             if self.reconstruct
-            else Exact(twin, rdo.lambda_, rdo.rate == "noise" and rdo.objective == "J")
+            else Exact(twin, rdo.weight, rdo.rate == "noise" and rdo.objective == "J")
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Judge:
             j = self.student(x, share)
         if self.rdo.objective == "J":
             return j
-        return (j - self.rdo.lambda_ * torch.mean(errors * share) - self._rate(x, targets)) ** 2
+        return (j - self.rdo.weight * torch.mean(errors * share) - self._rate(x, targets)) ** 2
 
     @torch.no_grad()
     def _rate(self, x: Tensor, t: Passed) -> Tensor:

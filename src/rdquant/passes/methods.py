@@ -72,7 +72,12 @@ class Method:
 
 
 def by_gradients(job: Job) -> tuple[Codec, Trace]:
-    """Conversion, and what `RdoConfig` asks for of grids, biases and gradients."""
+    """Conversion, and what `RdoConfig` asks for of grids, biases and gradients. Where it asks for nothing and
+    does not know lambda, there is no trace of J.
+    """
+    if job.rdo.lambda_ is None and not job.rdo.searches(job.quantize):
+        prepared = job.prepared or prepare(capture(job.codec), job.pictures, job.quantize, job.progress)
+        return Twin(*to_integer(*prepared, job.quantize), job.codec.entropy_bottleneck).export(), Trace([])
     run = RdoCalibration(
         job.codec, job.pictures, job.quantize, job.rdo, job.folder, job.prepared, job.progress
     )
@@ -93,7 +98,7 @@ class _Start:
             return Twin(*to_integer(*self.prepared, config), job.codec.entropy_bottleneck)
 
         self.twin = converted(trials[0])
-        self.held, self.trace = HeldOut(self.twin, judging, job.rdo.lambda_), Trace([])
+        self.held, self.trace = HeldOut(self.twin, judging, job.rdo.weight), Trace([])
         self.trace.add(step=0, unit="float", **self.held.float_j)
         self.trace.add(step=0, unit="start", **self.held.report(self.twin))
         least = self.held.cost(self.twin)
@@ -221,12 +226,15 @@ def method_of(name: str) -> Method:
 def options_for(
     name: str, quantize: Mapping[str, Any], search: Mapping[str, Any]
 ) -> tuple[QuantizeConfig, RdoConfig]:
-    """A method's options with others over them; ``search`` has ``lambda_``. Raises `UsageError`."""
+    """A method's options with others over them; where J decides, ``search`` has ``lambda_``.
+
+    Raises `UsageError`.
+    """
     method = method_of(name)
-    return (
-        QuantizeConfig(**{**method.quantize, **quantize}),
-        RdoConfig(**{**method.search, **search}),
-    )
+    config, rdo = QuantizeConfig(**{**method.quantize, **quantize}), RdoConfig(**{**method.search, **search})
+    if method.handler is not by_gradients or rdo.searches(config):
+        _ = rdo.weight
+    return config, rdo
 
 
 def quantize_by(name: str, job: Job, description: Mapping[str, Any] | None = None) -> tuple[Codec, Trace]:

@@ -21,13 +21,14 @@ from .mixed import Mixing, insert
 from .mixing import Progress, find_mixings
 from .streams import find_streams, insert_streams
 
-#: of the calibration pictures, how many measure the synthesis gain
 #: so many show a codec of every rate enough: each picture is seen at one quality
 ENOUGH_PICTURES = 32
+#: and fewer than these leave ranges of any codec to chance
+LEAST_PICTURES = 8
 
 
 class FewPictures(UserWarning):
-    """A codec of every rate is calibrated with so few pictures that some qualities will suffer."""
+    """A codec is calibrated with so few pictures that others, or some qualities, will suffer."""
 
 
 def prepare(
@@ -45,9 +46,10 @@ def prepare(
     """
     if not pictures:
         raise CalibrationError("no calibration pictures")
-    if codec.gains and len(pictures) < ENOUGH_PICTURES:
+    if len(pictures) < (ENOUGH_PICTURES if codec.gains else LEAST_PICTURES):
+        kind, enough = ("every", ENOUGH_PICTURES) if codec.gains else ("one", 2 * LEAST_PICTURES)
         warnings.warn(
-            f"{len(pictures)} calibration pictures for a codec of every rate; {ENOUGH_PICTURES} are advised",
+            f"{len(pictures)} calibration pictures for a codec of {kind} rate; {enough} are advised",
             FewPictures,
             stacklevel=2,
         )

@@ -136,7 +136,7 @@ class RdoCalibration:
         learned, judging = split(pictures)
         self.crops = Crops(learned, rdo.crop, rdo.seed)
         self.probe = probe(learned)
-        self.held = HeldOut(self.twin, judging, rdo.lambda_)
+        self.held = HeldOut(self.twin, judging, rdo.weight)
         self.j = math.nan  #: of the held-out pictures, as the twin stands
         self._descent: Descent | None = None
         assert self.seen.gains is not None
@@ -155,7 +155,7 @@ class RdoCalibration:
     def _search_scales(self, names: list[str], say: Callable[[str], None]) -> None:
         """The grids: of activations, then of weights if they are rounded to nearest."""
         reference = float_errors(self.codec, self.probe) if self.rdo.relative else None
-        given: Any = (names, self.probe, self.rdo.lambda_, reference, lambda n: say(f"grid {n}"))
+        given: Any = (names, self.probe, self.rdo.weight, reference, lambda n: say(f"grid {n}"))
         self._adopt(activation_grid(self.twin, *given))
         if self.quantize.rounding == "nearest":
             others = {

@@ -29,8 +29,8 @@ STEPS, FEW_BITS = 250, 6
 class RdoConfig:
     """How the integers are searched."""
 
-    lambda_: float
-    """Of the float parent: weight of ``255^2 * MSE`` against bpp."""
+    lambda_: float | None = None
+    """Of the float parent: weight of ``255^2 * MSE`` against bpp. None where J decides nothing."""
     strategy: Strategy = "joint"
     grid: bool = False
     """First search the scales of activations, and of weights rounded to nearest, on a grid."""
@@ -60,7 +60,7 @@ class RdoConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.lambda_ <= 0:
+        if self.lambda_ is not None and self.lambda_ <= 0:
             raise UsageError(f"lambda must be positive, got {self.lambda_}")
         if self.strategy not in STRATEGIES:
             raise UsageError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
@@ -86,6 +86,21 @@ class RdoConfig:
         if self.steps is not None:
             return self.steps
         return STEPS if min((quantize.weight_bits, *quantize.layer_bits.values())) < FEW_BITS else 0
+
+    def searches(self, quantize: QuantizeConfig) -> bool:
+        """Whether J decides anything: gradients, grids or biases."""
+        moves = self.steps_for(quantize) > 0 and len(self.learn) > 0
+        return moves or self.grid or self.bias_correction != "none"
+
+    @property
+    def weight(self) -> float:
+        """`lambda_`, where J decides. Raises `UsageError` without one."""
+        if self.lambda_ is None:
+            raise UsageError(
+                "J decides here, over gradient steps or what else is tried, and needs the lambda that the "
+                "codec was trained with: give --lambda, in Python lambda_"
+            )
+        return self.lambda_
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "learn": list(self.learn)}

@@ -263,7 +263,7 @@ class Reconstruction:
         try:
             for x in self.x.split(8):
                 seen: dict[str, Tensor] = {}
-                j = twin(x).cost(self.rdo.lambda_, x.shape[0] * x.shape[2] * x.shape[3])
+                j = twin(x).cost(self.rdo.weight, x.shape[0] * x.shape[2] * x.shape[3])
                 for edge, g in zip(seen, torch.autograd.grad(j, list(seen.values())), strict=True):
                     squares[edge].append(g.square())
         finally:
