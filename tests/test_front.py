@@ -184,6 +184,13 @@ def test_a_codec_in_memory_codes_as_its_file_does(tmp_path: Path) -> None:
     assert re.fullmatch(shown, repr(codec)), codec
 
 
+def test_a_model_that_is_saved_anew_is_opened_anew(tmp_path: Path) -> None:
+    rgb, path = picture("70x45"), tmp_path / "mine.rdqm"
+    for name in ("unshuffle-w8", "factorized-w8"):
+        path.write_bytes((HERE / f"{name}.rdqm").read_bytes())
+        assert rdquant.encode(rgb, str(path)) == rdquant.encode(rgb, HERE / f"{name}.rdqm"), name
+
+
 def test_a_coded_file_is_not_coded_again(tmp_path: Path) -> None:
     (tmp_path / "x.rdq").write_bytes(rdquant.encode(picture("1x1")))
     with pytest.raises(ImageError, match=r"x\.rdq is a coded file"):

@@ -36,10 +36,24 @@ AnyPicture = Any
 
 
 @functools.lru_cache(maxsize=8)
+def _kept(
+    model: str | Path | Codec, saved: tuple[int, int] | None, quantizer: str | None, effort: int,
+    quality: float | None,
+) -> ImageCoder:  # fmt: skip
+    return open_model(model, quantizer=quantizer, effort=effort, quality=quality)
+
+
 def _opened(
     model: str | Path | Codec, quantizer: str | None = None, effort: int = 0, quality: float | None = None
 ) -> ImageCoder:
-    return open_model(model, quantizer=quantizer, effort=effort, quality=quality)
+    """The model, open from the last picture on unless its file was saved anew."""
+    saved = None
+    if isinstance(model, str | Path):
+        for name in (str(model), str(model).rpartition("@")[0]):
+            if name and (path := Path(name)).is_file():
+                saved = path.stat().st_mtime_ns, path.stat().st_size
+                break
+    return _kept(model, saved, quantizer, effort, quality)
 
 
 @functools.lru_cache(maxsize=8)
