@@ -220,6 +220,10 @@ def test_folders_survive_bad_files_and_resume(picture: Path, tmp_path: Path) -> 
     decoded = run("decode", files, "-o", back)
     assert decoded.returncode == 1 and "1.rdq" in decoded.stderr and "2 done" in decoded.stderr
     assert read_image(back / "2.png").shape[0] == 42 and not (back / "1.png").exists()
+    (files / "1.rdq").unlink()
+    assert run("decode", files, "-o", back, "--format", "ppm").returncode == 0
+    assert np.array_equal(read_image(back / "2.ppm"), read_image(back / "2.png"))
+    assert "'.xyz'" in run("decode", files, "-o", back, "--format", "xyz").stderr
 
 
 def test_a_killed_batch_resumes(picture: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -27,8 +27,10 @@ from .quality import check_target
 class Coding(Protocol):
     """Files with one of ``suffixes`` become files with ``suffix``, shards of them shards."""
 
-    suffixes: set[str]
-    suffix: str
+    suffixes: ClassVar[set[str]]
+
+    @property
+    def suffix(self) -> str: ...
 
     def file(self, source: Path, target: Path) -> dict[str, Any]:
         """One file, and what there is to say about it."""
@@ -68,7 +70,8 @@ class Encoding:
     pixel_checksum: bool = False
     _coders: _Coders = field(default_factory=_Coders, compare=False)
 
-    suffixes, suffix = images.SUFFIXES, ".rdq"
+    suffixes: ClassVar[set[str]] = images.SUFFIXES
+    suffix = ".rdq"
 
     def __post_init__(self) -> None:
         check_target(self.quality, self.target_bpp, self.target_size)
@@ -101,14 +104,20 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Decoding:
-    """.rdq files to pictures. Options are those of `rdquant.decode`; ``model``: None for the file's own."""
+    """.rdq files to pictures. Options are those of `rdquant.decode`; ``model``: None for the file's own;
+    ``suffix``: of pictures that are not named.
+    """
 
     model: str | None = None
     limits: Limits = field(default_factory=Limits)
     engine: str = "exact"
+    suffix: str = ".png"
     _coders: _Coders = field(default_factory=_Coders, compare=False)
 
-    suffixes, suffix = {".rdq"}, ".png"
+    suffixes: ClassVar[set[str]] = {".rdq"}
+
+    def __post_init__(self) -> None:
+        images.format_of(self.suffix)
 
     def _decoded(self, data: bytes) -> tuple[np.ndarray, Header, float]:
         """Pixels, header, and seconds without loading the model."""

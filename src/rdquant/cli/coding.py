@@ -89,8 +89,11 @@ def decode(
     files: Annotated[list[Path], typer.Argument(help=".rdq files, or folders or shards of them.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File, or - ; for several a folder. Default: beside each, .png."),
+        typer.Option("--out", "-o", help="File, or - ; for several a folder. Default: beside each."),
     ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="Of pictures that --out does not name: png, ppm, tiff, webp, jpg.")
+    ] = "png",
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Its file, of a model that the zoo does not have.")
     ] = None,
@@ -114,4 +117,5 @@ def decode(
     from ..bulk import Decoding
     from ..files.container import Limits
 
-    each(Decoding(model, Limits(pixels=max_pixels), engine), files, out, overwrite, jobs, ray)
+    coding = Decoding(model, Limits(pixels=max_pixels), engine, f".{format_.removeprefix('.')}")
+    each(coding, files, out, overwrite, jobs, ray)
