@@ -158,9 +158,11 @@ def observe(
         for node, taken, out in flows:
             seen.tensors.setdefault(node.name, Observed()).add(out, weight)
             if isinstance(node.op, Convolution):
-                new = [weight * g for g in gram_matrices(node.op, taken, len(pictures), generator)]
-                old = seen.grams.get(node.name)
-                seen.grams[node.name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+                new = gram_matrices(node.op, taken, len(pictures), generator)
+                if node.name not in seen.grams:
+                    seen.grams[node.name] = [torch.zeros(g.shape, dtype=torch.float64) for g in new]
+                for total, gram in zip(seen.grams[node.name], new, strict=True):
+                    total.add_(gram, alpha=weight)
         seen.tensors.setdefault("y", Observed()).add(y, weight)
     return seen
 

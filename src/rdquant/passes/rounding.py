@@ -217,7 +217,7 @@ def problems(op: Convolution) -> Iterator[tuple[slice, slice, Tensor]]:
 
 
 def gram_matrices(op: Convolution, x: Tensor, pictures: int, generator: torch.Generator) -> list[Tensor]:
-    """``X X^T`` of each of `problems` over random positions of one input, float64 ``(K, K)`` each.
+    """``X X^T`` of each of `problems` over random positions of one input, float32 ``(K, K)`` each.
 
     Columns run over channels, then taps in the order of the phase. ``x: (1, I, H, W)``; ``pictures``: how
     many inputs share the `POSITIONS`.
@@ -231,7 +231,7 @@ def gram_matrices(op: Convolution, x: Tensor, pictures: int, generator: torch.Ge
     for phase in phases(op):
         rows = columns(op, x, phase, choose)
         grouped = rows.reshape(len(rows), op.groups, -1).transpose(0, 1)
-        grams += [(group.T @ group).double() for group in grouped]
+        grams += [group.T @ group for group in grouped]
     return grams
 
 
