@@ -350,6 +350,21 @@ def decode() -> str:
     return "\n".join([*_table(columns, rows), "", ratio, "", note])
 
 
+def folder() -> str:
+    """Whole folders through the command line."""
+    r = json.loads((RESULTS / "folder.json").read_text())
+    columns = ["pictures a second", "encode", "decode to PNG", "decode to PPM"]
+    rows = [
+        [model, *(f"{row[k]:.0f}" for k in ("encode", "png", "ppm"))]
+        for model, row in r["pictures_a_second"].items()
+    ]
+    note = (
+        f"{r['pictures']} pictures of 768x512 (Kodak's, several times), start of the command included; "
+        f"{r['threads']} threads, {r['machine']['cpu']}, {r['machine']['date']}. (`folder.json`)"
+    )
+    return "\n".join([*_table(columns, rows), "", note])
+
+
 def stages() -> str:
     """Steps of the synthesis, and the floor of their products."""
     r = json.loads((RESULTS / "stages.json").read_text())
@@ -630,7 +645,7 @@ def updated(text: str) -> str:
         "bdrate": bdrate, "rans": rans, "serial": serial,
         "architectures": architectures,
         "widths": widths, "growth": growth, "determinism": determinism, "damage": damage,
-        "decode": decode, "stages": stages,
+        "decode": decode, "folder": folder, "stages": stages,
         "allocate": allocate, "searches": searches, "scales": scales, "compare": compare,
         "latents": latents, "retrain": retrain,
         "retrain_studies": retrain_studies, "effort": effort,
