@@ -32,7 +32,7 @@ from rdquant.passes.held_out import HeldOut
 from rdquant.passes.methods import options_for
 from rdquant.passes.rdo import RdoCalibration
 from rdquant.passes.rdo_config import RdoConfig
-from rdquant.study.ablation import means, measure, rate_increase
+from rdquant.study.ablation import increase_interval, means, measure, rate_increase
 
 FAMILY, LAMBDAS, SUBJECT = "mean-scale-s", ("0035", "0067", "0130", "0250"), "0130"
 PICTURES, LAMBDA = 20, 0.013
@@ -52,8 +52,7 @@ def main() -> None:
     shown, pool = crops[::3], [c for i, c in enumerate(crops) if i % 3][:: 64 // PICTURES][:PICTURES]
     parents = {lam: load_float(zoo.model_path(f"{FAMILY}-{lam}")) for lam in LAMBDAS}
     curve = [
-        means(measure(ImageCoder(capture(c), float_fingerprint(c), Profile.FLOAT), shown))
-        for c in parents.values()
+        measure(ImageCoder(capture(c), float_fingerprint(c), Profile.FLOAT), shown) for c in parents.values()
     ]
     codec = parents[SUBJECT]
     quantize, _ = options_for("mse", {}, {"lambda_": LAMBDA})
@@ -68,12 +67,14 @@ def main() -> None:
             j = [float(twin(x).cost(LAMBDA, x[:, 0].numel())) for x in (own, other)]
         relative = HeldOut(run._convert(), shown, LAMBDA).cost(twin)
         integer = twin.export()
-        found = means(measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), shown))
+        coded = measure(ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER), shown)
+        found = means(coded)
         logs = [torch.as_tensor(v).log().flatten() for v in run.stretch.values()]
         rows.append(
             {
                 "scales": name, "j_calibration": j[0], "j_others": j[1], "relative_j_others": relative,
-                "rate_percent": rate_increase(curve, found), "psnr": found.psnr, "bpp": found.bpp,
+                "rate_percent": rate_increase([means(c) for c in curve], found),
+                "interval": increase_interval(curve, coded), "psnr": found.psnr, "bpp": found.bpp,
                 "mean_factor": float(torch.cat(logs).mean().exp()) if logs else 1.0,
             }
         )  # fmt: skip

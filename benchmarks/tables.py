@@ -413,8 +413,7 @@ def ablation(table: str) -> str:
     """One table of the ablation."""
     r = json.loads((RESULTS / "ablation.json").read_text())
     t = r["tables"][table]
-    intervals = t.get("intervals") or [[None] * len(row) for row in t["rows"]]  # until it is measured anew
-    lines = _table(t["columns"], shown(t["rows"], intervals))
+    lines = _table(t["columns"], shown(t["rows"], t["intervals"]))
     return "\n".join([*lines, "", f"{r['note']} (`ablation.json`, table `{table}`)"])
 
 
@@ -487,7 +486,7 @@ def scales() -> str:
         [
             row["scales"],
             *(f"{row[k]:.4f}" for k in keys),
-            f"{row['rate_percent']:+.2f} %",
+            percent_text(row["rate_percent"], row["interval"]),
             f"{row['mean_factor']:.3f}",
         ]
         for row in r["rows"]
@@ -519,7 +518,7 @@ def latents() -> str:
     """Latent quantizers on codecs that were trained for plain rounding."""
     r = json.loads((RESULTS / "latents.json").read_text())
     sets, speed = r["bd_rate_psnr"], r["viterbi"]
-    rows = [[name, *(f"{s[name]['percent']:+.2f} %" for s in sets.values())] for name in r["quantizers"]]
+    rows = [[name, *(_percent(s[name]) for s in sets.values())] for name in r["quantizers"]]
     note = (
         f"BD-rate (PSNR) of whole files against plain rounding with the same integer models, {r['models']}, "
         f"four points, PCHIP; TCQ with step {r['step']}. Viterbi with 8 states: {speed['one_thread']:.1f} "

@@ -35,13 +35,14 @@ from ..files.integer_models import file_bytes, integer_fingerprint
 from ..files.model_file import model_description
 from ..files.split import split_files
 from ..graph.capture import capture
+from ..measure.bootstrap import RESAMPLES, interval, percent_text
 from ..passes import QuantizeConfig, load_calibration, prepare
 from ..passes.methods import METHODS, Job, options_for, pictures_for, quantize_by
 from ..passes.rdo import Trace
 from ..passes.rdo_config import RdoConfig
 from ..passes.sized import quantize_to_size
 from ..zoo import model_path
-from .ablation import Measured, means, measure, rate_increase
+from .ablation import Measured, increase_interval, means, measure, rate_increase
 
 WIDTHS = ("W10A10", "W8A8", "W6A8", "W4A8")
 SIZES = ("4x", "6x", "8x", "12x")
@@ -159,7 +160,7 @@ class Comparison:
         count = min(reduced.calibration, len(pool))
         self.pool = [pool[i * len(pool) // count] for i in range(count)]
         self.shown = shown[:: reduced.every]
-        self._floats: dict[str, Measured] = {}
+        self._floats: dict[str, list[Measured]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, cell: Cell) -> Path:
@@ -173,18 +174,18 @@ class Comparison:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         return self.folder / f"{cell.model}-{cell.method}-{cell.at}-{digest}.json"
 
-    def parent(self, name: str) -> Measured:
-        """The float codec on the pictures."""
+    def parent(self, name: str) -> list[Measured]:
+        """The float codec on each of the pictures."""
         if name not in self._floats:
             store = self.folder / f"{name}-float-{len(self.shown)}.json"
             if store.exists():
-                self._floats[name] = Measured(**json.loads(store.read_text()))
+                self._floats[name] = [Measured(**row) for row in json.loads(store.read_text())]
             else:
                 codec = self.models[name].codec
                 coder = ImageCoder(capture(codec), float_fingerprint(codec), Profile.FLOAT)
-                self._floats[name] = means(measure(coder, self.shown))
+                self._floats[name] = measure(coder, self.shown)
                 with atomic_write(store) as handle:
-                    handle.write(json.dumps(vars(self._floats[name]), indent=1).encode())
+                    handle.write(json.dumps([vars(row) for row in self._floats[name]], indent=1).encode())
         return self._floats[name]
 
     def _integer(self, cell: Cell) -> tuple[Codec, Trace, dict[str, Any]]:
@@ -251,17 +252,22 @@ class Comparison:
         integer, trace, more = self._integer(cell)
         seconds = time.perf_counter() - start
         coder = ImageCoder(integer, integer_fingerprint(integer), Profile.INTEGER)
-        found = means(measure(coder, self.shown))
-        parent = self.parent(cell.model)
-        j, j_float = (m.bpp + model.lambda_ * m.mse for m in (found, parent))
+        rows, parent = measure(coder, self.shown), self.parent(cell.model)
+        found = means(rows)
+        j, j_float = (np.array([m.bpp + model.lambda_ * m.mse for m in of]) for of in (rows, parent))
         curve = [self.parent(n) for n, m in self.models.items() if m.family == model.family]
+        if len(curve) > 1:
+            rate, spread = rate_increase([means(of) for of in curve], found), increase_interval(curve, rows)
+        else:
+            rate = None
+            spread = interval(lambda w: 100 * float(w @ j / (w @ j_float) - 1), len(rows), RESAMPLES)
         size = file_bytes(integer)
         parameters = 4 * parameter_count(model.codec)
         costs = {e["unit"]: e["J"] for e in trace.entries if "J" in e}
         return {
             **dataclasses.asdict(cell), "bpp": found.bpp, "psnr": found.psnr, "mse": found.mse,
-            "rate_percent": rate_increase(curve, found) if len(curve) > 1 else None,
-            "j_percent": 100 * (j / j_float - 1), "held_out_j": costs, "bytes": size,
+            "rate_percent": rate, "j_percent": 100 * (j.mean() / j_float.mean() - 1), "interval": spread,
+            "held_out_j": costs, "bytes": size,
             "times_smaller": parameters / size, "seconds": seconds, "pictures": len(self.shown),
             "reduced": self.reduced.marks(cell), **more,
         }  # fmt: skip
@@ -305,6 +311,6 @@ def table(results: list[dict[str, Any]], model: str) -> tuple[list[str], list[li
                 row.append("")
                 continue
             value = found["rate_percent"] if found["rate_percent"] is not None else found["j_percent"]
-            row.append(f"{value:+.2f} %" + ("*" if found["reduced"] else ""))
+            row.append(percent_text(value, found.get("interval")) + ("*" if found["reduced"] else ""))
         rows.append([*row, *PUBLISHED.get(method, ("", ""))])
     return ["method", *ats, "published", "what differs there"], rows
