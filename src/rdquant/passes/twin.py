@@ -183,10 +183,13 @@ class Twin(nn.Module):
         if network == "synthesis" and node.name == self.integer.networks[network].output:
             # pixels are clipped and rounded by the float codec too
             return Rounding.CLIPPED if self.soft_end else Rounding.ROUNDED
-        rounded = self.outputs_rounded[self.stage_of[node.name]]
+        stage = self.stage_of[node.name]
         if isinstance(node.op, Compensate) and not self.compensating:
-            rounded = False
-        return Rounding.ROUNDED if rounded else Rounding.FREE
+            return Rounding.FREE
+        if self.outputs_rounded[stage]:
+            return Rounding.ROUNDED
+        # what wrong weights do is bounded by the ends of ranges, as in integers
+        return Rounding.CLIPPED if self.weights_rounded[stage] else Rounding.FREE
 
     def operate(self, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
         return self.op(node).relaxed(*inputs, rounding=self._rounding(node))
