@@ -62,7 +62,8 @@ def main() -> None:
         for model in MODELS
     }
     result = {
-        "command": f"python benchmarks/folder.py --images KODAK --copies {args.copies}",
+        "command": f"python benchmarks/folder.py --images KODAK --copies {args.copies} "
+        f"--rounds {args.rounds}",
         "machine": machine(), "threads": allowed(), "pictures": count, "pictures_a_second": rows,
     }  # fmt: skip
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
