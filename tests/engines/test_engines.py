@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,14 +243,17 @@ def test_self_test_passes_here_and_sees_a_wrong_sum(monkeypatch: pytest.MonkeyPa
         engines.self_test.cache_clear()
 
 
-def test_compiling_is_announced_and_reading_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = tmp_path / "kernel.py"
-    source.write_text("def kernel(a):\n    return a + 1\n")
+def test_compiling_is_announced_and_reading_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_kernel.py").write_text("def kernel(a):\n    return a + 1\n")
+    monkeypatch.syspath_prepend(tmp_path)  # numba imports what it reads from its cache
+    module = importlib.import_module("a_kernel")
     caplog.set_level(logging.INFO, "rdquant")
     for announced in (1, 0):
         compiled._notice.cache_clear()
         caplog.clear()
-        kernel = compiled.njit(cache=True)(runpy.run_path(str(source))["kernel"])
+        kernel = compiled.njit(cache=True)(importlib.reload(module).kernel)
         assert kernel(1) == 2 and kernel(2.5) == 3.5
         assert len(caplog.records) == announced
 
