@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..errors import CalibrationError, UsageError
@@ -22,7 +21,7 @@ from .predict import Projections, predict_table, project
 from .refine import Neighbourhood, best_of, refine
 from .search import fmpq, knapsack, uniform
 from .sizes import LayerSizes
-from .table import SensitivityTable, WidthTwins, measure_table
+from .table import SensitivityTable, WidthTwins, cost_of, measure_table
 
 Progress = Callable[[int, int, str], None]
 
@@ -79,7 +78,7 @@ class Problem:
 
     @cached_property
     def judge(self) -> Judge:
-        """Of whole plans, relative to the float codec's J; activations in float, as in the tables."""
+        """Of whole plans, relative to the float codec's J; activations clipped and not rounded, as in tables."""
         j_float = self.twins.cost(None, self.x, self.lambda_)  # of whole pictures; predictions are of tiles
         return Judge(self.twins, self.x, self.lambda_, j_float, outputs=False)
 
@@ -90,9 +89,7 @@ class Problem:
         except CalibrationError:
             return math.inf
         twin.set_rounding(twin.names(), True, False)
-        with torch.no_grad():
-            cost = twin(self.x).cost(self.lambda_, self.x.shape[0] * self.x.shape[2] * self.x.shape[3])
-        return float(cost) / self.judge.j_float - 1
+        return cost_of(twin, self.x, self.lambda_) / self.judge.j_float - 1
 
     def near(self, table: SensitivityTable, name: str) -> Neighbourhood:
         """Whole plans that were measured for a method so far, of all targets."""

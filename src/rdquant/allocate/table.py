@@ -174,12 +174,15 @@ class WidthTwins:
             base.adopt(name, own)
             base.set_rounding([name], *was)
 
-    @torch.no_grad()
     def cost(self, plan: Mapping[str, int] | None, x: Tensor, lambda_: float, outputs: bool = True) -> float:
         """J of ``x: (B, 3, H, W)``, 0..255, under a whole plan (None: in float): one model evaluation."""
-        pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        twin = self.unrounded() if plan is None else self.mixed(plan, outputs)
-        return float(twin(x).cost(lambda_, pixels))
+        return cost_of(self.unrounded() if plan is None else self.mixed(plan, outputs), x, lambda_)
+
+
+@torch.no_grad()
+def cost_of(twin: Twin, x: Tensor, lambda_: float) -> float:
+    """J of ``x: (B, 3, H, W)``, 0..255, as the twin stands."""
+    return float(twin(x).cost(lambda_, x[:, 0].numel()))
 
 
 def width_costs(
