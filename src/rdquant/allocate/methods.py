@@ -78,7 +78,7 @@ class Problem:
 
     @cached_property
     def judge(self) -> Judge:
-        """Of whole plans, relative to the float codec's J; activations clipped and not rounded, as in tables."""
+        """Of whole plans, relative to the float codec's J; activations clipped, not rounded, as in tables."""
         j_float = self.twins.cost(None, self.x, self.lambda_)  # of whole pictures; predictions are of tiles
         return Judge(self.twins, self.x, self.lambda_, j_float, outputs=False)
 

@@ -181,8 +181,8 @@ def _to_rgb8(picture: Image.Image, background: str | None, name: str) -> np.ndar
     return np.asarray(picture.convert("RGB"))
 
 
-#: what formats are saved with. PNG's default takes long; zlib's runs alone (strategy 3, Z_RLE) are much quicker,
-#: and files of photographs no larger
+#: what formats are saved with. PNG's default takes long; zlib's runs alone (strategy 3, Z_RLE) are much
+#: quicker, and files of photographs no larger
 SAVING = {
     "JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "PNG": {"compress_level": 1, "compress_type": 3},
 }  # fmt: skip
