@@ -23,12 +23,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .engines import Engine, default_engine, run
+from .engines.partial import run_part
 from .engines.strips import in_strips
 from .entropy import CdfTables
 from .errors import BadModel
@@ -149,14 +150,19 @@ class Codec:
     def engine(self) -> Engine:
         return default_engine()
 
-    def run(self, name: str, *inputs: np.ndarray, valid: bool = False) -> np.ndarray:
-        """A network by name. ``valid``: convolutions are not padded (`rdquant.priors.base.Run`)."""
+    def run(
+        self, name: str, *inputs: np.ndarray, valid: bool = False, part: Part | None = None
+    ) -> np.ndarray:
+        """A network by name: `rdquant.priors.base.RunArrays`."""
         with PARALLEL:
+            if self.integer and part is not None:
+                return run_part(self.networks[name], inputs, part, partial(run, engine=self.engine))
             if self.integer:
                 return run(self.networks[name], inputs, self.engine, valid)
             graph = self._unpadded[name] if valid else self.networks[name]
             with torch.no_grad():
-                return graph.real(*(torch.from_numpy(_real(t)) for t in inputs)).numpy()
+                out = graph.real(*(torch.from_numpy(_real(t)) for t in inputs)).numpy()
+            return out if part is None else part.pick(out)
 
     def _wide(self, values: np.ndarray) -> np.ndarray:
         """Integers that differences are taken of."""

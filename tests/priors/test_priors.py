@@ -19,6 +19,7 @@ from rdquant.priors import (
     ChannelGroups,
     Factorized,
     FourPart,
+    Part,
     Hyperprior,
     Prior,
     Serial,
@@ -41,8 +42,11 @@ class Networks:
     def __init__(self, prior: Prior) -> None:
         self.prior, self.calls = prior, 0
 
-    def arrays(self, name: str, *inputs: np.ndarray, valid: bool = False) -> np.ndarray:
-        return self(name, *map(torch.from_numpy, inputs), valid=valid).numpy()
+    def arrays(
+        self, name: str, *inputs: np.ndarray, valid: bool = False, part: Part | None = None
+    ) -> np.ndarray:
+        out: np.ndarray = self(name, *map(torch.from_numpy, inputs), valid=valid).numpy()
+        return out if part is None else part.pick(out)
 
     def __call__(self, name: str, *inputs: Tensor, valid: bool = False) -> Tensor:
         self.calls += 1

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..priors import Prior
+from ..priors import Part, Prior
 from .bottleneck import EntropyBottleneck, gaussian_likelihood
 from .protocol import network
 
@@ -121,11 +121,14 @@ class FloatCodec(nn.Module):
         return out[:, :, row : row + 1, column : column + 1]
 
     @torch.no_grad()
-    def run_arrays(self, name: str, *inputs: np.ndarray, valid: bool = False) -> np.ndarray:
+    def run_arrays(
+        self, name: str, *inputs: np.ndarray, valid: bool = False, part: Part | None = None
+    ) -> np.ndarray:
         """The same on arrays, wherever the modules are."""
         device = next(p.device for p in self.parameters())
         given = (torch.from_numpy(t).to(device) for t in inputs)
-        return self.run(name, *given, valid=valid).float().cpu().numpy()
+        out: np.ndarray = self.run(name, *given, valid=valid).float().cpu().numpy()
+        return out if part is None else part.pick(out)
 
     def coded(self, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(scales, means, y_hat)`` as a decoder finds them part by part, ``(B, M, H, W)`` each."""

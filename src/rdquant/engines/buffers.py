@@ -9,8 +9,6 @@ import numpy as np
 
 from ..compiled import njit, whole_vectors
 
-#: what of an activation is multiplied: ``256 high + low``; no Python integers, for which numba compiles anew
-WHOLE, LOW, HIGH = np.arange(3)
 _BYTE, _TWO_BYTES = np.int32(8), np.int32(16)
 
 
@@ -36,16 +34,13 @@ def flat(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1).view(np.uint8)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _part(value, part):  # type: ignore[no-untyped-def]
-    return np.int16(value >> 8 if part == HIGH else (value & 255 if part == LOW else value))
-
-
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fill(x, size, at, count, channels, zero, part, bytewise, cell, into, start):  # type: ignore[no-untyped-def]
-    """``count`` positions of ``x`` from element ``at``, ``size`` bytes each, to cells from byte ``start``."""
+def _fill(x, size, at, count, channels, zero, bytewise, cell, into, start):  # type: ignore[no-untyped-def]
+    """``count`` positions of ``x`` from element ``at``, ``size`` bytes each, to cells from byte ``start``. One or
+    two bytes.
+    """
     whole_vectors()
-    if cell == channels * size and (bytewise or (size == 2 and part == WHOLE)):  # nothing between positions
+    if cell == channels * size:  # nothing between positions
         words, first, o = x.view(np.int32), at * size // 4, into.view(np.int32)[start // 4 :]
         for i in range(count * cell // 4):
             o[i] = words[first + i]
@@ -69,23 +64,15 @@ def _fill(x, size, at, count, channels, zero, part, bytewise, cell, into, start)
         if size == 1:
             a = x[here]
             for c in range(channels):
-                o[c] = _part(np.int32(a[c]) + zero[c], part)
-        elif size == 2:
-            b = x.view(np.int16)[here]
-            if part == WHOLE:
-                for c in range(channels):
-                    o[c] = b[c]
-            else:
-                for c in range(channels):
-                    o[c] = _part(np.int32(b[c]), part)
+                o[c] = np.int16(np.int32(a[c]) + zero[c])
         else:
-            d = x.view(np.int32)[here]
+            b = x.view(np.int16)[here]
             for c in range(channels):
-                o[c] = _part(d[c], part)
+                o[c] = b[c]
 
 
 @njit(cache=True, nogil=True)
-def gather(x, size, shape, zero, part, bytewise, cell, rows, columns, buffer, wide):  # type: ignore[no-untyped-def]
+def gather(x, size, shape, zero, bytewise, cell, rows, columns, buffer, wide):  # type: ignore[no-untyped-def]
     """The part of a picture that a task sees into ``buffer``, rows of ``wide`` cells; zeros around it.
 
     ``shape``: (height, width, channels), ``rows, columns``: where it starts and ends; ``x`` is one picture.
@@ -110,9 +97,7 @@ def gather(x, size, shape, zero, part, bytewise, cell, rows, columns, buffer, wi
                 for b in range(start + first * cell, start + last * cell):
                     buffer[b] = 0
             at = (r * width + left) * channels
-            _fill(
-                x, size, at, last - first, channels, zero, part, bytewise, cell, buffer, start + first * cell
-            )
+            _fill(x, size, at, last - first, channels, zero, bytewise, cell, buffer, start + first * cell)
 
 
 # a function for each type: what branches within its loops makes no vectors

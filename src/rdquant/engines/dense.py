@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..compiled import njit
+from ..compiled import njit, whole_vectors
 from ..graph.operations import Convolution
-from .buffers import HIGH, LOW, WHOLE, gather, store
+from .buffers import gather, store
 from .epilogues import PLAIN, enter, finish, rooms
 from .products import BYTES, LANES, SPAN, STEPS, product
 
@@ -31,7 +31,8 @@ class Packed(NamedTuple):
     merged: bool
     """One phase gives all ``up^2`` outputs of a base position, row by row, column by column."""
     taps: np.ndarray
-    """``(T, 2)`` int64, rows and columns from the base position, phase after phase; of a run, the first."""
+    """``(T, 3)`` int64, rows and columns from the base position, and bytes from there, phase after phase; of a
+    run, the first."""
     phases: np.ndarray
     """Where each phase's taps start, and end."""
     least: int
@@ -40,7 +41,9 @@ class Packed(NamedTuple):
     kernel: int
     vectors: int
     words: int
-    """Of a position."""
+    """Of a tap."""
+    cell: int
+    """Bytes of a position."""
     run: int
     """Taps next to each other in a row that a product takes as one, of so many times the words."""
     weights: np.ndarray
@@ -49,9 +52,11 @@ class Packed(NamedTuple):
     """Where each phase's weights start."""
     start: np.ndarray
     """int32 ``(phases, line)``: what accumulators start with; a line is that of a tile."""
+    pieces: np.ndarray
+    """``(phases, P + 1)`` int64: which of its taps the sums of 32 bits are of; if several, they start with zeros
+    and are joined in float64."""
     bias: np.ndarray
-    """float64, added to ``256 high + low`` if ``split``."""
-    split: bool
+    """float64, added to joined sums."""
     chunk: int
     """Runs whose weights stay in cache while a tile goes through."""
 
@@ -87,51 +92,88 @@ def phases_of(conv: Convolution, merged: bool) -> list[tuple[np.ndarray, np.ndar
 
 
 @njit(cache=True, nogil=True)
-def _multiply(buffer, at, stride, taps, k, phase, tile, count):  # type: ignore[no-untyped-def]
-    """Accumulators of ``count`` positions, ``stride`` bytes apart, the first at ``at``, into ``tile``."""
+def _multiply(buffer, at, stride, taps, piece, k, phase, tile, count):  # type: ignore[no-untyped-def]
+    """Sums of ``count`` positions, ``stride`` bytes apart, the first at ``at``, over one piece, into ``tile``."""
     width, step, line = LANES * k.vectors, STEPS[k.kernel, k.vectors], k.start.shape[1]
     weights, start = k.weights.ctypes.data + k.at[phase], k.start.ctypes.data + 4 * phase * line
     words = k.words * k.run
+    begin, end = k.pieces[phase, piece], k.pieces[phase, piece + 1]
     for block in range(line // width):
-        for first in range(0, max(len(taps), 1), k.chunk):
-            n = min(k.chunk, len(taps) - first)
+        for first in range(begin, max(end, begin + 1), k.chunk):
+            n = min(k.chunk, end - first)
             w = weights + (block * len(taps) + first) * words * width * 4
             for p in range(0, count, step):
                 c = tile.ctypes.data + 4 * (p * line + block * width)
-                begin, along = (start + 4 * block * width, 0) if first == 0 else (c, 4 * line)
+                before, along = (start + 4 * block * width, 0) if first == begin else (c, 4 * line)
                 product(
                     k.kernel, k.vectors, buffer.ctypes.data + at + p * stride, stride,
-                    taps.ctypes.data + 8 * first, n, words, w, begin, along, c, 4 * line,
+                    taps.ctypes.data + 8 * first, n, words, w, before, along, c, 4 * line,
                 )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _join(tile, high, line, count, channels, bias, into):  # type: ignore[no-untyped-def]
+def _join(tile, first, line, count, channels, bias, into):  # type: ignore[no-untyped-def]
+    """Adds the sums of a piece."""
+    whole_vectors()
     for p in range(count):
+        a, o = tile[p * line : p * line + channels], into[p * line : p * line + channels]
         for c in range(channels):
-            i = p * line + c
-            into[i] = 256.0 * np.float64(high[i]) + np.float64(tile[i]) + bias[c]
+            o[c] = np.float64(a[c]) + (bias[c] if first else o[c])
+
+
+@njit(cache=True, nogil=True)
+def rooms_of(k, e):  # type: ignore[no-untyped-def]
+    """``tile, real, normed, squares, result`` of `finished`."""
+    size = SPAN * k.start.shape[1]
+    real = np.empty(size if k.pieces.shape[1] > 2 else 0)
+    return np.empty(size, np.int32), real, rooms(k.start.shape[1], e)
+
+
+@njit(cache=True, nogil=True)
+def finished(buffer, at, stride, taps, k, phase, e, room, count):  # type: ignore[no-untyped-def]
+    """Accumulators of ``count`` positions, ``stride`` bytes apart, the first at ``at``, and what follows them.
+    Where they are, `stored` knows.
+    """
+    tile, real, (normed, squares, result) = room
+    line, pieces = k.start.shape[1], k.pieces.shape[1] - 1
+    for piece in range(pieces):
+        _multiply(buffer, at, stride, taps, piece, k, phase, tile, count)
+        if pieces > 1:
+            _join(tile, piece == 0, line, count, e.channels, k.bias, real)
+    if e.kind != PLAIN:
+        if pieces > 1:
+            enter(real, line, count, e, normed, squares, result)
+        else:
+            enter(tile, line, count, e, normed, squares, result)
+        finish(line, count, e, normed, squares, result)
+
+
+@njit(cache=True, nogil=True)
+def stored(k, e, room, count, first, channels, zero, out, size, to, step):  # type: ignore[no-untyped-def]
+    """`store` of what `finished` left."""
+    tile, real, (_, _, result) = room
+    line = k.start.shape[1]
+    if e.kind != PLAIN:
+        store(result, line, count, first, channels, zero, out, size, to, step)
+    elif k.pieces.shape[1] > 2:
+        store(real, line, count, first, channels, zero, out, size, to, step)
+    else:
+        store(tile, line, count, first, channels, zero, out, size, to, step)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, width):  # type: ignore[no-untyped-def]
     (top, bottom), (left, right) = box
-    cell, line, stride = 4 * k.words, k.start.shape[1], k.stride
+    cell, stride = k.cell, k.stride
     across = (right - left + TOGETHER - 1) // TOGETHER * TOGETHER
     reach = k.most - k.least + 1
     wide, tall = (across - 1) * stride + reach, (bottom - top - 1) * stride + reach
     first_row, first_column = top * stride + origin + k.least, left * stride + origin + k.least
     rows, columns = (first_row, first_row + tall), (first_column, first_column + wide)
     buffer = np.empty(tall * wide * cell, np.uint8)
-    upper = np.empty(len(buffer) if k.split else 0, np.uint8)
-    bytewise = k.kernel == BYTES
-    gather(x, size, shape, zero, LOW if k.split else WHOLE, bytewise, cell, rows, columns, buffer, wide)
-    if k.split:
-        gather(x, size, shape, zero, HIGH, bytewise, cell, rows, columns, upper, wide)
-    distances = ((k.taps[:, 0] - k.least) * wide + k.taps[:, 1] - k.least) * cell
-    tile = np.empty(SPAN * line, np.int32)
-    normed, squares, result = rooms(line, e)
-    high, real = np.empty(len(tile) if k.split else 0, np.int32), np.empty(len(tile) if k.split else 0)
+    gather(x, size, shape, zero, k.kernel == BYTES, cell, rows, columns, buffer, wide)
+    distances = ((k.taps[:, 0] - k.least) * wide + k.taps[:, 1] - k.least) * cell + k.taps[:, 2]
+    room = rooms_of(k, e)
     parts = k.up if k.merged else 1  # rows of outputs, each of them in one piece
     each = e.channels // parts
     channels = each // parts
@@ -141,25 +183,11 @@ def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, widt
             for first in range(left, right, SPAN):
                 count = min(SPAN, right - first)
                 at = ((y - top) * wide + first - left) * stride * cell
-                _multiply(buffer, at, stride * cell, taps, k, phase, tile, count)
-                if k.split:
-                    _multiply(upper, at, stride * cell, taps, k, phase, high, count)
-                    _join(tile, high, line, count, e.channels, k.bias, real)
-                    if e.kind != PLAIN:
-                        enter(real, line, count, e, normed, squares, result)
-                elif e.kind != PLAIN:
-                    enter(tile, line, count, e, normed, squares, result)
-                if e.kind != PLAIN:
-                    finish(line, count, e, normed, squares, result)
+                finished(buffer, at, stride * cell, taps, k, phase, e, room, count)
                 for part in range(parts):
                     row, column = (part, 0) if k.merged else (phase // k.up, phase % k.up)
                     to = ((y * k.up + row) * width + first * k.up + column) * channels
-                    step = k.up * channels
-                    if e.kind == PLAIN and k.split:
-                        store(real, line, count, part * each, each, out_zero, out, out_size, to, step)
-                    else:
-                        done = tile if e.kind == PLAIN else result
-                        store(done, line, count, part * each, each, out_zero, out, out_size, to, step)
+                    stored(k, e, room, count, part * each, each, out_zero, out, out_size, to, k.up * channels)
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -1,11 +1,13 @@
 """A convolution and what takes its accumulators, ready to run.
 
-Sums have 32 bits where that is proven from the weights and the range that comes in; else activations are
-split into ``256 high + low``. Grouped convolutions (but for `depthwise` ones), and the few that have no 32
-bits even so, are loops in float64.
+Sums have 32 bits where that is proven from the weights and the range that comes in; else each of a few pieces
+of the sum has. Grouped convolutions (but for `depthwise` ones), and those of activations that have no 16 bits,
+are loops in float64.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 
@@ -21,6 +23,28 @@ from .products import BYTES, LANES, SPAN, instructions
 _CACHED = 24 * 2**10
 #: bytes of a task's buffer, positions of its rows
 _BUFFER, _COLUMNS = 2**18, 4 * SPAN
+#: pieces of a sum, at most; more are as slow as float64
+_PIECES = 16
+
+
+def _pieces(phases: list[np.ndarray], largest: int) -> tuple[int, np.ndarray] | None:
+    """Into how many a tap's words are cut, and where pieces start and end among what that makes of each phase's
+    taps, ``(phases, P + 1)``: the fewest whose sums have 32 bits. ``phases``: weights ``(T, words, each, O)``;
+    ``largest``: magnitude of activations.
+    """
+    for count in (2**i for i in range(_PIECES.bit_length())):
+        least = min((len(kernel) for kernel in phases if len(kernel)), default=1)
+        cut = -(-count // least)
+        ends = [np.arange(count + 1) * (len(kernel) * cut) // count for kernel in phases]
+        fits = True
+        for kernel, at in zip(phases, ends, strict=True):
+            beyond = np.pad(np.abs(kernel), ((0, 0), (0, -kernel.shape[1] % cut), (0, 0), (0, 0)))
+            taps = beyond.reshape(len(kernel) * cut, -1, kernel.shape[3]).sum(1)
+            sums = (taps[first:last].sum(0).max() for first, last in itertools.pairwise(at.tolist()))
+            fits &= all(int(n) * largest < 2**31 for n in sums)
+        if fits:
+            return cut, np.stack(ends)
+    return None
 
 
 class Layer:
@@ -28,65 +52,84 @@ class Layer:
 
     def __init__(self, conv: Convolution, port: Port, form: Form, after: Operation | None, out: Form) -> None:
         self.conv, self.form, self.out = conv, form, out
-        bound = conv.accumulator_bound(port)
-        load = bound // max(-port.lo, port.hi) + 1  # of an activation of one
-        self.split = form.size > 2 or bound + int(np.abs(conv.bias).max()) >= 2**31
-        self.direct = conv.groups > 1 or (self.split and 256 * load >= 2**31)
         self._epilogue, self._zero = prepared(after, conv.out_channels), out.zero
+        in_words = conv.accumulator_bound(port) + int(np.abs(conv.bias).max()) < 2**31
         single = conv.groups == conv.in_channels == conv.out_channels and not conv.transposed
-        self.depthwise = single and not self.split and conv.groups > 1
+        self.depthwise = single and conv.groups > 1 and form.size <= 2 and in_words
         if self.depthwise:
             self._single = depthwise.packed(conv)
-        elif self.direct:
+        packed = None
+        if conv.groups == 1 and form.size <= 2:
+            packed = self._pack(max(-port.lo, port.hi), in_words, after is None or isinstance(after, Requantize))
+        self.direct = packed is None
+        if packed is not None:
+            self._packed = packed
+        elif not self.depthwise:
             self._kernel = conv.by_output().astype(np.float64).transpose(2, 3, 1, 0).copy()
             self._bias = conv.bias.astype(np.float64)
-        else:
-            self._packed = self._pack(after is None or isinstance(after, Requantize))
 
-    def _pack(self, by_channel: bool) -> dense.Packed:
-        """``by_channel``: what follows does not mix channels."""
+    def _pack(self, largest: int, in_words: bool, by_channel: bool) -> dense.Packed | None:
+        """``largest``: magnitude of activations; ``in_words``: sums have 32 bits; ``by_channel``: what follows
+        does not mix channels. None: not even pieces of sums have 32 bits.
+        """
         conv, zero = self.conv, self.form.zero.astype(np.int64)
         few = conv.stride**2 * conv.out_channels <= LANES
-        merged = conv.transposed and by_channel and not self.split and few
+        merged = conv.transposed and by_channel and in_words and few
         phases = dense.phases_of(conv, merged)
         outputs = phases[0][1].shape[2]
         copies = outputs // conv.out_channels
+        small = bool((np.abs(conv.weight.astype(np.int32)) < 128).all())
+        bytewise = instructions() == "avx512vnni" and self.form.size == 1 and in_words and small
+        vectors, each = vectors_for(outputs), 4 if bytewise else 2
+        words, width = -(-conv.in_channels // each), LANES * vectors
+        grouped = [
+            np.pad(kernel, ((0, 0), (0, -kernel.shape[1] % each), (0, 0))).reshape(
+                len(kernel), words, each, outputs
+            )
+            for _, kernel in phases
+        ]
+        pieces = (1, np.array([[0, len(kernel)] for kernel in grouped])) if in_words else _pieces(grouped, largest)
+        if pieces is None:
+            return None
+        cut, ends = pieces
+        words = -(-words // cut)
         e = self._epilogue
         self._zero = np.tile(self._zero, copies)
         self._epilogue = e._replace(channels=outputs, factors=np.tile(e.factors, copies))
-        small = bool((np.abs(conv.weight.astype(np.int32)) < 128).all())
-        bytewise = instructions() == "avx512vnni" and self.form.size == 1 and not self.split and small
-        vectors, each = vectors_for(outputs), 4 if bytewise else 2
-        words, width = -(-conv.in_channels // each), LANES * vectors
         weights, start = [], np.zeros((len(phases), -(-outputs // width) * width), np.int64)
-        for line, (_, kernel) in zip(start, phases, strict=True):
-            room = np.zeros((len(kernel), words * each, len(line)), np.int8 if bytewise else np.int16)
-            room[:, : conv.in_channels, :outputs] = kernel
-            blocks = room.reshape(len(kernel), words, each, -1, width).transpose(3, 0, 1, 4, 2)
+        for line, kernel, (_, matrices) in zip(start, grouped, phases, strict=True):
+            shape = len(kernel), words * cut, each, len(line)
+            room = np.zeros(shape, np.int8 if bytewise else np.int16)
+            room[:, : kernel.shape[1], :, :outputs] = kernel
+            blocks = room.reshape(len(kernel) * cut, words, each, -1, width).transpose(3, 0, 1, 4, 2)
             weights.append(blocks.reshape(-1).view(np.uint8))
-            line[:outputs] = 0 if self.split else np.tile(conv.bias, copies)
+            line[:outputs] = np.tile(conv.bias, copies) if in_words else 0
             if bytewise:
-                line[:outputs] += np.einsum("tio,i->o", kernel, zero)
-        taps = np.concatenate([taps for taps, _ in phases]).astype(np.int64)
+                line[:outputs] += np.einsum("tio,i->o", matrices, zero)
+        taps = np.concatenate([taps for taps, _ in phases]).astype(np.int64).reshape(-1, 2)
+        least, most = int(taps.min()), int(taps.max())
+        taps = np.repeat(taps, cut, 0)
+        parts = np.tile(4 * words * np.arange(cut), len(taps) // cut)
         side, size = conv.kernel_size, words * width * 4
-        run = 1 if conv.transposed or side * size > _CACHED else side
+        run = side if in_words and not conv.transposed and side * size <= _CACHED else 1
         return dense.Packed(
             stride=1 if conv.transposed else conv.stride,
             up=conv.stride if conv.transposed else 1,
             merged=merged,
-            taps=np.ascontiguousarray(taps[::run]),
-            phases=np.cumsum([0, *(len(taps) // run for taps, _ in phases)]),
-            least=int(taps.min()),
-            most=int(taps.max()),
+            taps=np.ascontiguousarray(np.column_stack([taps, parts])[::run]),
+            phases=np.cumsum([0, *(len(kernel) * cut // run for kernel in grouped)]),
+            least=least,
+            most=most,
             kernel=BYTES if bytewise else e.kernel,
             vectors=vectors,
             words=words,
+            cell=4 * words * cut,
             run=run,
             weights=np.concatenate(weights),
             at=np.cumsum([0, *map(len, weights)])[:-1],
             start=start.astype(np.int32),
-            bias=conv.bias.astype(np.float64),
-            split=self.split,
+            pieces=np.ascontiguousarray(ends // run),
+            bias=np.tile(conv.bias.astype(np.float64), copies),
             chunk=max(1, _CACHED // (size * run)),
         )
 
@@ -130,7 +173,7 @@ class Layer:
             values, out = (t.reshape(1, 1, b * h * w, -1) for t in (values, out))
             sides = 1, b * h * w
         k, columns = self._packed, min(sides[1], _COLUMNS)
-        row = ((columns + dense.TOGETHER) * stride + k.most - k.least) * k.words * 4 * stride
+        row = ((columns + dense.TOGETHER) * stride + k.most - k.least) * k.cell * stride
         fair = sides[0] * -(-sides[1] // columns) // (4 * allowed())
         rows = max(1, min(_BUFFER // row, fair, sides[0]))
         tasks = len(values) * -(-sides[0] // rows) * -(-sides[1] // columns)

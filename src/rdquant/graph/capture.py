@@ -36,6 +36,7 @@ from ..codecs.protocol import TrainedCodec, network
 from ..entropy import gaussian_tables, pmf_tables, scale_boundaries, scale_table
 from ..errors import CaptureError
 from ..latents import UniformScalar
+from ..priors import Part
 from .functions import Builder, Edge
 from .graph import Graph
 from .modules import operations_of
@@ -59,7 +60,7 @@ def capture(codec: TrainedCodec) -> Codec:
         root.calls = [network(codec, name)]
         return _Network(root, name, ports, taken).graph()
 
-    def run(name: str, *inputs: np.ndarray, valid: bool = False) -> np.ndarray:
+    def run(name: str, *inputs: np.ndarray, valid: bool = False, part: Part | None = None) -> np.ndarray:
         """Capture what is not captured yet; give zeros of the right shape."""
         if name not in graphs:
             graphs[name] = trace(name, stated[name], tuple(t.shape[1] for t in inputs))
@@ -67,7 +68,8 @@ def capture(codec: TrainedCodec) -> Codec:
         b, _, h, w = inputs[0].shape
         scale = graph.resolutions()[graph.output]
         sides = (1, 1) if valid else (int(h * scale), int(w * scale))
-        return np.zeros((b, graph.channels()[graph.output], *sides), np.float32)
+        out = np.zeros((b, graph.channels()[graph.output], *sides), np.float32)
+        return out if part is None else part.pick(out)
 
     analysis = trace("analysis", ("x",), (3,))
     M = analysis.channels()[analysis.output]

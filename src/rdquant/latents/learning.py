@@ -41,9 +41,12 @@ class InTraining(Codec):
         fields = {f.name: getattr(codec, f.name) for f in dataclasses.fields(Codec)}
         return cls(**fields, runner=runner)
 
-    def run(self, name: str, *inputs: np.ndarray, valid: bool = False) -> np.ndarray:
+    def run(
+        self, name: str, *inputs: np.ndarray, valid: bool = False, part: Part | None = None
+    ) -> np.ndarray:
         assert self.runner is not None
-        return self.runner(name, *inputs, valid=valid)
+        out = self.runner(name, *inputs, valid=valid)
+        return out if part is None else part.pick(out)
 
 
 def true_levels(

@@ -1,6 +1,6 @@
 """Entropy models by composition: which part of a latent is coded from what."""
 
-from .base import PRIORS, Part, Prior, Run, prior_from_json
+from .base import PRIORS, Part, Prior, Run, RunArrays, prior_from_json
 from .four_part import FourPart
 from .groups import ChannelGroups
 from .kinds import Factorized, Hyperprior
@@ -15,6 +15,7 @@ __all__ = [
     "Part",
     "Prior",
     "Run",
+    "RunArrays",
     "Serial",
     "prior_from_json",
 ]

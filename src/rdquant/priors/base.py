@@ -39,6 +39,14 @@ class Run(Protocol[V]):
     def __call__(self, name: str, *inputs: V, valid: bool = False) -> V: ...
 
 
+class RunArrays(Protocol):
+    """The same on arrays. ``part``: what `Part.pick` takes of the output, the rest of which is not needed."""
+
+    def __call__(
+        self, name: str, *inputs: np.ndarray, valid: bool = False, part: Part | None = None
+    ) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Part:
     """What is decoded at a time: some positions of each of ``channels``, row by row, in the order given here.
@@ -57,13 +65,18 @@ class Part:
         return self.pick(t[:, self.channels])
 
     def pick(self, t: np.ndarray) -> np.ndarray:
-        """The same, of an array that has the part's channels alone: ``(B, C, H, W)`` -> ``(B, C, 1, n)``."""
+        """The same, of an array that has the part's channels alone, once or several times (scales, then means):
+        ``(B, k C, H, W)`` -> ``(B, k C, 1, n)``.
+        """
         if self.positions is None:
             return t.reshape(*t.shape[:2], 1, -1)
         found = np.empty((*t.shape[:2], 1, self.positions.shape[1]), t.dtype)
-        for own, place in self._groups(t.shape):
-            there = t[:, own][..., *place]
-            found[:, own].reshape(there.shape)[:] = there
+        count = self.channels.stop - self.channels.start
+        for first in range(0, t.shape[1], count):
+            whole, into = t[:, first : first + count], found[:, first : first + count]
+            for own, place in self.groups(whole.shape):
+                there = whole[:, own][..., *place]
+                into[:, own].reshape(there.shape)[:] = there
         return found
 
     def put(self, values: np.ndarray, into: np.ndarray) -> None:
@@ -72,12 +85,12 @@ class Part:
         if self.positions is None:
             t[:] = values.reshape(t.shape)
             return
-        for own, place in self._groups(t.shape):
+        for own, place in self.groups(t.shape):
             there = t[:, own]
             there[..., *place] = values[:, own].reshape(there[..., *place].shape)
 
-    def _groups(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, tuple[Any, Any]]]:
-        """Channels that share positions, and the rows and columns of these."""
+    def groups(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, tuple[Any, Any]]]:
+        """Channels that share positions, and the rows and columns of these. ``shape``: (B, C, H, W)."""
         assert self.positions is not None
         each = shape[1] // len(self.positions)
         for g, at in enumerate(self.positions):
@@ -139,7 +152,7 @@ class Prior:
         return run("hyper_synthesis", z_hat)
 
     def walk(
-        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+        self, run: RunArrays, features: np.ndarray, y_hat: np.ndarray
     ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         """Part after part, with scales and means of its symbols, ``(B, C, 1, n)`` each.
 

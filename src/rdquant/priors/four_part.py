@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import BadModel
 from ..lazy import torch
-from .base import Part, Prior, Run, V, register
+from .base import Part, Prior, Run, RunArrays, V, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,14 +56,15 @@ class FourPart(Prior):
         groups = (self._groups(height, width, k).reshape(4, -1) for k in range(4))
         return [Part(slice(0, channels), g.nonzero()[1].reshape(4, -1), step=2) for g in groups]
 
-    def _run(self, run: Run[V], features: V, y_hat: V, k: int) -> V:
-        return run(f"parameters_{k}", *((features, y_hat) if k else (features,)))
+    def _inputs(self, features: V, y_hat: V, k: int) -> tuple[V, ...]:
+        return (features, y_hat) if k else (features,)
 
     def walk(
-        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+        self, run: RunArrays, features: np.ndarray, y_hat: np.ndarray
     ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         for k, part in enumerate(self.parts(*y_hat.shape[1:])):
-            yield self.of(part, self._run(run, features, y_hat, k))
+            inputs = self._inputs(features, y_hat, k)
+            yield part, *self.split(run(f"parameters_{k}", *inputs, part=part))
 
     def _joined(
         self,
@@ -79,7 +80,7 @@ class FourPart(Prior):
         for k in range(4):
             groups = torch.from_numpy(self._groups(height, width, k)).to(y.device)
             own = groups.repeat_interleave(channels // 4, 0)
-            out = self._run(run, features, known.to(features.dtype), k)
+            out = run(f"parameters_{k}", *self._inputs(features, known.to(features.dtype), k))
             both = torch.cat([own, own]) if self.means else own
             total = out if total is None else torch.where(both, out, total)
             known = torch.where(own, decoded(y, self.split(out)[1]), known)

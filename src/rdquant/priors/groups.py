@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import BadModel
 from ..lazy import torch
-from .base import Part, Prior, Run, V, checkerboard, register
+from .base import Part, Prior, Run, RunArrays, V, checkerboard, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ class ChannelGroups(Prior):
         return [Part(s, positions) for s in self._slices() for positions in passes]
 
     def walk(
-        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+        self, run: RunArrays, features: np.ndarray, y_hat: np.ndarray
     ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         parts = iter(self.parts(*y_hat.shape[1:]))
         for g, own in enumerate(self._slices()):

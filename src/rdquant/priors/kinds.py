@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Part, Prior, Run, register
+from .base import Part, Prior, Run, RunArrays, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class Hyperprior(Prior):
         return {"hyper_synthesis": channels}
 
     def walk(
-        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+        self, run: RunArrays, features: np.ndarray, y_hat: np.ndarray
     ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         yield self.of(Part(slice(0, y_hat.shape[1])), features)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from .base import Part, Prior, Run, register
+from .base import Part, Prior, Run, RunArrays, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ class Serial(Prior):
         ]
 
     def walk(
-        self, run: Run[np.ndarray], features: np.ndarray, y_hat: np.ndarray
+        self, run: RunArrays, features: np.ndarray, y_hat: np.ndarray
     ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         (b, m, h, w), f = y_hat.shape, features.shape[1]
         # channels last, so that patches along a diagonal are views
