@@ -35,6 +35,7 @@ from .entropy import CdfTables
 from .errors import BadModel
 from .export.runtimes import Synthesis, runner
 from .graph import Graph, Port
+from .graph.kernels import looked_up
 from .graph.operations import Convolution, Gain, WindowAttention
 from .latents import FIXED_HI, FIXED_LO, FixedPointScalar, UniformScalar
 from .lazy import extras, torch
@@ -199,7 +200,8 @@ class Codec:
 
     def blank(self, batch: int, height: int, width: int) -> np.ndarray:
         """y_hat before anything is decoded, of a latent of this size."""
-        return np.zeros((batch, self.M, height, width), np.int32 if self.integer else np.float32)
+        kind = np.int32 if self.integer else np.float32  # channels last in memory, as engines have it
+        return np.zeros((batch, height, width, self.M), kind).transpose(0, 3, 1, 2)
 
     def conditions(
         self, features: np.ndarray | None, y_hat: np.ndarray, spacing: int | None = None
@@ -239,7 +241,7 @@ class Codec:
                 wide = np.minimum((wide * spacing) >> self.fraction_bits, FIXED_HI)
             found = np.searchsorted(wide, np.arange(FIXED_LO, FIXED_HI + 1)).astype(np.int32)
             self._tables_of_scales[spacing] = found
-        return self._tables_of_scales[spacing][scales.astype(np.int32) - FIXED_LO]
+        return looked_up(scales, self._tables_of_scales[spacing], FIXED_LO)
 
     @cached_property
     def _tables_of_scales(self) -> dict[int | None, np.ndarray]:

@@ -1,20 +1,103 @@
-"""Steps of a plan that each position goes through by itself: a few thousand positions go through all of them,
-while they are in cache, before the next few thousand; and threads meet once, not after each step.
+"""Steps of a plan that each position goes through by itself, compiled as one: a few dozen positions go through
+all of them, while they are in cache, before the next; and threads meet once, not after each step.
+
+A chain is a **program**: a row of integers for each step, and what these point into. Of a convolution
+(a product with one matrix) it is what `layer` prepared; other steps are kernels of `rdquant.graph.kernels`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
 
+from ..compiled import njit, whole_vectors
+from ..graph import kernels
+from ..graph.operations import (
+    Concatenate,
+    Convolution,
+    Gain,
+    Operation,
+    Pointwise,
+    Product,
+    Requantize,
+    Slice,
+    Sum,
+)
 from ..threads import share
+from .buffers import Form, gather
+from .dense import TOGETHER, Packed, finished, rooms_of, stored
+from .epilogues import Epilogue
+from .layer import Layer
+from .products import BYTES, SPAN
 
 Step = Callable[..., np.ndarray]
-#: positions that go together; and so few that they go step by step
-_TOGETHER, _FEW = 2048, 256
+#: positions that go together; and so few that a thread is quicker with them
+_BLOCK, _FEW = 2 * SPAN, 256
+CONVOLVE, RESCALE, RESCALE_WORDS, ADD, ADD_WORDS, MULTIPLY, LOOK_UP, MOVE = range(8)
+
+
+#: a row: edges by number, and where something starts in the arrays of `Program`
+_ROW = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "kind a b out channels first to reals values count low "
+            # of convolutions; the last ones are what follows
+            "kernel vectors words cell taps pieces line chunk weights octets start bias "
+            "after factors scales ends matrix halves begin begins feedback side group word_kernel"
+        ).split()
+    ]
+)
+
+
+class Program(NamedTuple):
+    """What `_run` takes."""
+
+    steps: np.ndarray
+    """Rows."""
+    edges: np.ndarray
+    """int64 ``(edges, 4)``: bytes of an integer, channels, where in ``words`` its zero is, and where in the
+    scratch of a thread it is; -1: it is an array."""
+    longs: np.ndarray
+    reals: np.ndarray
+    words: np.ndarray
+    halves: np.ndarray
+    octets: np.ndarray
+
+
+class _Pools:
+    """Arrays in a row, by type."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[np.ndarray]] = {k: [] for k in ("i8", "f8", "i4", "i2", "u1")}
+        self._sizes = dict.fromkeys(self._parts, 0)
+
+    def add(self, kind: str, *values: Any) -> int:
+        """Where they start."""
+        start = self._sizes[kind]
+        for value in values:
+            part = np.asarray(value, kind).reshape(-1)
+            self._parts[kind].append(part)
+            self._sizes[kind] += len(part)
+        return start
+
+    def all(self) -> list[np.ndarray]:
+        return [np.concatenate([np.zeros(0, kind), *parts]) for kind, parts in self._parts.items()]
+
+
+def can_join(op: Operation, layer: Layer | None, given: list[Form], out: Form) -> bool:
+    """Whether a step can be one of a program."""
+    if layer is not None:
+        return layer.conv.is_matrix and not layer.direct
+    known = (Requantize, Gain, Product, Pointwise, Concatenate, Slice)
+    joined = isinstance(op, known) or (isinstance(op, Sum) and len(op.signs) == 2)
+    return joined and all(form.size == 2 for form in given) and out.size <= 2
 
 
 @dataclass(frozen=True)
@@ -28,8 +111,10 @@ class Prepared:
     """What nothing needs any more afterwards."""
     pads: bool
     """It takes ``valid`` of `rdquant.engines.run`."""
+    op: Operation
+    layer: Layer | None
     at: object
-    """Of steps that take positions one by one: equal where these are the same; else None."""
+    """Of steps that `can_join`: equal where positions are the same; else None."""
 
     def __call__(self, values: dict[str, np.ndarray], valid: bool = False) -> None:
         inputs = [values[edge] for edge in self.inputs]
@@ -39,54 +124,257 @@ class Prepared:
 
 
 class Chain:
-    """Steps at the same positions. ``kinds``: channels and type of each edge."""
+    """Steps at the same positions. ``forms``: of each edge, and its channels."""
 
-    def __init__(self, steps: list[Prepared], kinds: Mapping[str, tuple[int, np.dtype[Any]]]) -> None:
-        self.steps, self._kinds = steps, kinds
+    def __init__(self, steps: list[Prepared], forms: Mapping[str, tuple[int, Form]]) -> None:
+        self.steps = steps
         made = {step.name for step in steps}
         done = [edge for step in steps for edge in step.done]
         self._given = sorted({edge for step in steps for edge in step.inputs} - made)
-        self._kept = sorted(made - set(done))
+        self._kept = {e: (forms[e][0], forms[e][1].dtype) for e in sorted(made - set(done))}
         self._done = [edge for edge in done if edge not in made]
+        self._outer = [*self._given, *self._kept]
+        edges = [*self._outer, *sorted(made - set(self._kept))]
+        self._number = {edge: i for i, edge in enumerate(edges)}
+        pools, table, self._room = _Pools(), [], 0
+        for edge in edges:
+            channels, form = forms[edge]
+            place = -1 if edge in self._outer else self._room
+            if place >= 0:
+                self._room += -(-(_BLOCK + TOGETHER) * channels * form.size // 64) * 64
+            table.append([form.size, channels, pools.add("i4", form.zero), place])
+        rows = [row for step in steps for row in self._rows(step, forms, pools)]
+        program = np.array(rows, _ROW)
+        self._wide = int(program["cell"].max()) * (_BLOCK + TOGETHER)
+        self._program = Program(program, np.array(table, np.int64), *pools.all())
+
+    def _rows(
+        self, step: Prepared, forms: Mapping[str, tuple[int, Form]], pools: _Pools
+    ) -> list[tuple[int, ...]]:
+        def row(kind: int, **columns: int) -> tuple[int, ...]:
+            common = {"kind": kind, "out": self._number[step.name], "channels": forms[step.name][0]}
+            return tuple((common | columns).get(name, 0) for name in _ROW.names or ())
+
+        op, given = step.op, [self._number[edge] for edge in step.inputs]
+        if isinstance(op, Concatenate):
+            sizes = [forms[edge][0] for edge in step.inputs]
+            starts = np.cumsum([0, *sizes]).tolist()
+            return [
+                row(MOVE, a=edge, channels=size, to=start)
+                for edge, size, start in zip(given, sizes, starts, strict=False)
+            ]
+        if isinstance(op, Slice):
+            return [row(MOVE, a=given[0], first=op.start)]
+        if isinstance(op, Pointwise):
+            values = pools.add("i4", op.values)
+            return [row(LOOK_UP, a=given[0], values=values, count=len(op.values), low=op.lo)]  # type: ignore[arg-type]
+        if isinstance(op, Gain):
+            op = Requantize(op.factor(), None, op.lo, op.hi)
+        if isinstance(op, Requantize):
+            if (words := _rescaling(op)) is not None:
+                return [row(RESCALE_WORDS, a=given[0], values=pools.add("i4", *words, op.lo, op.hi))]
+            return [row(RESCALE, a=given[0], reals=pools.add("f8", *rescaling(op), op.lo, op.hi))]
+        if isinstance(op, Sum):
+            edges = {"a": given[0], "b": given[1]}
+            if (words := _adding(op)) is not None:
+                return [row(ADD_WORDS, **edges, values=pools.add("i4", *words, op.lo, op.hi))]
+            return [row(ADD, **edges, reals=pools.add("f8", *adding(op), op.lo, op.hi))]
+        if isinstance(op, Product):
+            assert op.factor is not None
+            reals = pools.add("f8", op.factor.as_float(), op.lo, op.hi)
+            return [row(MULTIPLY, a=given[0], b=given[1], reals=reals)]
+        assert step.layer is not None
+        k, e = step.layer.packed, step.layer.epilogue
+        return [
+            row(
+                CONVOLVE, a=given[0], kernel=k.kernel, vectors=k.vectors, words=k.words, cell=k.cell,
+                count=len(k.taps), taps=pools.add("i8", k.taps), low=k.pieces.shape[1],
+                pieces=pools.add("i8", k.pieces), line=k.start.shape[1], chunk=k.chunk,
+                weights=pools.add("u1", k.weights), octets=len(k.weights), start=pools.add("i4", k.start),
+                bias=pools.add("f8", k.bias), after=e.kind, factors=pools.add("f8", e.factors), scales=pools.add("i4", e.words),
+                ends=pools.add("f8", e.ends), matrix=pools.add("i2", e.matrix), halves=len(e.matrix),
+                begin=pools.add("i4", e.start), begins=len(e.start), feedback=pools.add("f8", e.feedback),
+                side=len(e.feedback), group=e.group, word_kernel=e.kernel,
+            )
+        ]  # fmt: skip
 
     def __call__(self, values: dict[str, np.ndarray], valid: bool = False) -> None:
         shape = values[self._given[0]].shape[:3]
         count = shape[0] * shape[1] * shape[2]
-        if count <= _FEW:
-            for step in self.steps:
-                step(values, valid)
-            return
-        given = {edge: values[edge].reshape(1, 1, count, -1) for edge in self._given}
-        kept = {
-            edge: np.empty((1, 1, count, c), kind)
-            for edge, (c, kind) in self._kinds.items()
-            if edge in self._kept
-        }
+        given = [np.ascontiguousarray(values[edge]) for edge in self._given]
+        kept = {edge: np.empty((*shape, c), kind) for edge, (c, kind) in self._kept.items()}
+        arrays = [*given, *kept.values()]
+        addresses = np.array([t.ctypes.data for t in arrays], np.int64)
 
         def run(start: int, stop: int) -> None:
-            for first in range(start, stop, _TOGETHER):
-                own = np.s_[:, :, first : min(first + _TOGETHER, stop)]
-                here = {edge: t[own] for edge, t in given.items()}
-                for step in self.steps:
-                    step(here)
-                for edge, t in kept.items():
-                    t[own] = here[edge]
+            scratch, wide = np.empty(self._room, np.uint8), np.empty(self._wide, np.uint8)
+            _run(start, stop, count, self._program, addresses, scratch, wide)
 
         share(count, run, _FEW)
         for edge in self._done:
             del values[edge]
-        values |= {edge: t.reshape(*shape, -1) for edge, t in kept.items()}
+        values |= kept
 
 
-def chained(steps: list[Prepared], kinds: Mapping[str, tuple[int, np.dtype[Any]]]) -> list[Prepared | Chain]:
+def rescaling(op: Requantize) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of what is not negative, and of what is."""
+    up = op.factor.as_float()
+    return up, -up if op.absolute else up if op.negative is None else op.negative.as_float()
+
+
+def adding(op: Sum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Factors of two inputs, and of their sum."""
+    assert op.m is not None and op.shift is not None
+    m, n = op.m.astype(np.float64)
+    return m, n, np.ldexp(1.0, -op.shift)
+
+
+def _rescaling(op: Requantize) -> tuple[np.ndarray, ...] | None:
+    """Of `kernels.rescale_words`; None where it cannot do it."""
+    shift = kernels.in_words(op.factor.shift, op.factor.m, 1)
+    return None if shift is None or op.absolute or op.negative is not None else (op.factor.m, shift)
+
+
+def _adding(op: Sum) -> tuple[np.ndarray, ...] | None:
+    """Of `kernels.add_words`."""
+    assert op.m is not None and op.shift is not None
+    shift = kernels.in_words(op.shift, np.abs(op.m).max(0), 2)
+    return None if shift is None else (*op.m, shift)
+
+
+def chained(steps: list[Prepared], forms: Mapping[str, tuple[int, Form]]) -> list[Prepared | Chain]:
     """Steps with those in a row that have the same positions as one."""
-    found: list[Prepared | Chain] = []
+    runs: list[list[Prepared]] = []
     for step in steps:
-        last = found[-1] if found else None
-        if step.at is None:
-            found.append(step)
-        elif isinstance(last, Chain) and last.steps[0].at == step.at:
-            found[-1] = Chain([*last.steps, step], kinds)
+        if runs and step.at is not None and runs[-1][-1].at == step.at:
+            runs[-1].append(step)
         else:
-            found.append(Chain([step], kinds))
-    return [s.steps[0] if isinstance(s, Chain) and len(s.steps) == 1 else s for s in found]
+            runs.append([step])
+    return [run[0] if len(run) == 1 else Chain(run, forms) for run in runs]
+
+
+def _emit(typingctx, address):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.uint8)(types.int64), codegen
+
+
+_pointer: Any = intrinsic(_emit)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _octets(address, count):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address), (count,), np.uint8)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _move(a, first, channels, zero, out, to):  # type: ignore[no-untyped-def]
+    """``channels`` from ``first`` on of rows to those of others from ``to`` on."""
+    whole_vectors()
+    for p in range(len(a)):
+        x, o, z = a[p, first : first + channels], out[p, to : to + channels], zero[to : to + channels]
+        for c in range(channels):
+            o[c] = np.int16(x[c]) - np.int16(z[c])
+
+
+@njit(cache=True, nogil=True)
+def _pointwise(row, p, a, b, zero, out):  # type: ignore[no-untyped-def]
+    """A step that is no convolution: ``a, b`` int16, ``out`` of any type, all ``(count, channels)``."""
+    kind, channels, reals = row.kind, row.channels, p.reals[row.reals :]
+    if kind == MOVE:
+        _move(a, row.first, channels, zero, out, row.to)
+    elif kind == LOOK_UP:
+        kernels.look_up(a, p.words[row.values : row.values + row.count], row.low, zero, out)
+    elif kind == RESCALE:
+        up, down, ends = reals[:channels], reals[channels : 2 * channels], reals[2 * channels :]
+        kernels.rescale(a, up, down, ends[0], ends[1], zero, out)
+    elif kind == RESCALE_WORDS:
+        words = p.words[row.values :]
+        m, shift, ends = words[:channels], words[channels : 2 * channels], words[2 * channels :]
+        kernels.rescale_words(a, m, shift, ends[0], ends[1], zero, out)
+    elif kind == ADD_WORDS:
+        words = p.words[row.values :]
+        m, n, shift = words[:channels], words[channels : 2 * channels], words[2 * channels : 3 * channels]
+        lo, hi = words[3 * channels], words[3 * channels + 1]
+        kernels.add_words(a, b, m, n, shift, lo, hi, zero, out)
+    elif kind == ADD:
+        m, n, scale = reals[:channels], reals[channels : 2 * channels], reals[2 * channels : 3 * channels]
+        kernels.add(a, b, m, n, scale, reals[3 * channels], reals[3 * channels + 1], zero, out)
+    else:
+        kernels.multiply(a, b, reals[:channels], reals[channels], reals[channels + 1], zero, out)
+
+
+@njit(cache=True, nogil=True)
+def _convolution(row, p):  # type: ignore[no-untyped-def]
+    """`Packed` and `Epilogue` of a row."""
+    n, line, at = row.count, row.line, row.channels
+    taps = p.longs[row.taps : row.taps + 3 * n].reshape(n, 3)
+    pieces = p.longs[row.pieces : row.pieces + row.low].reshape(1, row.low)
+    weights, start = p.octets[row.weights : row.weights + row.octets], p.words[row.start : row.start + line]
+    bias, phases = p.reals[row.bias : row.bias + at], np.array([0, n])
+    k = Packed(
+        1, 1, False, taps, phases, 0, 0, row.kernel, row.vectors, row.words, row.cell, 1, weights,
+        np.zeros(1, np.int64), start.reshape(1, line), pieces, bias, row.chunk,
+    )  # fmt: skip
+    side = row.side
+    e = Epilogue(
+        row.after, at, p.reals[row.factors : row.factors + 4 * at].reshape(4, at),
+        p.words[row.scales : row.scales + 4 * at].reshape(4, at),
+        p.reals[row.ends : row.ends + 2], p.halves[row.matrix : row.matrix + row.halves],
+        p.words[row.begin : row.begin + row.begins],
+        p.reals[row.feedback : row.feedback + side * side].reshape(side, side), row.group, row.word_kernel,
+    )  # fmt: skip
+    return k, e
+
+
+@njit(cache=True, nogil=True)
+def _convolve(row, p, x, ready, count, size, channels, zero, out, out_size, out_zero, wide):  # type: ignore[no-untyped-def]
+    """``x, out``: bytes of ``count`` positions; ``ready``: behind those of ``x`` there are as many as kernels
+    take together; else they are put in ``wide``.
+    """
+    k, e = _convolution(row, p)
+    bytewise = k.kernel == BYTES
+    room = rooms_of(k, e)
+    taps = k.taps[:, 2].copy()
+    if not ready or k.cell != channels * size:
+        across = count + TOGETHER
+        gather(x, size, (1, count, channels), zero, bytewise, k.cell, (0, 1), (0, across), wide, across)
+    for first in range(0, count, SPAN):
+        n, to = min(SPAN, count - first), first * e.channels
+        if ready and k.cell == channels * size:
+            finished(x, first * k.cell, k.cell, taps, k, 0, e, room, n)
+        else:
+            finished(wide, first * k.cell, k.cell, taps, k, 0, e, room, n)
+        stored(k, e, room, n, 0, e.channels, out_zero, out, out_size, to, e.channels)
+
+
+@njit(cache=True, nogil=True)
+def _run(start, stop, total, p, addresses, scratch, wide):  # type: ignore[no-untyped-def]
+    """Positions ``start .. stop - 1`` of ``total``. ``addresses``: of arrays, which edges number first."""
+    for first in range(start, stop, _BLOCK):
+        count = min(_BLOCK, stop - first)
+        for s in range(len(p.steps)):
+            row = p.steps[s]
+            size, channels, zero_at, place = p.edges[row.a]
+            zero = p.words[zero_at : zero_at + channels]
+            a = scratch.ctypes.data + place if place >= 0 else addresses[row.a] + first * channels * size
+            out_size, outs, zero_at, to = p.edges[row.out]
+            out_zero = p.words[zero_at : zero_at + outs]
+            o = scratch.ctypes.data + to if to >= 0 else addresses[row.out] + first * outs * out_size
+            out = _octets(np.int64(o), count * outs * out_size)
+            if row.kind == CONVOLVE:
+                ready = place >= 0 or first + count + TOGETHER <= total
+                x = _octets(np.int64(a), count * channels * size)
+                _convolve(row, p, x, ready, count, size, channels, zero, out, out_size, out_zero, wide)
+                continue
+            b = a
+            if row.kind == ADD or row.kind == ADD_WORDS or row.kind == MULTIPLY:
+                own = p.edges[row.b, 3]
+                b = scratch.ctypes.data + own if own >= 0 else addresses[row.b] + first * channels * size
+            x = _octets(np.int64(a), count * channels * size).view(np.int16).reshape(count, channels)
+            y = _octets(np.int64(b), count * channels * size).view(np.int16).reshape(count, channels)
+            if out_size == 1:
+                _pointwise(row, p, x, y, out_zero, out.reshape(count, outs))
+            else:
+                _pointwise(row, p, x, y, out_zero, out.view(np.int16).reshape(count, outs))

@@ -16,7 +16,7 @@ import numpy as np
 from ..compiled import njit, whole_vectors
 from ..graph.operations import Convolution
 from .buffers import gather, store
-from .epilogues import PLAIN, enter, finish, rooms
+from .epilogues import LEAK, PLAIN, enter, finish, rooms
 from .products import BYTES, LANES, SPAN, STEPS, product
 
 #: kernels take a divisor of so many positions
@@ -153,7 +153,7 @@ def stored(k, e, room, count, first, channels, zero, out, size, to, step):  # ty
     """`store` of what `finished` left."""
     tile, real, (_, _, result) = room
     line = k.start.shape[1]
-    if e.kind != PLAIN:
+    if e.kind > LEAK:
         store(result, line, count, first, channels, zero, out, size, to, step)
     elif k.pieces.shape[1] > 2:
         store(real, line, count, first, channels, zero, out, size, to, step)

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from ..compiled import njit
 from ..graph.operations import Convolution
 from .buffers import store
-from .epilogues import PLAIN, enter, finish, rooms
+from .epilogues import LEAK, PLAIN, enter, finish, rooms
 from .products import AVX2, LANES, NONE, PAIRS, SPAN, SUMS, VNNI, WORDS, dot
 
 
@@ -138,5 +138,5 @@ def convolve(start, stop, x, shift, stride, k, e, out, size, zero, width):  # ty
             if e.kind != PLAIN:
                 enter(tile, line, count, e, normed, squares, result)
                 finish(line, count, e, normed, squares, result)
-            done = tile if e.kind == PLAIN else result
+            done = tile if e.kind <= LEAK else result
             store(done, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)

@@ -21,7 +21,9 @@ from ..graph.arithmetic import (
     X_HI,
     X_LO,
 )
+from ..graph import kernels
 from ..graph.operations import Compensate, DivisiveNormalization, Operation, Requantize
+from ..graph.kernels import shifted
 from ..threads import share
 from .compensation import IN_WORDS, compensate, compensate_wide
 from .products import (
@@ -37,13 +39,16 @@ from .products import (
     product,
 )
 
-PLAIN, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(6)
+PLAIN, SCALE, LEAK, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(8)
 
 _ROOT_FACTOR, _ROOT_ONE = float(4**ROOT_SHIFT), float(2**ROOT_SHIFT)
 _V_LIMIT = float(V_LIMIT)
 _X_LO, _X_HI = float(X_LO), float(X_HI)
+#: magnitudes below it: their upper halves times m, and what the lower ones carry, have 32 bits
+_MOST_IN_WORDS = 2**31 - 2**17
 _HALF_SQUARE = 1 << SQUARE_SHIFT - 1
 _MIDDLE = 1 << GDN_BITS - 1
+_ONE, _HALF, _LOW_HALF = np.int32(1), np.int32(16), np.int32(0xFFFF)
 
 
 class Epilogue(NamedTuple):
@@ -54,6 +59,8 @@ class Epilogue(NamedTuple):
     factors: np.ndarray
     """float64 ``(4, C)``: by kind; requantize and rectify: factor, that of negatives; compensate: factor
     twice, low, high; (inverse) gdn: widen, then factor, or m and 2^shift."""
+    words: np.ndarray
+    """int32 ``(4, C)`` of scale and leak: m and shift - 17, those of negatives."""
     ends: np.ndarray
     """float64, lo and hi."""
     matrix: np.ndarray
@@ -79,26 +86,39 @@ def vectors_for(outputs: int) -> int:
     return min(sorted(POSITIONS[words_kernel()], reverse=True), key=lambda n: -(-blocks // n) * (n + 0.3))
 
 
-def prepared(op: Operation | None, channels: int) -> Epilogue:
-    """``op`` None: accumulators stay."""
+def _in_words(op: Requantize, bound: int) -> np.ndarray | None:
+    """`Epilogue.words`; None where it takes more than 32 bits."""
+    pairs = [op.factor, op.factor if op.negative is None else op.negative]
+    shifts = [kernels.in_words(factor.shift, factor.m, 17) for factor in pairs]
+    if op.absolute or bound >= _MOST_IN_WORDS or any(shift is None for shift in shifts):
+        return None
+    return np.stack([t for factor, shift in zip(pairs, shifts, strict=True) for t in (factor.m, shift)])  # type: ignore[misc]
+
+
+def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogue:
+    """``op`` None: accumulators stay. ``bound``: of their magnitudes."""
     factors, none, words = np.zeros((4, channels)), np.zeros((0, 0)), words_kernel()
+    scales = np.zeros((4, channels), np.int32)
     ends, matrix, start = np.zeros(2), np.zeros(0, np.int16), np.zeros(0, np.int32)
     if op is None:
-        return Epilogue(PLAIN, channels, factors, ends, matrix, start, none, 1, words)
+        return Epilogue(PLAIN, channels, factors, scales, ends, matrix, start, none, 1, words)
     ends = np.array([op.lo, op.hi], np.float64)  # type: ignore[attr-defined]
     if isinstance(op, Requantize):
         factor = op.factor.as_float()
         negative = factor if op.negative is None else op.negative.as_float()
         factors[:2] = factor, -factor if op.absolute else negative
-        kind = REQUANTIZE if (factors[0] == factors[1]).all() else RECTIFY
-        return Epilogue(kind, channels, factors, ends, matrix, start, none, 1, words)
+        alike = (factors[0] == factors[1]).all()
+        kind, found = REQUANTIZE if alike else RECTIFY, _in_words(op, bound)
+        if found is not None:
+            kind, scales = SCALE if alike else LEAK, found
+        return Epilogue(kind, channels, factors, scales, ends, matrix, start, none, 1, words)
     if isinstance(op, Compensate):
         feedback = op.feedback.astype(np.int64)
         factors[:2] = op.factor.as_float()
         factors[2:] = op.ends()
         if int(np.abs(feedback).sum(0).max()) >= IN_WORDS:
             return Epilogue(
-                COMPENSATE, channels, factors, ends, matrix, start, op.feedback.astype(float), 1, words
+                COMPENSATE, channels, factors, scales, ends, matrix, start, op.feedback.astype(float), 1, words
             )
         beyond = -channels % LANES
         room = np.pad(feedback, ((0, beyond), (0, beyond)))
@@ -106,7 +126,7 @@ def prepared(op: Operation | None, channels: int) -> Epilogue:
         matrix = np.concatenate([packed_words(room[: c + LANES, c : c + LANES], 1) for c in columns])
         limits = [np.pad(end.astype(np.int32), (0, beyond)) for end in op.ends()]
         start = np.concatenate([np.zeros(LANES, np.int32), *limits])
-        return Epilogue(COMPENSATE, channels, factors, ends, matrix, start, none, LANES, words)
+        return Epilogue(COMPENSATE, channels, factors, scales, ends, matrix, start, none, LANES, words)
     assert isinstance(op, DivisiveNormalization) and op.widen is not None and op.factor is not None
     factors[0] = op.widen.as_float()
     if op.inverse:
@@ -120,7 +140,7 @@ def prepared(op: Operation | None, channels: int) -> Epilogue:
     start = np.zeros(matrix.size // (channels + channels % 2), np.uint32)
     start[:channels] = (op.beta + _MIDDLE * gamma.sum(1)).astype(np.uint32)
     kind = DENORMALIZE if op.inverse else NORMALIZE
-    return Epilogue(kind, channels, factors, ends, matrix, start.view(np.int32), none, vectors, words)
+    return Epilogue(kind, channels, factors, scales, ends, matrix, start.view(np.int32), none, vectors, words)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -142,6 +162,35 @@ def _rectify(acc, line, count, channels, factor, negative, lo, hi, out):  # type
             v, above, below = np.float64(a[c]), factor[c], negative[c]  # loaded first: no gather of either
             v = np.floor(v * (above if v >= 0 else below) + 0.5)
             o[c] = np.int32(min(max(v, lo), hi))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _scaled(v, m, shift):  # type: ignore[no-untyped-def]
+    """``floor(v m / 2^(shift + 17) + 1/2)`` of int32, ``m`` below 2^16."""
+    carried = np.int32(np.uint32(np.uint32(v & _LOW_HALF) * np.uint32(m)) >> _HALF)
+    high = np.int32(np.int32(shifted(v, _HALF) * m) + carried)
+    return shifted(np.int32(shifted(high, shift) + _ONE), _ONE)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _scale(acc, line, count, channels, words, lo, hi):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    m, shift = words[0], words[1]
+    for p in range(count):
+        a = acc[p * line : p * line + channels]
+        for c in range(channels):
+            a[c] = min(max(_scaled(np.int32(a[c]), m[c], shift[c]), lo), hi)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _leak(acc, line, count, channels, words, lo, hi):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    m, shift, negative, negative_shift = words[0], words[1], words[2], words[3]
+    for p in range(count):
+        a = acc[p * line : p * line + channels]
+        for c in range(channels):
+            v, up, down, s, t = np.int32(a[c]), m[c], negative[c], shift[c], negative_shift[c]
+            a[c] = min(max(_scaled(v, up if v >= 0 else down, s if v >= 0 else t), lo), hi)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -195,10 +244,14 @@ def _normalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # 
 @njit(cache=True, nogil=True)
 def enter(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
     """``acc``, a tile of accumulators, int32 or float64 -> ``out``, what `finish` goes on from, or for GDN
-    ``x`` and ``squares``, int16, tiles of the same shape.
+    ``x`` and ``squares``, int16, tiles of the same shape. Kinds up to leak: in place.
     """
     factor, (lo, hi) = e.factors[0], (e.ends[0], e.ends[1])
-    if e.kind == REQUANTIZE:
+    if e.kind == SCALE:
+        _scale(acc, line, count, e.channels, e.words, np.int32(lo), np.int32(hi))
+    elif e.kind == LEAK:
+        _leak(acc, line, count, e.channels, e.words, np.int32(lo), np.int32(hi))
+    elif e.kind == REQUANTIZE:
         _requantize(acc, line, count, e.channels, factor, lo, hi, out)
     elif e.kind == RECTIFY:
         _rectify(acc, line, count, e.channels, factor, e.factors[1], lo, hi, out)
@@ -212,7 +265,7 @@ def enter(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
 def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
     """What `enter` left -> ``out``, int32 activations."""
     channels, factors, (lo, hi) = e.channels, e.factors, (e.ends[0], e.ends[1])
-    if e.kind == REQUANTIZE or e.kind == RECTIFY:
+    if e.kind < COMPENSATE:
         return
     if e.kind == COMPENSATE:
         if e.group > 1:

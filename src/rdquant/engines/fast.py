@@ -36,7 +36,7 @@ from ..graph.operations.attention import relative_positions
 from ..threads import share
 from .buffers import Form
 from .cache import per_graph
-from .chain import Prepared, Step, chained
+from .chain import Prepared, Step, adding, can_join, chained, rescaling
 from .epilogues import finish_rows, prepared
 from .layer import Layer
 from .products import LANES
@@ -65,7 +65,7 @@ class _Convolution:
 
     def __init__(self, conv: Convolution, *rest: object) -> None:
         self._conv, self._rest = conv, rest
-        self._whole = Layer(conv, *rest)  # type: ignore[arg-type]
+        self.whole = Layer(conv, *rest)  # type: ignore[arg-type]
 
     @functools.cached_property
     def _patches(self) -> tuple[slice, Layer]:
@@ -87,7 +87,7 @@ class _Convolution:
             run, layer = self._patches
             patches = q.reshape(len(q), k * k, -1)[:, run]
             return layer(np.ascontiguousarray(patches).reshape(len(q), 1, 1, -1))
-        return self._whole(q, valid)
+        return self.whole(q, valid)
 
 
 # operations on activations, of any forms to one form
@@ -115,7 +115,7 @@ def _sum(op: Sum, form: Form) -> Step:
     assert op.m is not None and op.shift is not None
     if len(op.m) != 2:
         return _general(op, form)
-    args = *op.m.astype(np.float64), np.ldexp(1.0, -op.shift), float(op.lo), float(op.hi)
+    args = *adding(op), float(op.lo), float(op.hi)
     return lambda a, b: _by_rows(kernels.add, (a, b), args, form)
 
 
@@ -126,9 +126,7 @@ def _product(op: Product, form: Form) -> Step:
 
 
 def _requantize(op: Requantize, form: Form) -> Step:
-    up = op.factor.as_float()
-    down = -up if op.absolute else up if op.negative is None else op.negative.as_float()
-    args = up, down, float(op.lo), float(op.hi)
+    args = *rescaling(op), float(op.lo), float(op.hi)
     return lambda q: _by_rows(kernels.rescale, (q,), args, form)
 
 
@@ -170,16 +168,21 @@ def _moved(
     q: np.ndarray, apart: tuple[int, ...], order: tuple[int, ...], shape: tuple[int, ...], form: Form
 ) -> np.ndarray:
     """``q`` as ``apart``, its axes in another order, as ``shape``."""
-    if form.zero.any():
-        return form.store(q.reshape(apart).transpose(order).reshape(shape))
-    parts = q.astype(form.dtype, copy=False).reshape(apart).transpose(order)
+    shifted = form.zero.any()
+    parts = (q if shifted else q.astype(form.dtype, copy=False)).reshape(apart).transpose(order)
     result = np.empty(parts.shape, form.dtype)
+    # what comes last are channels, or of an unshuffle these and their places
+    zero = form.zero.reshape(parts.shape[-1:] if parts.shape[-1] == shape[-1] else parts.shape[-3:])
     few = parts.shape[-1] < LANES  # then numpy's inner loop is to be over another axis
     columns = [np.s_[..., c] for c in range(parts.shape[-1])] if few else [np.s_[...]]
 
     def run(first: int, last: int) -> None:
         for column in columns:
-            result[:, first:last][column] = parts[:, first:last][column]
+            here, into = parts[:, first:last][column], result[:, first:last][column]
+            if shifted:
+                np.subtract(here, zero[column], out=into, casting="unsafe")
+            else:
+                into[...] = here
 
     share(parts.shape[1], run, max(1, _FEW * parts.shape[1] // parts.size))
     return result.reshape(shape)
@@ -241,12 +244,6 @@ STEPS: dict[type[Operation], Callable[..., Step]] = {
 }
 
 
-#: take each position by itself
-_POINTWISE = (
-    *EPILOGUES, Sum, Product, Pointwise, LayerNorm, Gain, Concatenate, Slice,
-)  # fmt: skip
-
-
 class Plan:
     """A graph that is ready to run. Raises `rdquant.errors.BadModel` unless its bounds hold."""
 
@@ -276,11 +273,12 @@ class Plan:
         last_use[self._output] = len(found)
         steps = []
         for i, (name, run, node) in enumerate(found):
-            op, done = node.op, tuple(e for e in set(node.inputs) if last_use[e] == i)
-            alone = op.is_matrix if isinstance(op, Convolution) else isinstance(op, _POINTWISE)
-            pads = isinstance(op, Convolution)
-            steps.append(Prepared(name, run, node.inputs, done, pads, at[name] if alone else None))
-        self._steps = chained(steps, {name: (ports[name].channels, forms[name].dtype) for name in forms})
+            done = tuple(e for e in set(node.inputs) if last_use[e] == i)
+            layer = run.whole if isinstance(run, _Convolution) else None
+            joins = can_join(node.op, layer, [forms[e] for e in node.inputs], forms[name])
+            place = at[name] if joins else None
+            steps.append(Prepared(name, run, node.inputs, done, layer is not None, node.op, layer, place))
+        self._steps = chained(steps, {name: (ports[name].channels, forms[name]) for name in forms})
 
     def run(self, *given: np.ndarray, valid: bool = False) -> np.ndarray:
         """`rdquant.engines.run`: in integers of as few bytes as hold what can come out."""

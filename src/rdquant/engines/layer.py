@@ -52,10 +52,12 @@ class Layer:
 
     def __init__(self, conv: Convolution, port: Port, form: Form, after: Operation | None, out: Form) -> None:
         self.conv, self.form, self.out = conv, form, out
-        self._epilogue, self._zero = prepared(after, conv.out_channels), out.zero
-        in_words = conv.accumulator_bound(port) + int(np.abs(conv.bias).max()) < 2**31
+        bound = conv.accumulator_bound(port) + int(np.abs(conv.bias).max())
+        in_words = bound < 2**31
         single = conv.groups == conv.in_channels == conv.out_channels and not conv.transposed
         self.depthwise = single and conv.groups > 1 and form.size <= 2 and in_words
+        tiles_of_words = in_words and form.size <= 2 and (conv.groups == 1 or self.depthwise)
+        self.epilogue, self._zero = prepared(after, conv.out_channels, bound if tiles_of_words else 2**36), out.zero
         if self.depthwise:
             self._single = depthwise.packed(conv)
         packed = None
@@ -63,7 +65,7 @@ class Layer:
             packed = self._pack(max(-port.lo, port.hi), in_words, after is None or isinstance(after, Requantize))
         self.direct = packed is None
         if packed is not None:
-            self._packed = packed
+            self.packed = packed
         elif not self.depthwise:
             self._kernel = conv.by_output().astype(np.float64).transpose(2, 3, 1, 0).copy()
             self._bias = conv.bias.astype(np.float64)
@@ -93,9 +95,10 @@ class Layer:
             return None
         cut, ends = pieces
         words = -(-words // cut)
-        e = self._epilogue
+        e = self.epilogue
         self._zero = np.tile(self._zero, copies)
-        self._epilogue = e._replace(channels=outputs, factors=np.tile(e.factors, copies))
+        factors, words_of = (np.tile(t, copies) for t in (e.factors, e.words))
+        self.epilogue = e._replace(channels=outputs, factors=factors, words=words_of)
         weights, start = [], np.zeros((len(phases), -(-outputs // width) * width), np.int64)
         for line, kernel, (_, matrices) in zip(start, grouped, phases, strict=True):
             shape = len(kernel), words * cut, each, len(line)
@@ -147,7 +150,7 @@ class Layer:
         whole = out
         if self.direct:
             shift, stored = origin - conv.padding, out.reshape(b, out.shape[1], -1).view(np.uint8)
-            after = self._epilogue, stored, self.out.size, self.out.zero, out.shape[2]
+            after = self.epilogue, stored, self.out.size, self.out.zero, out.shape[2]
             if self.depthwise:
                 single, beyond = self._single, -conv.out_channels % LANES
                 x = values.astype(np.int16, copy=False)
@@ -172,7 +175,7 @@ class Layer:
         if conv.is_matrix:  # positions are all alike
             values, out = (t.reshape(1, 1, b * h * w, -1) for t in (values, out))
             sides = 1, b * h * w
-        k, columns = self._packed, min(sides[1], _COLUMNS)
+        k, columns = self.packed, min(sides[1], _COLUMNS)
         row = ((columns + dense.TOGETHER) * stride + k.most - k.least) * k.cell * stride
         fair = sides[0] * -(-sides[1] // columns) // (4 * allowed())
         rows = max(1, min(_BUFFER // row, fair, sides[0]))
@@ -182,7 +185,7 @@ class Layer:
             tasks,
             lambda first, last: dense.convolve(
                 first, last, sides, rows, columns, given, self.form.size, shape, self.form.zero,
-                origin, k, self._epilogue, flat(out), self.out.size, self._zero, out.shape[2],
+                origin, k, self.epilogue, flat(out), self.out.size, self._zero, out.shape[2],
             ),
         )  # fmt: skip
         return whole

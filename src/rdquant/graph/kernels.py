@@ -6,7 +6,11 @@ int64 does not: IEEE operations on integers, or integers times powers of two, of
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from ..compiled import njit, whole_vectors
 from ..threads import share
@@ -138,6 +142,58 @@ def add(a, b, m, n, scale, lo, hi, zero, out):  # type: ignore[no-untyped-def]
             out[p, c] = np.int32(min(max(np.floor(q + 0.5), lo), hi)) - zero[c]
 
 
+# of 16-bit integers, in 32 bits: twice as fast
+
+
+def _emit_shift(typingctx, value, by):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.ashr(*args)
+
+    return types.int32(types.int32, types.int32), codegen
+
+
+#: ``value >> by``, both int32, by 0..31; Python's would have 64 bits
+shifted: Any = intrinsic(_emit_shift)
+_ONE = np.int32(1)
+
+
+def in_words(shift: np.ndarray, m: np.ndarray, least: int) -> np.ndarray | None:
+    """``shift - least`` as kernels in 32 bits take it, or None where one of them is negative. What it is above
+    31, nothing is left but the rounding, which is the same at 31. Factors of 0 have any shift.
+    """
+    found = np.where(m == 0, 0, shift.astype(np.int64) - least)
+    return None if (found < 0).any() else np.minimum(found, 31).astype(np.int32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rescale_words(q, m, shift, lo, hi, zero, out):  # type: ignore[no-untyped-def]
+    """`rescale` by ``m / 2^(shift + 1)``: ``q: (P, C)`` int16, ``m, shift: (C,)`` int32."""
+    whole_vectors()
+    rows, channels = q.shape
+    for p in range(rows):
+        a, o = q[p], out[p]
+        for c in range(channels):
+            v = shifted(np.int32(np.int32(a[c]) * m[c]), shift[c])
+            v = shifted(np.int32(v + _ONE), _ONE)
+            o[c] = min(max(v, lo), hi) - zero[c]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_words(a, b, m, n, shift, lo, hi, zero, out):  # type: ignore[no-untyped-def]
+    """`add` by ``m / 2^(shift + 2)`` and ``n / 2^(shift + 2)``: ``a, b: (P, C)`` int16, the rest int32. Half the
+    sum of two products has 32 bits.
+    """
+    whole_vectors()
+    rows, channels = a.shape
+    for p in range(rows):
+        x, y, o = a[p], b[p], out[p]
+        for c in range(channels):
+            u, v = np.int32(np.int32(x[c]) * m[c]), np.int32(np.int32(y[c]) * n[c])
+            half = np.int32(shifted(u, _ONE) + shifted(v, _ONE) + (u & v & _ONE))
+            half = shifted(np.int32(shifted(half, shift[c]) + _ONE), _ONE)
+            o[c] = min(max(half, lo), hi) - zero[c]
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def multiply(a, b, factor, lo, hi, zero, out):  # type: ignore[no-untyped-def]
     """``clip(floor(a b factor + 1/2), lo, hi)``, shapes as in `add`; ``factor: (C,)`` float64."""
@@ -156,6 +212,15 @@ def look_up(q, values, lo, zero, out):  # type: ignore[no-untyped-def]
     for p in range(rows):
         for c in range(channels):
             out[p, c] = values[np.int64(q[p, c]) - lo] - zero[c]
+
+
+def looked_up(q: np.ndarray, values: np.ndarray, lo: int) -> np.ndarray:
+    """``values[q - lo]``, int32: integers of any shape, by all threads."""
+    rows = np.ascontiguousarray(q).reshape(-1, q.shape[-1])
+    out, none = np.empty(rows.shape, np.int32), np.zeros(rows.shape[1], np.int32)
+    least = max(1, _CHUNK * 4 // rows.shape[1])
+    share(len(rows), lambda a, b: look_up(rows[a:b], values, lo, none, out[a:b]), least)
+    return out.reshape(q.shape)
 
 
 @njit(cache=True, nogil=True)

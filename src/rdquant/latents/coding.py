@@ -155,13 +155,17 @@ class TrellisCoding:
 
     def dequantize(self, codec: Any, symbols: np.ndarray, means: np.ndarray) -> np.ndarray:
         rows = np.ascontiguousarray(symbols, np.int32).reshape(-1, _run(symbols))
-        by = np.empty(rows.shape, np.int64)
-        nexts, quantizer = self._arrays
+        around = np.ascontiguousarray(means).reshape(rows.shape)
+        found = np.empty_like(around)
+        how = _LARGEST, *self._arrays, self.step * codec.quantizer.value_of_unit
         with PARALLEL:
-            share(len(rows), lambda a, b: kernels.reconstruct(rows[a:b], _LARGEST, nexts, quantizer, by[a:b]))
-        by *= self.step
-        found: np.ndarray = codec.quantizer.displaced(by.reshape(symbols.shape), means)
-        return found
+            share(
+                len(rows),
+                lambda a, b: kernels.reconstruct(
+                    rows[a:b], *how, around[a:b], *codec.quantizer.ends, found[a:b]
+                ),
+            )
+        return found.reshape(symbols.shape)
 
 
 def _run(levels: np.ndarray) -> int:

@@ -6,6 +6,9 @@ import numpy as np
 
 from ..compiled import njit
 
+#: sequences that are followed at once
+_TOGETHER = 8
+
 # mypy: disable-error-code="assignment"
 
 
@@ -36,18 +39,22 @@ def symbol_bits(symbols, indexes, bits, escape, starts, offsets, out):  # type: 
 
 
 @njit(cache=True, nogil=True)
-def reconstruct(levels, largest, nexts, quantizer, out):  # type: ignore[no-untyped-def]
-    """Multiples of the step, int64 as ``levels: (rows, n)``, each row a sequence of its own; as
-    `rdquant.latents.trellis.Trellis.reconstruct`, of levels clipped to ``largest``.
+def reconstruct(levels, largest, nexts, quantizer, step, means, lo, hi, out):  # type: ignore[no-untyped-def]
+    """``means`` and ``step`` times what levels stand for, in lo..hi: all ``(rows, n)``, each row a sequence of
+    its own. As `rdquant.latents.trellis.Trellis.reconstruct`, of levels clipped to ``largest``.
     """
-    for row in range(len(levels)):
-        state = np.int64(0)
+    states = np.empty(_TOGETHER, np.int64)
+    for first in range(0, len(levels), _TOGETHER):  # that do not wait for each other
+        rows = min(_TOGETHER, len(levels) - first)
+        states[:] = 0
         for i in range(levels.shape[1]):
-            level = np.int64(levels[row, i])
-            k = min(max(level, -largest), largest)
-            odd = quantizer[state]
-            out[row, i] = 2 * k - (odd if k > 0 else -odd if k < 0 else 0)
-            state = nexts[state, level & 1]
+            for r in range(rows):
+                level, state = np.int64(levels[first + r, i]), states[r]
+                k = min(max(level, -largest), largest)
+                odd = quantizer[state]
+                by = 2 * k - (odd if k > 0 else -odd if k < 0 else 0)
+                out[first + r, i] = min(max(by * step + means[first + r, i], lo), hi)
+                states[r] = nexts[state, level & 1]
 
 
 @njit(cache=True, nogil=True)

@@ -18,17 +18,15 @@ class UniformScalar:
     """``symbols = round(y - means)``; all arrays ``(B, M, H, W)`` float32, symbols int32."""
 
     step = 1.0  #: of a symbol, in units of y
-    unit = 256  #: what a symbol's step is in the units that `displaced` and container files count in
+    unit = 256  #: what a symbol's step is in the units that container files count in
+    value_of_unit = 1 / 256
+    ends = -np.inf, np.inf  #: of what is reconstructed
 
     def quantize(self, y: np.ndarray, means: np.ndarray) -> np.ndarray:
         return np.round(y - means).astype(np.int32)
 
     def dequantize(self, symbols: np.ndarray, means: np.ndarray) -> np.ndarray:
         return symbols.astype(means.dtype) + means
-
-    def displaced(self, by: np.ndarray, means: np.ndarray) -> np.ndarray:
-        """``means`` and what is ``by: int64`` in units."""
-        return by.astype(means.dtype) / self.unit + means
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class FixedPointScalar:
     """
 
     fraction_bits: int
+    value_of_unit = 1
+    ends = FIXED_LO, FIXED_HI
 
     @property
     def step(self) -> float:
@@ -59,7 +59,3 @@ class FixedPointScalar:
         top = 2 ** (17 - self.fraction_bits)
         scaled = symbols.clip(-top, top) << self.fraction_bits
         return (scaled + means.astype(np.int32)).clip(FIXED_LO, FIXED_HI)
-
-    def displaced(self, by: np.ndarray, means: np.ndarray) -> np.ndarray:
-        """``means`` and what is ``by: int64`` in units of y, clipped like `dequantize`."""
-        return (by + means.astype(np.int64)).clip(FIXED_LO, FIXED_HI).astype(np.int32)
