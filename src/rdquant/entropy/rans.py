@@ -8,7 +8,7 @@ from ..compiled import njit
 from ..errors import Corrupt, Truncated, UsageError
 from .machine import ParityMachine
 from .rans_reference import ESCAPE_NIBBLES, LOWER
-from .tables import _LOOKUP_BITS, BYPASS_BITS, PRECISION, CdfTables, as_int32
+from .tables import _LOOKUP_BITS, BYPASS_BITS, PRECISION, TOTAL, CdfTables, as_int32
 
 _U = np.uint64
 _LOWER = _U(LOWER)
@@ -20,6 +20,7 @@ _BYPASS_LIMIT = _U(1 << (63 - BYPASS_BITS))
 _NIBBLE = _U(15)
 _WORD = _U(32)
 _LOW_WORD = _U(0xFFFFFFFF)
+_ONE, _TOTAL, _LOOKUP = _U(1), _U(TOTAL), _U(_LOOKUP_BITS)
 _TO_LOOKUP = _U(PRECISION - _LOOKUP_BITS)
 _OK, _TRUNCATED, _BAD_ESCAPE = range(3)
 
@@ -39,9 +40,9 @@ def _encode(symbols, indexes, cdf, starts, offsets, words):  # type: ignore[no-u
     x = _LOWER
     at = len(words)
     for i in range(len(symbols) - 1, -1, -1):
-        t = np.int64(indexes[i])
+        t = _U(indexes[i])
         start = np.int64(starts[t])
-        escape = np.int64(starts[t + 1]) - 2 - start
+        escape = np.int64(starts[t + _ONE]) - 2 - start
         value = np.int64(symbols[i]) - np.int64(offsets[t])
         if value < 0 or value >= escape:
             raw = -2 * value - 1 if value < 0 else 2 * (value - escape)
@@ -52,8 +53,8 @@ def _encode(symbols, indexes, cdf, starts, offsets, words):  # type: ignore[no-u
                 x, at = _put_nibble(x, _U((raw >> (BYPASS_BITS * j)) & 15), words, at)
             x, at = _put_nibble(x, _U(count), words, at)
             value = escape
-        low = _U(cdf[start + value])
-        freq = _U(cdf[start + value + 1]) - low
+        low = _U(cdf[_U(start + value)])
+        freq = _U(cdf[_U(start + value + 1)]) - low
         if x >= freq << _LIMIT_SHIFT:
             at -= 1
             words[at] = np.uint32(x & _LOW_WORD)
@@ -74,32 +75,38 @@ def _decode(  # type: ignore[no-untyped-def]
     ``position: (2,)`` uint64: the coder's state and the next word, taken up and left there. ``nexts`` None:
     no state machine, and compiled without one, which is a third faster.
     """
-    count = len(words)
-    state = left = np.int64(0)
-    x, at = position[0], np.int64(position[1])
+    # all indexes are unsigned: numba asks of others whether they count from the end
+    count, x, at, left = _U(len(words)), position[0], position[1], np.int64(0)
+    first = lookup.reshape(-1)
+    if nexts is not None:  # by twice the state and the parity: twice the next, and above it what that adds
+        after = np.empty(nexts.size, np.uint64)
+        for k in range(len(after)):
+            n = nexts[k >> 1, k & 1]
+            after[k] = (_U(n) << _ONE) | (_U(shift[n]) << _WORD)
+        start_state = _U(shift[0]) << _WORD
+        state = start_state
     for i in range(len(indexes)):
-        t = np.int64(indexes[i])
+        t = _U(indexes[i])
         if nexts is not None:
             if left == 0:
-                state, left = np.int64(0), np.int64(run)
+                state, left = start_state, np.int64(run)
             left -= 1
-            t += np.int64(shift[state])
-        start = np.int64(starts[t])
-        slot = x & _MASK
-        s = np.int64(lookup[t, np.int64(slot >> _TO_LOOKUP)])
-        high = _U(cdf[start + s + 1])
+            t += state >> _WORD
+        start, slot = _U(starts[t]), x & _MASK
+        s = start + _U(first[(t << _LOOKUP) + (slot >> _TO_LOOKUP)])
+        high = _U(cdf[s + _ONE])
         while high <= slot:
-            s += 1
-            high = _U(cdf[start + s + 1])
-        low = _U(cdf[start + s])
-        x = (high - low) * (x >> _PRECISION) + slot - low
+            s += _ONE
+            high = _U(cdf[s + _ONE])
+        low = _U(cdf[s])
+        x = (high - low) * (x >> _PRECISION) + (slot - low)
         if x < _LOWER:
             if at >= count:
                 return _TRUNCATED
             x = (x << _WORD) | _U(words[at])
-            at += 1
-        escape = np.int64(starts[t + 1]) - 2 - start
-        if s == escape:
+            at += _ONE
+        symbol = np.int64(s - start) + np.int64(offsets[t])
+        if high == _TOTAL:  # the escape, a table's last interval
             nibbles = np.int64(-1)
             raw = np.int64(0)
             j = np.int64(-1)
@@ -110,7 +117,7 @@ def _decode(  # type: ignore[no-untyped-def]
                     if at >= count:
                         return _TRUNCATED
                     x = (x << _WORD) | _U(words[at])
-                    at += 1
+                    at += _ONE
                 if j < 0:
                     nibbles = v
                     if nibbles > ESCAPE_NIBBLES:
@@ -118,14 +125,13 @@ def _decode(  # type: ignore[no-untyped-def]
                 else:
                     raw |= v << (BYPASS_BITS * j)
                 j += 1
-            s = -((raw + 1) >> 1) if raw & 1 else escape + (raw >> 1)
-        symbol = s + np.int64(offsets[t])
-        if symbol < -2147483648 or symbol > 2147483647:
-            return _BAD_ESCAPE
+            symbol = np.int64(offsets[t]) - ((raw + 1) >> 1) if raw & 1 else symbol + (raw >> 1)
+            if symbol < -2147483648 or symbol > 2147483647:
+                return _BAD_ESCAPE
         out[i] = symbol
         if nexts is not None:
-            state = np.int64(nexts[state, symbol & 1])
-    position[0], position[1] = x, _U(at)
+            state = after[(state & _LOW_WORD) + _U(symbol & 1)]
+    position[0], position[1] = x, at
     return _OK
 
 

@@ -6,9 +6,6 @@ import numpy as np
 
 from ..compiled import njit
 
-#: sequences that are followed at once
-_TOGETHER = 8
-
 # mypy: disable-error-code="assignment"
 
 
@@ -43,18 +40,17 @@ def reconstruct(levels, largest, nexts, quantizer, step, means, lo, hi, out):  #
     """``means`` and ``step`` times what levels stand for, in lo..hi: all ``(rows, n)``, each row a sequence of
     its own. As `rdquant.latents.trellis.Trellis.reconstruct`, of levels clipped to ``largest``.
     """
-    states = np.empty(_TOGETHER, np.int64)
-    for first in range(0, len(levels), _TOGETHER):  # that do not wait for each other
-        rows = min(_TOGETHER, len(levels) - first)
-        states[:] = 0
-        for i in range(levels.shape[1]):
-            for r in range(rows):
-                level, state = np.int64(levels[first + r, i]), states[r]
-                k = min(max(level, -largest), largest)
-                odd = quantizer[state]
-                by = 2 * k - (odd if k > 0 else -odd if k < 0 else 0)
-                out[first + r, i] = min(max(by * step + means[first + r, i], lo), hi)
-                states[r] = nexts[state, level & 1]
+    after, odd = nexts.reshape(-1).astype(np.uint64), np.empty(levels.shape[1], np.int64)
+    for row in range(len(levels)):
+        # unsigned: numba asks of other indexes whether they count from the end
+        level, mean, o, state = levels[row], means[row], out[row], np.uint64(0)
+        for i in range(len(level)):
+            odd[i] = quantizer[state]
+            state = after[np.uint64(2) * state + np.uint64(level[i] & 1)]
+        for i in range(len(level)):
+            k = min(max(np.int64(level[i]), -largest), largest)
+            by = 2 * k - (np.int64(k > 0) - np.int64(k < 0)) * odd[i]
+            o[i] = min(max(by * step + mean[i], lo), hi)
 
 
 @njit(cache=True, nogil=True)
