@@ -93,7 +93,7 @@ def main() -> None:
             def noted(step: Prepared | Chain, values: dict[str, np.ndarray], rows: list = rows) -> None:
                 macs, floor = 0, 0.0
                 for part in parts_of(step):
-                    layer = getattr(part.run, "_whole", None)
+                    layer = part.layer
                     if layer is None:
                         continue
                     conv, given = layer.conv, values.get(part.inputs[0])
@@ -102,7 +102,7 @@ def main() -> None:
                     count = count if conv.transposed else count // conv.stride**2
                     macs += (own := count * conv.weight.size)
                     if not layer.direct:
-                        floor += own / peaks[named[layer._packed.kernel]]
+                        floor += own / peaks[named[layer.packed.kernel]]
                 seconds = best(lambda: step(dict(values)), args.rounds)
                 label = parts_of(step)[-1].name
                 row = {"step": label, "ms": 1e3 * seconds, "MMAC": macs / 1e6, "floor_ms": 1e3 * floor}

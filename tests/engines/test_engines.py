@@ -32,9 +32,13 @@ from rdquant import compiled, engines
 from rdquant.engines import cache, chain, dense, epilogues, products, run
 from rdquant.engines.fast import plan
 from rdquant.engines.layer import Layer
+from rdquant.engines.partial import run_part
 from rdquant.errors import BadModel, UsageError
 from rdquant.graph import Graph, Node, Port
-from rdquant.graph.operations import Convolution
+from rdquant.graph.arithmetic import Multiplier
+from rdquant.graph.heads import heads
+from rdquant.graph.operations import Concatenate, Convolution, Requantize, Slice, Sum
+from rdquant.priors import FourPart
 
 
 def _agree(graph: Graph, inputs: tuple[np.ndarray, ...], valid: bool = False) -> np.ndarray:
@@ -113,19 +117,119 @@ def test_a_graph_with_branches() -> None:
 
 @pytest.mark.parametrize("channels", [3, 16, 40])
 @pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("isa", products.available())
 def test_positions_go_through_chains_part_by_part(
-    channels: int, threads: int, monkeypatch: pytest.MonkeyPatch
+    channels: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    monkeypatch.setenv("RDQUANT_ISA", isa)
     monkeypatch.setattr(chain, "_FEW", 4)
-    monkeypatch.setattr(chain, "_TOGETHER", 13)
     g = torch.Generator().manual_seed(channels)
     graph = pointwise(g, channels)
     graph.check()
     assert [len(s.steps) for s in plan(graph)._steps if isinstance(s, chain.Chain)] == [4, 4]
-    for size in ((1, 1), (3, 2), (12, 10)):
+    for size in ((1, 1), (3, 2), (12, 21)):
         found = _agree(graph, inputs_of(graph, g, *size, 2))
     assert float(found.std()) > 5
+
+
+SHIFTS = st.integers(0, 46)
+WORDS = st.integers(-(2**15), 2**15 - 1) | st.sampled_from([-(2**15), -1, 0, 1, 2**15 - 1])
+
+
+@given(
+    q=st.lists(st.tuples(WORDS, WORDS), min_size=4, max_size=4),
+    m=st.lists(st.integers(2**15, 2**16 - 1) | st.just(0), min_size=4, max_size=4),
+    signs=st.lists(st.sampled_from([-1, 1]), min_size=4, max_size=4),
+    shifts=st.lists(SHIFTS, min_size=4, max_size=4),
+    span=st.sampled_from([(-128, 127), (0, 255), (-(2**15), 2**15 - 1)]),
+)
+@settings(max_examples=200, deadline=None)
+def test_words_in_a_chain_are_rounded_as_ever(
+    q: list[tuple[int, int]], m: list[int], signs: list[int], shifts: list[int], span: tuple[int, int]
+) -> None:
+    """A sum and a narrowing, with any factors that the contract allows, at the ends of what 16 bits hold."""
+    factors = np.array(m, np.int32)
+    both = np.stack([factors, factors[::-1] * np.array(signs, np.int32)])
+    shift = np.array(shifts, np.int32)
+    nodes = (
+        Node("sum", Sum((1, 1), both, shift, -(2**15), 2**15 - 1), ("a", "b")),
+        Node("narrow", Requantize(Multiplier(factors, shift), None, *span), ("sum",)),
+    )
+    ports = {name: Port(4, -(2**15), 2**15 - 1) for name in "ab"}
+    a, b = (np.array([pair[i] for pair in q]).reshape(1, 4, 1, 1) for i in range(2))
+    _agree(Graph(ports, nodes, "narrow"), (a, b))
+
+
+@given(
+    shift=st.integers(0, 46), top=st.sampled_from([1, 255, 2**15 - 1]), seed=st.integers(0, 99),
+    leaky=st.booleans(), channels=st.sampled_from([1, 16, 70]), weight=st.sampled_from([1, 127, 2**11]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_sums_are_rounded_as_ever(
+    shift: int, top: int, seed: int, leaky: bool, channels: int, weight: int
+) -> None:
+    """Accumulators at the ends of their range, by factors of any size, alone and in a chain."""
+    random = np.random.default_rng(seed)
+    signs = random.choice([-1, 1], (channels, channels, 1, 1))
+    bias = random.integers(-(2**20), 2**20, channels)
+    conv = Convolution((signs * weight).astype(np.int16), bias, bits=16)
+    factor, negative = (
+        Multiplier(random.integers(2**15, 2**16, channels).astype(np.int32), np.full(channels, s, np.int32))
+        for s in (shift, min(shift + 3, 46))
+    )
+    out = Requantize(factor, negative if leaky else None, -(2**15), 2**15 - 1)
+    one = Requantize(Multiplier.from_float(np.full(channels, 2.0**-8)), None, -128, 127)
+    nodes = (Node("conv", conv, ("x",)), Node("out", out, ("conv",)), Node("narrow", one, ("out",)))
+    q = random.choice([-top, top], (2, channels, 1, 9))
+    q[1] = signs[0] * top  # the most that the first channel can add up to
+    for output in ("out", "narrow"):
+        graph = Graph({"x": Port(channels, -top, top)}, nodes, output)
+        graph.check()
+        _agree(graph, (q,))
+
+
+def test_sums_beyond_32_bits_go_in_pieces() -> None:
+    g = torch.Generator().manual_seed(4)
+    for k, stride, transposed in ((1, 1, False), (3, 2, False), (5, 2, True)):
+        conv = convolution(g, 96, 20, k, stride, transposed, bits=16)
+        conv = replace(conv, weight=np.sign(conv.weight) * np.int16(2**11) | np.int16(1))
+        graph = graph_of(conv, [Port(96, -(2**15), 2**15 - 1)])
+        graph.check()
+        layer = plan(graph)._steps[0].layer  # type: ignore[union-attr]
+        assert layer is not None and not layer.direct and layer.packed.pieces.shape[1] > 2
+        for x in (np.full((1, 96, 4, 6), 2**15 - 1), *inputs_of(graph, g, 4, 6)):
+            _agree(graph, (x,))
+
+
+@pytest.mark.parametrize("channels", [4, 40])
+def test_a_part_is_what_it_takes_of_the_whole(channels: int) -> None:
+    g = torch.Generator().manual_seed(channels)
+    c, wide = channels, Port(6, -100, 155)
+    nodes = (
+        Node("near", convolution(g, 6, 9, 3), ("x",)),
+        Node("near.out", epilogue(g, "leaky", 9, 90 * 60), ("near",)),
+        Node("head", convolution(g, 9, 2 * c, 1), ("near.out",)),
+        Node("head.out", epilogue(g, "requantize", 2 * c, 90 * 60), ("head",)),
+        Node("second", Slice(c, 2 * c), ("head.out",)),
+        Node("first", Slice(0, c), ("head.out",)),
+        Node("narrow", epilogue(g, "requantize", c, 60), ("second",)),
+        Node("both", Concatenate(), ("first", "narrow")),
+    )
+    graph = Graph({"x": wide}, nodes, "both")
+    graph.check()
+    x = inputs_of(graph, g, 6, 8, 2)
+    whole = run(graph, x, "fast")
+    for part in FourPart().parts(c, 6, 8):
+        found = run_part(graph, x, part, lambda own, given: run(own, given, "fast"))
+        assert np.array_equal(found, part.pick(whole))
+    cut = heads(graph, [np.array([0, c]), np.array([1, c + 1])])
+    assert cut is not None and cut.trunk.output == "near.out"
+    mixed = replace(
+        graph, nodes=(*nodes, Node("last", convolution(g, 2 * c, 2 * c, 3), ("both",))), output="last"
+    )
+    assert heads(mixed, [np.array([0, c])]) is None  # its last convolution takes neighbours
+    assert heads(graph, [np.array([0, c + 1])]) is not None  # of either half another
 
 
 def test_accumulators_can_be_the_output() -> None:

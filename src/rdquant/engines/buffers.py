@@ -36,8 +36,8 @@ def flat(values: np.ndarray) -> np.ndarray:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _fill(x, size, at, count, channels, zero, bytewise, cell, into, start):  # type: ignore[no-untyped-def]
-    """``count`` positions of ``x`` from element ``at``, ``size`` bytes each, to cells from byte ``start``. One or
-    two bytes.
+    """``count`` positions of ``x`` from element ``at``, ``size`` bytes each, one or two, to cells from byte
+    ``start``.
     """
     whole_vectors()
     if cell == channels * size:  # nothing between positions

@@ -1,5 +1,5 @@
-"""Steps of a plan that each position goes through by itself, compiled as one: a few dozen positions go through
-all of them, while they are in cache, before the next; and threads meet once, not after each step.
+"""Steps of a plan that each position goes through by itself, compiled as one: a few dozen positions go
+through all of them, while they are in cache, before the next; and threads meet once, not after each step.
 
 A chain is a **program**: a row of integers for each step, and what these point into. Of a convolution
 (a product with one matrix) it is what `layer` prepared; other steps are kernels of `rdquant.graph.kernels`.
@@ -20,7 +20,6 @@ from ..compiled import njit, whole_vectors
 from ..graph import kernels
 from ..graph.operations import (
     Concatenate,
-    Convolution,
     Gain,
     Operation,
     Pointwise,
@@ -43,17 +42,10 @@ CONVOLVE, RESCALE, RESCALE_WORDS, ADD, ADD_WORDS, MULTIPLY, LOOK_UP, MOVE = rang
 
 
 #: a row: edges by number, and where something starts in the arrays of `Program`
-_ROW = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "kind a b out channels first to reals values count low "
-            # of convolutions; the last ones are what follows
-            "kernel vectors words cell taps pieces line chunk weights octets start bias "
-            "after factors scales ends matrix halves begin begins feedback side group word_kernel"
-        ).split()
-    ]
-)
+_COMMON = "kind a b out channels first to reals values count low"
+_CONVOLUTION = "kernel vectors words cell taps pieces line chunk weights octets start bias"
+_AFTER = "after factors scales up ends matrix halves begin begins feedback side group word_kernel"
+_ROW = np.dtype([(name, np.int64) for name in f"{_COMMON} {_CONVOLUTION} {_AFTER}".split()])
 
 
 class Program(NamedTuple):
@@ -191,8 +183,9 @@ class Chain:
                 count=len(k.taps), taps=pools.add("i8", k.taps), low=k.pieces.shape[1],
                 pieces=pools.add("i8", k.pieces), line=k.start.shape[1], chunk=k.chunk,
                 weights=pools.add("u1", k.weights), octets=len(k.weights), start=pools.add("i4", k.start),
-                bias=pools.add("f8", k.bias), after=e.kind, factors=pools.add("f8", e.factors), scales=pools.add("i4", e.words),
-                ends=pools.add("f8", e.ends), matrix=pools.add("i2", e.matrix), halves=len(e.matrix),
+                bias=pools.add("f8", k.bias), after=e.kind, factors=pools.add("f8", e.factors),
+                scales=pools.add("i4", e.words), up=int(e.up), ends=pools.add("f8", e.ends),
+                matrix=pools.add("i2", e.matrix), halves=len(e.matrix),
                 begin=pools.add("i4", e.start), begins=len(e.start), feedback=pools.add("f8", e.feedback),
                 side=len(e.feedback), group=e.group, word_kernel=e.kernel,
             )
@@ -320,7 +313,7 @@ def _convolution(row, p):  # type: ignore[no-untyped-def]
     side = row.side
     e = Epilogue(
         row.after, at, p.reals[row.factors : row.factors + 4 * at].reshape(4, at),
-        p.words[row.scales : row.scales + 4 * at].reshape(4, at),
+        p.words[row.scales : row.scales + 4 * at].reshape(4, at), np.int32(row.up),
         p.reals[row.ends : row.ends + 2], p.halves[row.matrix : row.matrix + row.halves],
         p.words[row.begin : row.begin + row.begins],
         p.reals[row.feedback : row.feedback + side * side].reshape(side, side), row.group, row.word_kernel,

@@ -16,7 +16,7 @@ import numpy as np
 from ..compiled import njit, whole_vectors
 from ..graph.operations import Convolution
 from .buffers import gather, store
-from .epilogues import LEAK, PLAIN, enter, finish, rooms
+from .epilogues import COMPENSATE_WORDS, enter, finish, rooms
 from .products import BYTES, LANES, SPAN, STEPS, product
 
 #: kernels take a divisor of so many positions
@@ -31,8 +31,8 @@ class Packed(NamedTuple):
     merged: bool
     """One phase gives all ``up^2`` outputs of a base position, row by row, column by column."""
     taps: np.ndarray
-    """``(T, 3)`` int64, rows and columns from the base position, and bytes from there, phase after phase; of a
-    run, the first."""
+    """``(T, 3)`` int64, rows and columns from the base position, and bytes from there, phase after phase; of
+    a run, the first."""
     phases: np.ndarray
     """Where each phase's taps start, and end."""
     least: int
@@ -53,8 +53,8 @@ class Packed(NamedTuple):
     start: np.ndarray
     """int32 ``(phases, line)``: what accumulators start with; a line is that of a tile."""
     pieces: np.ndarray
-    """``(phases, P + 1)`` int64: which of its taps the sums of 32 bits are of; if several, they start with zeros
-    and are joined in float64."""
+    """``(phases, P + 1)`` int64: which of its taps the sums of 32 bits are of; if several, they start with
+    zeros and are joined in float64."""
     bias: np.ndarray
     """float64, added to joined sums."""
     chunk: int
@@ -93,7 +93,7 @@ def phases_of(conv: Convolution, merged: bool) -> list[tuple[np.ndarray, np.ndar
 
 @njit(cache=True, nogil=True)
 def _multiply(buffer, at, stride, taps, piece, k, phase, tile, count):  # type: ignore[no-untyped-def]
-    """Sums of ``count`` positions, ``stride`` bytes apart, the first at ``at``, over one piece, into ``tile``."""
+    """Sums over a piece of positions ``stride`` bytes apart, the first at ``at``, into ``tile``."""
     width, step, line = LANES * k.vectors, STEPS[k.kernel, k.vectors], k.start.shape[1]
     weights, start = k.weights.ctypes.data + k.at[phase], k.start.ctypes.data + 4 * phase * line
     words = k.words * k.run
@@ -131,8 +131,8 @@ def rooms_of(k, e):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def finished(buffer, at, stride, taps, k, phase, e, room, count):  # type: ignore[no-untyped-def]
-    """Accumulators of ``count`` positions, ``stride`` bytes apart, the first at ``at``, and what follows them.
-    Where they are, `stored` knows.
+    """Accumulators of ``count`` positions, ``stride`` bytes apart, the first at ``at``, and what follows.
+    Where that is, `stored` knows.
     """
     tile, real, (normed, squares, result) = room
     line, pieces = k.start.shape[1], k.pieces.shape[1] - 1
@@ -140,12 +140,11 @@ def finished(buffer, at, stride, taps, k, phase, e, room, count):  # type: ignor
         _multiply(buffer, at, stride, taps, piece, k, phase, tile, count)
         if pieces > 1:
             _join(tile, piece == 0, line, count, e.channels, k.bias, real)
-    if e.kind != PLAIN:
-        if pieces > 1:
-            enter(real, line, count, e, normed, squares, result)
-        else:
-            enter(tile, line, count, e, normed, squares, result)
-        finish(line, count, e, normed, squares, result)
+    if pieces > 1:
+        enter(real, line, count, e, normed, squares, result)
+    else:
+        enter(tile, line, count, e, normed, squares, result)
+    finish(line, count, e, normed, squares, tile if e.kind <= COMPENSATE_WORDS else result)
 
 
 @njit(cache=True, nogil=True)
@@ -153,7 +152,7 @@ def stored(k, e, room, count, first, channels, zero, out, size, to, step):  # ty
     """`store` of what `finished` left."""
     tile, real, (_, _, result) = room
     line = k.start.shape[1]
-    if e.kind > LEAK:
+    if e.kind > COMPENSATE_WORDS:
         store(result, line, count, first, channels, zero, out, size, to, step)
     elif k.pieces.shape[1] > 2:
         store(real, line, count, first, channels, zero, out, size, to, step)

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from ..compiled import njit
 from ..graph.operations import Convolution
 from .buffers import store
-from .epilogues import LEAK, PLAIN, enter, finish, rooms
+from .epilogues import COMPENSATE_WORDS, enter, finish, rooms
 from .products import AVX2, LANES, NONE, PAIRS, SPAN, SUMS, VNNI, WORDS, dot
 
 
@@ -135,8 +135,7 @@ def convolve(start, stop, x, shift, stride, k, e, out, size, zero, width):  # ty
                     e.kernel, np.int64(taps.ctypes.data), pairs, np.int64(k.words.ctypes.data),
                     np.int64(k.bias.ctypes.data), line // LANES, np.int64(tile.ctypes.data) + 4 * p * line,
                 )  # fmt: skip
-            if e.kind != PLAIN:
-                enter(tile, line, count, e, normed, squares, result)
-                finish(line, count, e, normed, squares, result)
-            done = tile if e.kind <= LEAK else result
+            done = tile if e.kind <= COMPENSATE_WORDS else result
+            enter(tile, line, count, e, normed, squares, result)
+            finish(line, count, e, normed, squares, done)
             store(done, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)

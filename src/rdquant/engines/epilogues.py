@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..compiled import njit, whole_vectors
+from ..graph import kernels
 from ..graph.arithmetic import (
     GDN_BITS,
     ROOT_SHIFT,
@@ -20,10 +21,10 @@ from ..graph.arithmetic import (
     V_LIMIT,
     X_HI,
     X_LO,
+    Multiplier,
 )
-from ..graph import kernels
+from ..graph.kernels import lifted, shifted
 from ..graph.operations import Compensate, DivisiveNormalization, Operation, Requantize
-from ..graph.kernels import shifted
 from ..threads import share
 from .compensation import IN_WORDS, compensate, compensate_wide
 from .products import (
@@ -39,15 +40,17 @@ from .products import (
     product,
 )
 
-PLAIN, SCALE, LEAK, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(8)
+#: the first four leave what they make where accumulators were
+PLAIN, SCALE, LEAK, COMPENSATE_WORDS, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(9)
 
-_ROOT_FACTOR, _ROOT_ONE = float(4**ROOT_SHIFT), float(2**ROOT_SHIFT)
-_V_LIMIT = float(V_LIMIT)
+_TWICE_ROOT, _ROOT_ONE = np.int32(2 * ROOT_SHIFT), np.float32(2**ROOT_SHIFT)
+_V_LIMIT, _LEAST, _MOST = float(V_LIMIT), np.int32(-V_LIMIT), np.int32(V_LIMIT)
 _X_LO, _X_HI = float(X_LO), float(X_HI)
 #: magnitudes below it: their upper halves times m, and what the lower ones carry, have 32 bits
 _MOST_IN_WORDS = 2**31 - 2**17
-_HALF_SQUARE = 1 << SQUARE_SHIFT - 1
+_SQUARE_SHIFT, _HALF_SQUARE = np.int32(SQUARE_SHIFT), np.int32(1 << SQUARE_SHIFT - 1)
 _MIDDLE = 1 << GDN_BITS - 1
+_MIDDLE_SQUARE, _MOST_SQUARE = np.int32(_MIDDLE), np.int32(2 * _MIDDLE - 1)
 _ONE, _HALF, _LOW_HALF = np.int32(1), np.int32(16), np.int32(0xFFFF)
 
 
@@ -60,7 +63,10 @@ class Epilogue(NamedTuple):
     """float64 ``(4, C)``: by kind; requantize and rectify: factor, that of negatives; compensate: factor
     twice, low, high; (inverse) gdn: widen, then factor, or m and 2^shift."""
     words: np.ndarray
-    """int32 ``(4, C)`` of scale and leak: m and shift - 17, those of negatives."""
+    """int32 ``(4, C)``: of the first factor m and what its shift is above 17, then those of negatives; or m
+    is 0: it takes more than 32 bits."""
+    up: np.int32
+    """With ``words`` accumulators are taken times 2^up, whose factors have shifts of 17 or more."""
     ends: np.ndarray
     """float64, lo and hi."""
     matrix: np.ndarray
@@ -86,39 +92,55 @@ def vectors_for(outputs: int) -> int:
     return min(sorted(POSITIONS[words_kernel()], reverse=True), key=lambda n: -(-blocks // n) * (n + 0.3))
 
 
-def _in_words(op: Requantize, bound: int) -> np.ndarray | None:
-    """`Epilogue.words`; None where it takes more than 32 bits."""
-    pairs = [op.factor, op.factor if op.negative is None else op.negative]
-    shifts = [kernels.in_words(factor.shift, factor.m, 17) for factor in pairs]
-    if op.absolute or bound >= _MOST_IN_WORDS or any(shift is None for shift in shifts):
-        return None
-    return np.stack([t for factor, shift in zip(pairs, shifts, strict=True) for t in (factor.m, shift)])  # type: ignore[misc]
+def _in_words(
+    bound: int, factor: Multiplier, negative: Multiplier | None = None
+) -> tuple[np.ndarray, np.int32] | None:
+    """`Epilogue.words` and `Epilogue.up`; None where it takes more than 32 bits. ``bound``: accumulators'."""
+    pair = factor, negative or factor
+    up = max(0, 17 - min(int(own.shift[own.m > 0].min(initial=17)) for own in pair))
+    found = []
+    for own in pair:
+        shift = kernels.in_words(own.shift + up, own.m, 17)
+        if bound << up >= _MOST_IN_WORDS or shift is None:
+            return None
+        found += [own.m, shift]
+    return np.stack(found), np.int32(up)
 
 
 def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogue:
     """``op`` None: accumulators stay. ``bound``: of their magnitudes."""
     factors, none, words = np.zeros((4, channels)), np.zeros((0, 0)), words_kernel()
-    scales = np.zeros((4, channels), np.int32)
+    scales = np.zeros((4, channels), np.int32), np.int32(0)
     ends, matrix, start = np.zeros(2), np.zeros(0, np.int16), np.zeros(0, np.int32)
     if op is None:
-        return Epilogue(PLAIN, channels, factors, scales, ends, matrix, start, none, 1, words)
+        return Epilogue(PLAIN, channels, factors, *scales, ends, matrix, start, none, 1, words)
     ends = np.array([op.lo, op.hi], np.float64)  # type: ignore[attr-defined]
     if isinstance(op, Requantize):
         factor = op.factor.as_float()
         negative = factor if op.negative is None else op.negative.as_float()
         factors[:2] = factor, -factor if op.absolute else negative
         alike = (factors[0] == factors[1]).all()
-        kind, found = REQUANTIZE if alike else RECTIFY, _in_words(op, bound)
+        kind = REQUANTIZE if alike else RECTIFY
+        found = None if op.absolute else _in_words(bound, op.factor, op.negative)
         if found is not None:
             kind, scales = SCALE if alike else LEAK, found
-        return Epilogue(kind, channels, factors, scales, ends, matrix, start, none, 1, words)
+        return Epilogue(kind, channels, factors, *scales, ends, matrix, start, none, 1, words)
     if isinstance(op, Compensate):
         feedback = op.feedback.astype(np.int64)
         factors[:2] = op.factor.as_float()
         factors[2:] = op.ends()
         if int(np.abs(feedback).sum(0).max()) >= IN_WORDS:
             return Epilogue(
-                COMPENSATE, channels, factors, scales, ends, matrix, start, op.feedback.astype(float), 1, words
+                COMPENSATE,
+                channels,
+                factors,
+                *scales,
+                ends,
+                matrix,
+                start,
+                op.feedback.astype(float),
+                1,
+                words,
             )
         beyond = -channels % LANES
         room = np.pad(feedback, ((0, beyond), (0, beyond)))
@@ -126,7 +148,10 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
         matrix = np.concatenate([packed_words(room[: c + LANES, c : c + LANES], 1) for c in columns])
         limits = [np.pad(end.astype(np.int32), (0, beyond)) for end in op.ends()]
         start = np.concatenate([np.zeros(LANES, np.int32), *limits])
-        return Epilogue(COMPENSATE, channels, factors, scales, ends, matrix, start, none, LANES, words)
+        found = _in_words(bound, op.factor)
+        kind = COMPENSATE if found is None else COMPENSATE_WORDS
+        scales = scales if found is None else found
+        return Epilogue(kind, channels, factors, *scales, ends, matrix, start, none, LANES, words)
     assert isinstance(op, DivisiveNormalization) and op.widen is not None and op.factor is not None
     factors[0] = op.widen.as_float()
     if op.inverse:
@@ -139,8 +164,12 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
     # squares are taken less 2^15, to fit signed words; norms are below 2^32, so that the rest is cut off
     start = np.zeros(matrix.size // (channels + channels % 2), np.uint32)
     start[:channels] = (op.beta + _MIDDLE * gamma.sum(1)).astype(np.uint32)
+    found = _in_words(bound, op.widen)
+    scales = scales if found is None else found
     kind = DENORMALIZE if op.inverse else NORMALIZE
-    return Epilogue(kind, channels, factors, scales, ends, matrix, start.view(np.int32), none, vectors, words)
+    return Epilogue(
+        kind, channels, factors, *scales, ends, matrix, start.view(np.int32), none, vectors, words
+    )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -173,24 +202,31 @@ def _scaled(v, m, shift):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _scale(acc, line, count, channels, words, lo, hi):  # type: ignore[no-untyped-def]
+def _scale(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-untyped-def]
     whole_vectors()
     m, shift = words[0], words[1]
     for p in range(count):
         a = acc[p * line : p * line + channels]
         for c in range(channels):
-            a[c] = min(max(_scaled(np.int32(a[c]), m[c], shift[c]), lo), hi)
+            a[c] = min(max(_scaled(lifted(np.int32(a[c]), up), m[c], shift[c]), lo), hi)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _leak(acc, line, count, channels, words, lo, hi):  # type: ignore[no-untyped-def]
+def _leak(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-untyped-def]
     whole_vectors()
     m, shift, negative, negative_shift = words[0], words[1], words[2], words[3]
     for p in range(count):
         a = acc[p * line : p * line + channels]
         for c in range(channels):
-            v, up, down, s, t = np.int32(a[c]), m[c], negative[c], shift[c], negative_shift[c]
-            a[c] = min(max(_scaled(v, up if v >= 0 else down, s if v >= 0 else t), lo), hi)
+            v, above, below, s, t = lifted(np.int32(a[c]), up), m[c], negative[c], shift[c], negative_shift[c]
+            a[c] = min(max(_scaled(v, above if v >= 0 else below, s if v >= 0 else t), lo), hi)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _squared(v):  # type: ignore[no-untyped-def]
+    """Of 16 bits, less the middle of what it can be."""
+    square = shifted(np.int32(np.int32(v * v) + _HALF_SQUARE), _SQUARE_SHIFT)
+    return np.int16(min(square, _MOST_SQUARE) - _MIDDLE_SQUARE)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -202,18 +238,29 @@ def _widen(acc, line, count, channels, factors, x, squares):  # type: ignore[no-
         s = squares[p * line : p * line + channels]
         for c in range(channels):
             v = np.int32(min(max(np.floor(np.float64(a[c]) * wide[c] + 0.5), _X_LO), _X_HI))
-            o[c] = np.int16(v)
-            square = np.int32((v * v + np.int32(_HALF_SQUARE)) >> np.int32(SQUARE_SHIFT))
-            s[c] = np.int16(min(square, np.int32(2 * _MIDDLE - 1)) - np.int32(_MIDDLE))
+            o[c], s[c] = np.int16(v), _squared(v)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _widen_words(acc, line, count, channels, words, up, x, squares):  # type: ignore[no-untyped-def]
+    whole_vectors()
+    m, shift, lo, hi = words[0], words[1], np.int32(X_LO), np.int32(X_HI)
+    for p in range(count):
+        a, o = acc[p * line : p * line + channels], x[p * line : p * line + channels]
+        s = squares[p * line : p * line + channels]
+        for c in range(channels):
+            v = np.int32(min(max(_scaled(lifted(np.int32(a[c]), up), m[c], shift[c]), lo), hi))
+            o[c], s[c] = np.int16(v), _squared(v)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _root(norm):  # type: ignore[no-untyped-def]
-    """``floor(sqrt(norm * 2^10))`` of uint32. In float32 a root, below 2^21, is off by 0.2 at most: what is
-    nearest is it, or one more.
+    """``floor(sqrt(norm * 2^10))`` of uint32, int32. In float32 a root, below 2^21, is off by 0.3 at most:
+    what is nearest is it, or one more; and how far its square is off has 32 bits.
     """
-    near = np.floor(np.float64(np.sqrt(np.float32(norm))) * _ROOT_ONE + 0.5)
-    return near - 1.0 if near * near > np.float64(norm) * _ROOT_FACTOR else near
+    near = np.int32(np.sqrt(np.float32(norm)) * _ROOT_ONE + np.float32(0.5))
+    beyond = np.int32(np.int32(near * near) - lifted(np.int32(norm), _TWICE_ROOT))
+    return np.int32(near - np.int32(beyond > 0))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -224,7 +271,7 @@ def _denormalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  
         a, o = x[p * line : p * line + channels], out[p * line : p * line + channels]
         n = norms[p * wide : p * wide + channels]
         for c in range(channels):
-            v = np.floor(np.float64(a[c]) * _root(n[c]) * factor[c] + 0.5)
+            v = np.floor(np.float64(a[c]) * np.float64(_root(n[c])) * factor[c] + 0.5)
             o[c] = np.int32(min(max(v, lo), hi))
 
 
@@ -236,7 +283,7 @@ def _normalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # 
         a, o = x[p * line : p * line + channels], out[p * line : p * line + channels]
         n = norms[p * wide : p * wide + channels]
         for c in range(channels):
-            d = _root(n[c]) * power[c]
+            d = np.float64(_root(n[c])) * power[c]
             v = np.floor((2.0 * np.float64(a[c]) * m[c] + d) / (2.0 * d))
             o[c] = np.int32(min(max(v, lo), hi))
 
@@ -244,30 +291,36 @@ def _normalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # 
 @njit(cache=True, nogil=True)
 def enter(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
     """``acc``, a tile of accumulators, int32 or float64 -> ``out``, what `finish` goes on from, or for GDN
-    ``x`` and ``squares``, int16, tiles of the same shape. Kinds up to leak: in place.
+    ``x`` and ``squares``, int16, tiles of the same shape. The first kinds leave it where it is.
     """
     factor, (lo, hi) = e.factors[0], (e.ends[0], e.ends[1])
+    if e.kind == PLAIN:
+        return
     if e.kind == SCALE:
-        _scale(acc, line, count, e.channels, e.words, np.int32(lo), np.int32(hi))
+        _scale(acc, line, count, e.channels, e.words, e.up, np.int32(lo), np.int32(hi))
     elif e.kind == LEAK:
-        _leak(acc, line, count, e.channels, e.words, np.int32(lo), np.int32(hi))
+        _leak(acc, line, count, e.channels, e.words, e.up, np.int32(lo), np.int32(hi))
+    elif e.kind == COMPENSATE_WORDS:
+        _scale(acc, line, count, e.channels, e.words, e.up, _LEAST, _MOST)
     elif e.kind == REQUANTIZE:
         _requantize(acc, line, count, e.channels, factor, lo, hi, out)
     elif e.kind == RECTIFY:
         _rectify(acc, line, count, e.channels, factor, e.factors[1], lo, hi, out)
     elif e.kind == COMPENSATE:
         _requantize(acc, line, count, e.channels, factor, -_V_LIMIT, _V_LIMIT, out)
+    elif e.words[0].any():
+        _widen_words(acc, line, count, e.channels, e.words, e.up, x, squares)
     else:
         _widen(acc, line, count, e.channels, e.factors, x, squares)
 
 
 @njit(cache=True, nogil=True)
 def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
-    """What `enter` left -> ``out``, int32 activations."""
+    """What `enter` left -> ``out``, int32 activations; ``out`` is where it left it."""
     channels, factors, (lo, hi) = e.channels, e.factors, (e.ends[0], e.ends[1])
-    if e.kind < COMPENSATE:
+    if e.kind < COMPENSATE and e.kind != COMPENSATE_WORDS:
         return
-    if e.kind == COMPENSATE:
+    if e.kind == COMPENSATE or e.kind == COMPENSATE_WORDS:
         if e.group > 1:
             compensate(line, count, e.kernel, e.matrix, e.start, out)
         else:

@@ -1,8 +1,8 @@
 """A convolution and what takes its accumulators, ready to run.
 
-Sums have 32 bits where that is proven from the weights and the range that comes in; else each of a few pieces
-of the sum has. Grouped convolutions (but for `depthwise` ones), and those of activations that have no 16 bits,
-are loops in float64.
+Sums have 32 bits where that is proven from the weights and the range that comes in; else each of a few
+pieces of the sum has. Grouped convolutions (but for `depthwise` ones), and those of activations that have no
+16 bits, are loops in float64.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .products import BYTES, LANES, SPAN, instructions
 _CACHED = 24 * 2**10
 #: bytes of a task's buffer, positions of its rows
 _BUFFER, _COLUMNS = 2**18, 4 * SPAN
-#: pieces of a sum, at most; more are as slow as float64
-_PIECES = 16
+#: pieces of a sum, at most: sums of the contract have 36 bits
+_PIECES = 64
 
 
 def _pieces(phases: list[np.ndarray], largest: int) -> tuple[int, np.ndarray] | None:
-    """Into how many a tap's words are cut, and where pieces start and end among what that makes of each phase's
-    taps, ``(phases, P + 1)``: the fewest whose sums have 32 bits. ``phases``: weights ``(T, words, each, O)``;
-    ``largest``: magnitude of activations.
+    """Into how many a tap's words are cut, and where pieces start and end among what that makes of each
+    phase's taps, ``(phases, P + 1)``: the fewest whose sums have 32 bits. ``phases``: weights ``(T, words,
+    each, O)``; ``largest``: magnitude of activations.
     """
     for count in (2**i for i in range(_PIECES.bit_length())):
         least = min((len(kernel) for kernel in phases if len(kernel)), default=1)
@@ -57,12 +57,17 @@ class Layer:
         single = conv.groups == conv.in_channels == conv.out_channels and not conv.transposed
         self.depthwise = single and conv.groups > 1 and form.size <= 2 and in_words
         tiles_of_words = in_words and form.size <= 2 and (conv.groups == 1 or self.depthwise)
-        self.epilogue, self._zero = prepared(after, conv.out_channels, bound if tiles_of_words else 2**36), out.zero
+        self.epilogue, self._zero = (
+            prepared(after, conv.out_channels, bound if tiles_of_words else 2**36),
+            out.zero,
+        )
         if self.depthwise:
             self._single = depthwise.packed(conv)
         packed = None
         if conv.groups == 1 and form.size <= 2:
-            packed = self._pack(max(-port.lo, port.hi), in_words, after is None or isinstance(after, Requantize))
+            packed = self._pack(
+                max(-port.lo, port.hi), in_words, after is None or isinstance(after, Requantize)
+            )
         self.direct = packed is None
         if packed is not None:
             self.packed = packed
@@ -71,8 +76,8 @@ class Layer:
             self._bias = conv.bias.astype(np.float64)
 
     def _pack(self, largest: int, in_words: bool, by_channel: bool) -> dense.Packed | None:
-        """``largest``: magnitude of activations; ``in_words``: sums have 32 bits; ``by_channel``: what follows
-        does not mix channels. None: not even pieces of sums have 32 bits.
+        """``largest``: magnitude of activations; ``in_words``: sums have 32 bits; ``by_channel``: what
+        follows does not mix channels. None: not even pieces of sums have 32 bits.
         """
         conv, zero = self.conv, self.form.zero.astype(np.int64)
         few = conv.stride**2 * conv.out_channels <= LANES
@@ -90,7 +95,9 @@ class Layer:
             )
             for _, kernel in phases
         ]
-        pieces = (1, np.array([[0, len(kernel)] for kernel in grouped])) if in_words else _pieces(grouped, largest)
+        pieces = (
+            (1, np.array([[0, len(kernel)] for kernel in grouped])) if in_words else _pieces(grouped, largest)
+        )
         if pieces is None:
             return None
         cut, ends = pieces

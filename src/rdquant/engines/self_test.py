@@ -12,7 +12,7 @@ import numpy as np
 
 from ..graph import Graph, Node, Port
 from ..graph.arithmetic import Multiplier
-from ..graph.operations import Compensate, Convolution, DivisiveNormalization, Operation, Requantize
+from ..graph.operations import Compensate, Convolution, DivisiveNormalization, Operation, Requantize, Sum
 from . import cache, dense
 from .fast import plan
 
@@ -34,6 +34,24 @@ def _epilogues(channels: int, top: int, random: np.random.Generator) -> dict[str
             _factors(channels, 2.0**-5 / top), -128, 127, np.zeros(channels, np.int32), feedback
         ),
     }
+
+
+def _stream(random: np.random.Generator) -> Graph:
+    """A residual stream of 16 bits: a leaky product, its sum with what it is given, a product of bytes."""
+    weight = random.integers(-63, 64, (32, 32, 1, 1)).astype(np.int16)
+    conv = Convolution(weight, random.integers(-999, 999, 32), bits=8)
+    words, down = (-(2**15), 2**15 - 1), np.array([16, 17, 20, 46] * 8, np.int32)
+    m = random.integers(2**15, 2**16, (2, 32)).astype(np.int32) * np.array([[1], [-1]], np.int32)
+    nodes = (
+        Node("mix", conv, ("x",)),
+        Node("leaky", Requantize(_factors(32, 2.0**-9), _factors(32, 2.0**-12), *words), ("mix",)),
+        Node("sum", Sum((1, 1), m, down, *words), ("leaky", "x")),
+        Node("narrow", Requantize(_factors(32, 2.0**-8), None, -128, 127), ("sum",)),
+        Node("last", conv, ("narrow",)),
+        Node("out", Requantize(_factors(32, 2.0**-6), None, *words), ("last",)),
+        Node("added", Sum((1, 1), abs(m), down, *words), ("sum", "out")),
+    )
+    return Graph({"x": Port(32, *words)}, nodes, "added")
 
 
 @functools.cache
@@ -58,10 +76,17 @@ def self_test() -> bool:
 
 def passes(engine: Callable[[Graph], Callable[[np.ndarray], np.ndarray]]) -> bool:
     """Whether ``engine(graph)(integers)`` is the reference's: dense, strided, transposed and grouped
-    convolutions of 8 and 16-bit integers at the ends of their ranges, and what follows them.
+    convolutions of 8 and 16-bit integers at the ends of their ranges, and what follows them; and steps that
+    go together.
     """
     random = np.random.default_rng(0)
+    stream = _stream(random)
     ok = True
+    for q in (
+        random.choice([-(2**15), 0, 2**15 - 1], (1, 32, 12, 9)),
+        random.integers(-999, 999, (1, 32, 5, 3)),
+    ):
+        ok &= np.array_equal(engine(stream)(q), stream.exact(q))
     for channels, k, stride, transposed, groups, top in (
         (96, 5, 2, False, 1, 255),
         (64, 5, 2, True, 1, 255),

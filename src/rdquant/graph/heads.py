@@ -9,7 +9,7 @@ import numpy as np
 
 from .arithmetic import Multiplier
 from .graph import Graph, Node
-from .operations import Concatenate, Convolution, Operation, Pointwise, Port, Requantize, Slice
+from .operations import Concatenate, Convolution, Operation, Pointwise, Requantize, Slice
 
 #: which each channel goes through by itself, or that only move channels
 _BY_CHANNEL = (Concatenate, Pointwise, Requantize, Slice)
@@ -17,7 +17,7 @@ _BY_CHANNEL = (Concatenate, Pointwise, Requantize, Slice)
 
 @dataclass(frozen=True)
 class Heads:
-    """``parts[i]`` of the output of ``trunk`` gives, position by position, the i-th of some sets of channels."""
+    """``parts[i]`` of what ``trunk`` gives is, position by position, the i-th of some sets of channels."""
 
     trunk: Graph
     parts: tuple[Graph, ...]
@@ -72,9 +72,7 @@ def _needed(
     return found
 
 
-def _narrowed(
-    last: Node, nodes: tuple[Node, ...], needed: dict[str, np.ndarray]
-) -> tuple[Node, ...] | None:
+def _narrowed(last: Node, nodes: tuple[Node, ...], needed: dict[str, np.ndarray]) -> tuple[Node, ...] | None:
     """The nodes for these channels; None where an edge needs others than its source gives."""
     assert isinstance(last.op, Convolution)
     kept = needed[last.name]

@@ -145,21 +145,29 @@ def add(a, b, m, n, scale, lo, hi, zero, out):  # type: ignore[no-untyped-def]
 # of 16-bit integers, in 32 bits: twice as fast
 
 
-def _emit_shift(typingctx, value, by):  # type: ignore[no-untyped-def]
+def _emit_down(typingctx, value, by):  # type: ignore[no-untyped-def]
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return builder.ashr(*args)
 
     return types.int32(types.int32, types.int32), codegen
 
 
-#: ``value >> by``, both int32, by 0..31; Python's would have 64 bits
-shifted: Any = intrinsic(_emit_shift)
+def _emit_up(typingctx, value, by):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.shl(*args)
+
+    return types.int32(types.int32, types.int32), codegen
+
+
+#: ``value >> by`` and ``value << by``, all int32, by 0..31; Python's would have 64 bits
+shifted: Any = intrinsic(_emit_down)
+lifted: Any = intrinsic(_emit_up)
 _ONE = np.int32(1)
 
 
 def in_words(shift: np.ndarray, m: np.ndarray, least: int) -> np.ndarray | None:
-    """``shift - least`` as kernels in 32 bits take it, or None where one of them is negative. What it is above
-    31, nothing is left but the rounding, which is the same at 31. Factors of 0 have any shift.
+    """``shift - least`` as kernels in 32 bits take it, or None where one of them is negative. Above 31
+    nothing is left but the rounding, which is the same at 31. Factors of 0 have any shift.
     """
     found = np.where(m == 0, 0, shift.astype(np.int64) - least)
     return None if (found < 0).any() else np.minimum(found, 31).astype(np.int32)
@@ -180,8 +188,8 @@ def rescale_words(q, m, shift, lo, hi, zero, out):  # type: ignore[no-untyped-de
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def add_words(a, b, m, n, shift, lo, hi, zero, out):  # type: ignore[no-untyped-def]
-    """`add` by ``m / 2^(shift + 2)`` and ``n / 2^(shift + 2)``: ``a, b: (P, C)`` int16, the rest int32. Half the
-    sum of two products has 32 bits.
+    """`add` by ``m / 2^(shift + 2)`` and ``n / 2^(shift + 2)``: ``a, b: (P, C)`` int16, the rest int32. Half
+    the sum of two products has 32 bits.
     """
     whole_vectors()
     rows, channels = a.shape

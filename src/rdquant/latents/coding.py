@@ -157,12 +157,13 @@ class TrellisCoding:
         rows = np.ascontiguousarray(symbols, np.int32).reshape(-1, _run(symbols))
         around = np.ascontiguousarray(means).reshape(rows.shape)
         found = np.empty_like(around)
-        how = _LARGEST, *self._arrays, self.step * codec.quantizer.value_of_unit
+        (nexts, quantizer), (lo, hi) = self._arrays, codec.quantizer.ends
+        step = self.step * codec.quantizer.value_of_unit
         with PARALLEL:
             share(
                 len(rows),
                 lambda a, b: kernels.reconstruct(
-                    rows[a:b], *how, around[a:b], *codec.quantizer.ends, found[a:b]
+                    rows[a:b], _LARGEST, nexts, quantizer, step, around[a:b], lo, hi, found[a:b]
                 ),
             )
         return found.reshape(symbols.shape)

@@ -37,8 +37,8 @@ def symbol_bits(symbols, indexes, bits, escape, starts, offsets, out):  # type: 
 
 @njit(cache=True, nogil=True)
 def reconstruct(levels, largest, nexts, quantizer, step, means, lo, hi, out):  # type: ignore[no-untyped-def]
-    """``means`` and ``step`` times what levels stand for, in lo..hi: all ``(rows, n)``, each row a sequence of
-    its own. As `rdquant.latents.trellis.Trellis.reconstruct`, of levels clipped to ``largest``.
+    """``means`` and ``step`` times what levels stand for, in lo..hi: all ``(rows, n)``, each row a sequence
+    of its own. As `rdquant.latents.trellis.Trellis.reconstruct`, of levels clipped to ``largest``.
     """
     after, odd = nexts.reshape(-1).astype(np.uint64), np.empty(levels.shape[1], np.int64)
     for row in range(len(levels)):

@@ -65,8 +65,8 @@ class Part:
         return self.pick(t[:, self.channels])
 
     def pick(self, t: np.ndarray) -> np.ndarray:
-        """The same, of an array that has the part's channels alone, once or several times (scales, then means):
-        ``(B, k C, H, W)`` -> ``(B, k C, 1, n)``.
+        """The same, of an array that has the part's channels alone, once or several times (scales, then
+        means): ``(B, k C, H, W)`` -> ``(B, k C, 1, n)``.
         """
         if self.positions is None:
             return t.reshape(*t.shape[:2], 1, -1)
