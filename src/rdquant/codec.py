@@ -200,7 +200,7 @@ class Codec:
 
     def blank(self, batch: int, height: int, width: int) -> np.ndarray:
         """y_hat before anything is decoded, of a latent of this size."""
-        kind = np.int32 if self.integer else np.float32  # channels last in memory, as engines have it
+        kind = np.int16 if self.integer else np.float32  # channels last in memory, as engines have it
         return np.zeros((batch, height, width, self.M), kind).transpose(0, 3, 1, 2)
 
     def conditions(

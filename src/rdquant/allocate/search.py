@@ -63,7 +63,8 @@ def knapsack(table: SensitivityTable, target: int) -> Plan:
     objective = cost + 1e-12 * size
     room = target - table.sizes.fixed
     found = milp(
-        objective / max(float(np.abs(objective).max()), 1e-30),
+        # scaled: HiGHS ends within 1e-6 of the best, whatever the objective's size
+        1e4 * objective / max(float(np.abs(objective).max()), 1e-30),
         constraints=[LinearConstraint(one, 1, 1), LinearConstraint(size.reshape(1, -1), -np.inf, room)],
         integrality=np.ones(len(options)),
         bounds=Bounds(0, 1),

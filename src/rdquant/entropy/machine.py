@@ -31,23 +31,21 @@ class ParityMachine:
         if self.run < 1 or int(self.shift.min()) < 0:
             raise UsageError(f"run must be positive and shifts not negative, got {self.run}")
 
-    def states(self, symbols: np.ndarray) -> np.ndarray:
-        """The state in which each symbol is coded, int32 ``(K,)``."""
-        out = np.empty(len(symbols), np.int32)
-        _follow(np.ascontiguousarray(symbols, np.int32), self.nexts, self.run, out)
-        return out
-
     def indexes(self, symbols: np.ndarray, indexes: np.ndarray) -> np.ndarray:
         """The tables that symbols are coded with, int32 ``(K,)``: ``indexes`` and what the states add."""
-        return (indexes + self.shift[self.states(symbols)]).astype(np.int32)
+        given, tables = (np.ascontiguousarray(t, np.int32) for t in (symbols, indexes))
+        out = np.empty(len(given), np.int32)
+        _follow(given, tables, self.nexts, self.shift, self.run, out)
+        return out
 
 
 @njit(cache=True, nogil=True)
-def _follow(symbols, nexts, run, out):  # type: ignore[no-untyped-def]
-    state = left = np.int64(0)
+def _follow(symbols, indexes, nexts, shift, run, out):  # type: ignore[no-untyped-def]
+    after = nexts.reshape(-1).astype(np.uint64)  # unsigned: see `rdquant.entropy.rans`
+    state, left = np.uint64(0), np.int64(0)
     for i in range(len(symbols)):
         if left == 0:
-            state, left = np.int64(0), np.int64(run)
+            state, left = np.uint64(0), np.int64(run)
         left -= 1
-        out[i] = state
-        state = np.int64(nexts[state, symbols[i] & 1])
+        out[i] = indexes[i] + shift[state]
+        state = after[np.uint64(2) * state + np.uint64(symbols[i] & 1)]
