@@ -104,7 +104,8 @@ def gather(x, size, shape, zero, bytewise, cell, rows, columns, buffer, wide):  
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _copy(tile, line, count, first, channels, out, at, step):  # type: ignore[no-untyped-def]
+def copy(tile, line, count, first, channels, out, at, step):  # type: ignore[no-untyped-def]
+    """See `store`; ``out`` of its own type."""
     whole_vectors()
     for p in range(count):
         start, to = p * line + first, at + p * step
@@ -131,8 +132,8 @@ def store(tile, line, count, first, channels, zero, out, size, at, step):  # typ
     if size == 1:
         _copy_bytes(tile, line, count, first, channels, zero, out, at, step)
     elif size == 2:
-        _copy(tile, line, count, first, channels, out.view(np.int16), at, step)
+        copy(tile, line, count, first, channels, out.view(np.int16), at, step)
     elif size == 4:
-        _copy(tile, line, count, first, channels, out.view(np.int32), at, step)
+        copy(tile, line, count, first, channels, out.view(np.int32), at, step)
     else:
-        _copy(tile, line, count, first, channels, out.view(np.int64), at, step)
+        copy(tile, line, count, first, channels, out.view(np.int64), at, step)

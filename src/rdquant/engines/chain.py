@@ -33,18 +33,18 @@ from .buffers import Form, gather
 from .dense import TOGETHER, Packed, finished, rooms_of, stored
 from .epilogues import Epilogue
 from .layer import Layer
-from .products import BYTES, SPAN
+from .products import BYTES, NONE, ONE, SPAN
 
 Step = Callable[..., np.ndarray]
 #: positions that go together; and so few that a thread is quicker with them
 _BLOCK, _FEW = 2 * SPAN, 256
-CONVOLVE, RESCALE, RESCALE_WORDS, ADD, ADD_WORDS, MULTIPLY, LOOK_UP, MOVE = range(8)
+CONVOLVE, RESCALE, ADD, MULTIPLY, LOOK_UP, MOVE = range(6)
 
 
 #: a row: edges by number, and where something starts in the arrays of `Program`
 _COMMON = "kind a b out channels first to reals values count low"
 _CONVOLUTION = "kernel vectors words cell taps pieces line chunk weights octets start bias"
-_AFTER = "after factors scales up ends matrix halves begin begins feedback side group word_kernel"
+_AFTER = "after real factors scales up ends matrix halves begin begins feedback side group word_kernel"
 _ROW = np.dtype([(name, np.int64) for name in f"{_COMMON} {_CONVOLUTION} {_AFTER}".split()])
 
 
@@ -87,8 +87,13 @@ def can_join(op: Operation, layer: Layer | None, given: list[Form], out: Form) -
     """Whether a step can be one of a program."""
     if layer is not None:
         return layer.conv.is_matrix and not layer.direct
-    known = (Requantize, Gain, Product, Pointwise, Concatenate, Slice)
-    joined = isinstance(op, known) or (isinstance(op, Sum) and len(op.signs) == 2)
+    if isinstance(op, Gain):
+        op = _plain(op)
+    joined = (
+        isinstance(op, (Product, Pointwise, Concatenate, Slice))
+        or (isinstance(op, Requantize) and _rescaling(op) is not None)
+        or (isinstance(op, Sum) and len(op.signs) == 2 and _adding(op) is not None)
+    )
     return joined and all(form.size == 2 for form in given) and out.size <= 2
 
 
@@ -161,16 +166,13 @@ class Chain:
             values = pools.add("i4", op.values)
             return [row(LOOK_UP, a=given[0], values=values, count=len(op.values), low=op.lo)]  # type: ignore[arg-type]
         if isinstance(op, Gain):
-            op = Requantize(op.factor(), None, op.lo, op.hi)
+            op = _plain(op)
         if isinstance(op, Requantize):
-            if (words := _rescaling(op)) is not None:
-                return [row(RESCALE_WORDS, a=given[0], values=pools.add("i4", *words, op.lo, op.hi))]
-            return [row(RESCALE, a=given[0], reals=pools.add("f8", *rescaling(op), op.lo, op.hi))]
+            words = _rescaling(op) or ()
+            return [row(RESCALE, a=given[0], values=pools.add("i4", *words, op.lo, op.hi))]
         if isinstance(op, Sum):
-            edges = {"a": given[0], "b": given[1]}
-            if (words := _adding(op)) is not None:
-                return [row(ADD_WORDS, **edges, values=pools.add("i4", *words, op.lo, op.hi))]
-            return [row(ADD, **edges, reals=pools.add("f8", *adding(op), op.lo, op.hi))]
+            words = _adding(op) or ()
+            return [row(ADD, a=given[0], b=given[1], values=pools.add("i4", *words, op.lo, op.hi))]
         if isinstance(op, Product):
             assert op.factor is not None
             reals = pools.add("f8", op.factor.as_float(), op.lo, op.hi)
@@ -183,9 +185,9 @@ class Chain:
                 count=len(k.taps), taps=pools.add("i8", k.taps), low=k.pieces.shape[1],
                 pieces=pools.add("i8", k.pieces), line=k.start.shape[1], chunk=k.chunk,
                 weights=pools.add("u1", k.weights), octets=len(k.weights), start=pools.add("i4", k.start),
-                bias=pools.add("f8", k.bias), after=e.kind, factors=pools.add("f8", e.factors),
-                scales=pools.add("i4", e.words), up=int(e.up), ends=pools.add("f8", e.ends),
-                matrix=pools.add("i2", e.matrix), halves=len(e.matrix),
+                bias=pools.add("f8", k.bias), after=e.kind, real=int(e.real),
+                factors=pools.add("f8", e.factors), scales=pools.add("i4", e.words), up=int(e.up),
+                ends=pools.add("f8", e.ends), matrix=pools.add("i2", e.matrix), halves=len(e.matrix),
                 begin=pools.add("i4", e.start), begins=len(e.start), feedback=pools.add("f8", e.feedback),
                 side=len(e.feedback), group=e.group, word_kernel=e.kernel,
             )
@@ -220,6 +222,10 @@ def adding(op: Sum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     assert op.m is not None and op.shift is not None
     m, n = op.m.astype(np.float64)
     return m, n, np.ldexp(1.0, -op.shift)
+
+
+def _plain(op: Gain) -> Requantize:
+    return Requantize(op.factor(), None, op.lo, op.hi)
 
 
 def _rescaling(op: Requantize) -> tuple[np.ndarray, ...] | None:
@@ -280,25 +286,19 @@ def _pointwise(row, p, a, b, zero, out):  # type: ignore[no-untyped-def]
     elif kind == LOOK_UP:
         kernels.look_up(a, p.words[row.values : row.values + row.count], row.low, zero, out)
     elif kind == RESCALE:
-        up, down, ends = reals[:channels], reals[channels : 2 * channels], reals[2 * channels :]
-        kernels.rescale(a, up, down, ends[0], ends[1], zero, out)
-    elif kind == RESCALE_WORDS:
         words = p.words[row.values :]
         m, shift, ends = words[:channels], words[channels : 2 * channels], words[2 * channels :]
         kernels.rescale_words(a, m, shift, ends[0], ends[1], zero, out)
-    elif kind == ADD_WORDS:
+    elif kind == ADD:
         words = p.words[row.values :]
         m, n, shift = words[:channels], words[channels : 2 * channels], words[2 * channels : 3 * channels]
         lo, hi = words[3 * channels], words[3 * channels + 1]
         kernels.add_words(a, b, m, n, shift, lo, hi, zero, out)
-    elif kind == ADD:
-        m, n, scale = reals[:channels], reals[channels : 2 * channels], reals[2 * channels : 3 * channels]
-        kernels.add(a, b, m, n, scale, reals[3 * channels], reals[3 * channels + 1], zero, out)
     else:
         kernels.multiply(a, b, reals[:channels], reals[channels], reals[channels + 1], zero, out)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _convolution(row, p):  # type: ignore[no-untyped-def]
     """`Packed` and `Epilogue` of a row."""
     n, line, at = row.count, row.line, row.channels
@@ -312,7 +312,7 @@ def _convolution(row, p):  # type: ignore[no-untyped-def]
     )  # fmt: skip
     side = row.side
     e = Epilogue(
-        row.after, at, p.reals[row.factors : row.factors + 4 * at].reshape(4, at),
+        row.after, row.real != 0, at, p.reals[row.factors : row.factors + 4 * at].reshape(4, at),
         p.words[row.scales : row.scales + 4 * at].reshape(4, at), np.int32(row.up),
         p.reals[row.ends : row.ends + 2], p.halves[row.matrix : row.matrix + row.halves],
         p.words[row.begin : row.begin + row.begins],
@@ -321,7 +321,7 @@ def _convolution(row, p):  # type: ignore[no-untyped-def]
     return k, e
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _convolve(row, p, x, ready, count, size, channels, zero, out, out_size, out_zero, wide):  # type: ignore[no-untyped-def]
     """``x, out``: bytes of ``count`` positions; ``ready``: behind those of ``x`` there are as many as kernels
     take together; else they are put in ``wide``.
@@ -329,17 +329,15 @@ def _convolve(row, p, x, ready, count, size, channels, zero, out, out_size, out_
     k, e = _convolution(row, p)
     bytewise = k.kernel == BYTES
     room = rooms_of(k, e)
-    taps = k.taps[:, 2].copy()
+    taps, given = k.taps[:, 2].copy(), x
     if not ready or k.cell != channels * size:
-        across = count + TOGETHER
-        gather(x, size, (1, count, channels), zero, bytewise, k.cell, (0, 1), (0, across), wide, across)
+        across, given = count + TOGETHER, wide
+        shape, rows, columns = (ONE, count, channels), (NONE, ONE), (NONE, across)
+        gather(x, size, shape, zero, bytewise, k.cell, rows, columns, wide, across)
     for first in range(0, count, SPAN):
         n, to = min(SPAN, count - first), first * e.channels
-        if ready and k.cell == channels * size:
-            finished(x, first * k.cell, k.cell, taps, k, 0, e, room, n)
-        else:
-            finished(wide, first * k.cell, k.cell, taps, k, 0, e, room, n)
-        stored(k, e, room, n, 0, e.channels, out_zero, out, out_size, to, e.channels)
+        finished(given, first * k.cell, k.cell, taps, k, NONE, e, room, n)
+        stored(k, e, room, n, NONE, e.channels, out_zero, out, out_size, to, e.channels)
 
 
 @njit(cache=True, nogil=True)
@@ -362,7 +360,7 @@ def _run(start, stop, total, p, addresses, scratch, wide):  # type: ignore[no-un
                 _convolve(row, p, x, ready, count, size, channels, zero, out, out_size, out_zero, wide)
                 continue
             b = a
-            if row.kind == ADD or row.kind == ADD_WORDS or row.kind == MULTIPLY:
+            if row.kind == ADD or row.kind == MULTIPLY:
                 own = p.edges[row.b, 3]
                 b = scratch.ctypes.data + own if own >= 0 else addresses[row.b] + first * channels * size
             x = _octets(np.int64(a), count * channels * size).view(np.int16).reshape(count, channels)

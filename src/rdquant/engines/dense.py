@@ -15,8 +15,8 @@ import numpy as np
 
 from ..compiled import njit, whole_vectors
 from ..graph.operations import Convolution
-from .buffers import gather, store
-from .epilogues import COMPENSATE_WORDS, enter, finish, rooms
+from .buffers import copy, gather, store
+from .epilogues import NORMALIZE, as_real, enter, enter_real, finish, rooms
 from .products import BYTES, LANES, SPAN, STEPS, product
 
 #: kernels take a divisor of so many positions
@@ -91,7 +91,10 @@ def phases_of(conv: Convolution, merged: bool) -> list[tuple[np.ndarray, np.ndar
     return [(np.array(union), whole.reshape(len(union), weight.shape[2], -1))]
 
 
-@njit(cache=True, nogil=True)
+# inlined: numba compiles what a function calls once more for each that calls it
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _multiply(buffer, at, stride, taps, piece, k, phase, tile, count):  # type: ignore[no-untyped-def]
     """Sums over a piece of positions ``stride`` bytes apart, the first at ``at``, into ``tile``."""
     width, step, line = LANES * k.vectors, STEPS[k.kernel, k.vectors], k.start.shape[1]
@@ -121,15 +124,15 @@ def _join(tile, first, line, count, channels, bias, into):  # type: ignore[no-un
             o[c] = np.float64(a[c]) + (bias[c] if first else o[c])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def rooms_of(k, e):  # type: ignore[no-untyped-def]
     """``tile, real, normed, squares, result`` of `finished`."""
     size = SPAN * k.start.shape[1]
-    real = np.empty(size if k.pieces.shape[1] > 2 else 0)
+    real = np.empty(size if k.pieces.shape[1] > 2 or e.real else 0)
     return np.empty(size, np.int32), real, rooms(k.start.shape[1], e)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def finished(buffer, at, stride, taps, k, phase, e, room, count):  # type: ignore[no-untyped-def]
     """Accumulators of ``count`` positions, ``stride`` bytes apart, the first at ``at``, and what follows.
     Where that is, `stored` knows.
@@ -140,22 +143,24 @@ def finished(buffer, at, stride, taps, k, phase, e, room, count):  # type: ignor
         _multiply(buffer, at, stride, taps, piece, k, phase, tile, count)
         if pieces > 1:
             _join(tile, piece == 0, line, count, e.channels, k.bias, real)
-    if pieces > 1:
-        enter(real, line, count, e, normed, squares, result)
+    if e.real:
+        if pieces == 1:
+            as_real(tile, line, count, e.channels, real)
+        enter_real(real, line, count, e, normed, squares, result)
     else:
-        enter(tile, line, count, e, normed, squares, result)
-    finish(line, count, e, normed, squares, tile if e.kind <= COMPENSATE_WORDS else result)
+        enter(tile, line, count, e, normed, squares)
+    finish(line, count, e, normed, squares, result if e.real or e.kind >= NORMALIZE else tile)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def stored(k, e, room, count, first, channels, zero, out, size, to, step):  # type: ignore[no-untyped-def]
-    """`store` of what `finished` left."""
+    """`store` of what `finished` left. Sums beyond 32 bits are stored in 64."""
     tile, real, (_, _, result) = room
     line = k.start.shape[1]
-    if e.kind > COMPENSATE_WORDS:
+    if e.real or e.kind >= NORMALIZE:
         store(result, line, count, first, channels, zero, out, size, to, step)
     elif k.pieces.shape[1] > 2:
-        store(real, line, count, first, channels, zero, out, size, to, step)
+        copy(real, line, count, first, channels, out.view(np.int64), to, step)
     else:
         store(tile, line, count, first, channels, zero, out, size, to, step)
 

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from ..compiled import njit
 from ..graph.operations import Convolution
 from .buffers import store
-from .epilogues import COMPENSATE_WORDS, enter, finish, rooms
+from .epilogues import NORMALIZE, as_real, enter, enter_real, finish, rooms
 from .products import AVX2, LANES, NONE, PAIRS, SPAN, SUMS, VNNI, WORDS, dot
 
 
@@ -110,7 +110,7 @@ def convolve(start, stop, x, shift, stride, k, e, out, size, zero, width):  # ty
     pairs = (side * side + 1) // 2
     blank, cell = np.int64(k.blank.ctypes.data), 2 * line
     taps, along = np.full(2 * pairs, blank), np.zeros(2 * pairs, np.int64)
-    tile = np.empty(SPAN * line, np.int32)
+    tile, real = np.empty(SPAN * line, np.int32), np.empty(SPAN * line if e.real else 0)
     normed, squares, result = rooms(line, e)
     for i in range(start, stop):
         b, y = i // rows, i % rows
@@ -135,7 +135,11 @@ def convolve(start, stop, x, shift, stride, k, e, out, size, zero, width):  # ty
                     e.kernel, np.int64(taps.ctypes.data), pairs, np.int64(k.words.ctypes.data),
                     np.int64(k.bias.ctypes.data), line // LANES, np.int64(tile.ctypes.data) + 4 * p * line,
                 )  # fmt: skip
-            done = tile if e.kind <= COMPENSATE_WORDS else result
-            enter(tile, line, count, e, normed, squares, result)
+            done = result if e.real or e.kind >= NORMALIZE else tile
+            if e.real:
+                as_real(tile, line, count, channels, real)
+                enter_real(real, line, count, e, normed, squares, result)
+            else:
+                enter(tile, line, count, e, normed, squares)
             finish(line, count, e, normed, squares, done)
             store(done, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)

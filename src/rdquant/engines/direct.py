@@ -6,7 +6,7 @@ import numpy as np
 
 from ..compiled import njit
 from .buffers import store
-from .epilogues import PLAIN, enter, finish, rooms
+from .epilogues import PLAIN, enter_real, finish, rooms
 from .products import LANES, NONE, SPAN
 
 
@@ -54,6 +54,6 @@ def convolve(  # type: ignore[no-untyped-def]
             if e.kind == PLAIN:
                 store(tile, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)
             else:
-                enter(tile, line, count, e, normed, squares, result)
+                enter_real(tile, line, count, e, normed, squares, result)
                 finish(line, count, e, normed, squares, result)
                 store(result, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)

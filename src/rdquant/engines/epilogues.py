@@ -40,8 +40,7 @@ from .products import (
     product,
 )
 
-#: the first four leave what they make where accumulators were
-PLAIN, SCALE, LEAK, COMPENSATE_WORDS, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(9)
+PLAIN, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(6)
 
 _TWICE_ROOT, _ROOT_ONE = np.int32(2 * ROOT_SHIFT), np.float32(2**ROOT_SHIFT)
 _V_LIMIT, _LEAST, _MOST = float(V_LIMIT), np.int32(-V_LIMIT), np.int32(V_LIMIT)
@@ -58,13 +57,14 @@ class Epilogue(NamedTuple):
     """An operation as the tile functions take it."""
 
     kind: int
+    real: bool
+    """It takes accumulators in float64; else those of 32 bits, without float64."""
     channels: int
     factors: np.ndarray
     """float64 ``(4, C)``: by kind; requantize and rectify: factor, that of negatives; compensate: factor
     twice, low, high; (inverse) gdn: widen, then factor, or m and 2^shift."""
     words: np.ndarray
-    """int32 ``(4, C)``: of the first factor m and what its shift is above 17, then those of negatives; or m
-    is 0: it takes more than 32 bits."""
+    """int32 ``(4, C)``: of the first factor m and what its shift is above 17, then those of negatives."""
     up: np.int32
     """With ``words`` accumulators are taken times 2^up, whose factors have shifts of 17 or more."""
     ends: np.ndarray
@@ -109,50 +109,42 @@ def _in_words(
 
 def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogue:
     """``op`` None: accumulators stay. ``bound``: of their magnitudes."""
-    factors, none, words = np.zeros((4, channels)), np.zeros((0, 0)), words_kernel()
-    scales = np.zeros((4, channels), np.int32), np.int32(0)
-    ends, matrix, start = np.zeros(2), np.zeros(0, np.int16), np.zeros(0, np.int32)
+    factors, kernel = np.zeros((4, channels)), words_kernel()
+    plain = Epilogue(
+        kind=PLAIN, real=False, channels=channels, factors=factors, words=np.zeros((4, channels), np.int32),
+        up=np.int32(0), ends=np.zeros(2), matrix=np.zeros(0, np.int16), start=np.zeros(0, np.int32),
+        feedback=np.zeros((0, 0)), group=1, kernel=kernel,
+    )  # fmt: skip
     if op is None:
-        return Epilogue(PLAIN, channels, factors, *scales, ends, matrix, start, none, 1, words)
-    ends = np.array([op.lo, op.hi], np.float64)  # type: ignore[attr-defined]
+        return plain
+    assert isinstance(op, (Requantize, Compensate, DivisiveNormalization)) and op.factor is not None
+    first, negative = op.factor, None
+    if isinstance(op, Requantize):
+        negative = op.negative
+    elif isinstance(op, DivisiveNormalization):
+        assert op.widen is not None
+        first = op.widen
+    found = None if getattr(op, "absolute", False) else _in_words(bound, first, negative)
+    words, up = (plain.words, plain.up) if found is None else found
+    e = plain._replace(real=found is None, words=words, up=up, ends=np.array([op.lo, op.hi], np.float64))
     if isinstance(op, Requantize):
         factor = op.factor.as_float()
-        negative = factor if op.negative is None else op.negative.as_float()
-        factors[:2] = factor, -factor if op.absolute else negative
-        alike = (factors[0] == factors[1]).all()
-        kind = REQUANTIZE if alike else RECTIFY
-        found = None if op.absolute else _in_words(bound, op.factor, op.negative)
-        if found is not None:
-            kind, scales = SCALE if alike else LEAK, found
-        return Epilogue(kind, channels, factors, *scales, ends, matrix, start, none, 1, words)
+        factors[:2] = factor, -factor if op.absolute else (op.negative or op.factor).as_float()
+        return e._replace(kind=REQUANTIZE if (factors[0] == factors[1]).all() else RECTIFY)
     if isinstance(op, Compensate):
         feedback = op.feedback.astype(np.int64)
         factors[:2] = op.factor.as_float()
         factors[2:] = op.ends()
         if int(np.abs(feedback).sum(0).max()) >= IN_WORDS:
-            return Epilogue(
-                COMPENSATE,
-                channels,
-                factors,
-                *scales,
-                ends,
-                matrix,
-                start,
-                op.feedback.astype(float),
-                1,
-                words,
-            )
+            return e._replace(kind=COMPENSATE, feedback=op.feedback.astype(float))
         beyond = -channels % LANES
         room = np.pad(feedback, ((0, beyond), (0, beyond)))
         columns = range(0, channels, LANES)
         matrix = np.concatenate([packed_words(room[: c + LANES, c : c + LANES], 1) for c in columns])
         limits = [np.pad(end.astype(np.int32), (0, beyond)) for end in op.ends()]
         start = np.concatenate([np.zeros(LANES, np.int32), *limits])
-        found = _in_words(bound, op.factor)
-        kind = COMPENSATE if found is None else COMPENSATE_WORDS
-        scales = scales if found is None else found
-        return Epilogue(kind, channels, factors, *scales, ends, matrix, start, none, LANES, words)
-    assert isinstance(op, DivisiveNormalization) and op.widen is not None and op.factor is not None
+        return e._replace(kind=COMPENSATE, matrix=matrix, start=start, group=LANES)
+    assert op.widen is not None
     factors[0] = op.widen.as_float()
     if op.inverse:
         factors[1] = op.factor.as_float()
@@ -164,12 +156,8 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
     # squares are taken less 2^15, to fit signed words; norms are below 2^32, so that the rest is cut off
     start = np.zeros(matrix.size // (channels + channels % 2), np.uint32)
     start[:channels] = (op.beta + _MIDDLE * gamma.sum(1)).astype(np.uint32)
-    found = _in_words(bound, op.widen)
-    scales = scales if found is None else found
     kind = DENORMALIZE if op.inverse else NORMALIZE
-    return Epilogue(
-        kind, channels, factors, *scales, ends, matrix, start.view(np.int32), none, vectors, words
-    )
+    return e._replace(kind=kind, matrix=matrix, start=start.view(np.int32), group=vectors)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -208,7 +196,7 @@ def _scale(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-un
     for p in range(count):
         a = acc[p * line : p * line + channels]
         for c in range(channels):
-            a[c] = min(max(_scaled(lifted(np.int32(a[c]), up), m[c], shift[c]), lo), hi)
+            a[c] = min(max(_scaled(lifted(a[c], up), m[c], shift[c]), lo), hi)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -218,7 +206,7 @@ def _leak(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-unt
     for p in range(count):
         a = acc[p * line : p * line + channels]
         for c in range(channels):
-            v, above, below, s, t = lifted(np.int32(a[c]), up), m[c], negative[c], shift[c], negative_shift[c]
+            v, above, below, s, t = lifted(a[c], up), m[c], negative[c], shift[c], negative_shift[c]
             a[c] = min(max(_scaled(v, above if v >= 0 else below, s if v >= 0 else t), lo), hi)
 
 
@@ -249,7 +237,7 @@ def _widen_words(acc, line, count, channels, words, up, x, squares):  # type: ig
         a, o = acc[p * line : p * line + channels], x[p * line : p * line + channels]
         s = squares[p * line : p * line + channels]
         for c in range(channels):
-            v = np.int32(min(max(_scaled(lifted(np.int32(a[c]), up), m[c], shift[c]), lo), hi))
+            v = np.int32(min(max(_scaled(lifted(a[c], up), m[c], shift[c]), lo), hi))
             o[c], s[c] = np.int16(v), _squared(v)
 
 
@@ -289,38 +277,52 @@ def _normalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # 
 
 
 @njit(cache=True, nogil=True)
-def enter(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
-    """``acc``, a tile of accumulators, int32 or float64 -> ``out``, what `finish` goes on from, or for GDN
-    ``x`` and ``squares``, int16, tiles of the same shape. The first kinds leave it where it is.
+def enter(acc, line, count, e, x, squares):  # type: ignore[no-untyped-def]
+    """``acc``, a tile of accumulators, int32 -> what `finish` goes on from: in place, or of GDN ``x`` and
+    ``squares``, int16, tiles of the same shape.
     """
-    factor, (lo, hi) = e.factors[0], (e.ends[0], e.ends[1])
-    if e.kind == PLAIN:
-        return
-    if e.kind == SCALE:
-        _scale(acc, line, count, e.channels, e.words, e.up, np.int32(lo), np.int32(hi))
-    elif e.kind == LEAK:
-        _leak(acc, line, count, e.channels, e.words, e.up, np.int32(lo), np.int32(hi))
-    elif e.kind == COMPENSATE_WORDS:
+    lo, hi = np.int32(e.ends[0]), np.int32(e.ends[1])
+    if e.kind == REQUANTIZE:
+        _scale(acc, line, count, e.channels, e.words, e.up, lo, hi)
+    elif e.kind == RECTIFY:
+        _leak(acc, line, count, e.channels, e.words, e.up, lo, hi)
+    elif e.kind == COMPENSATE:
         _scale(acc, line, count, e.channels, e.words, e.up, _LEAST, _MOST)
-    elif e.kind == REQUANTIZE:
+    elif e.kind != PLAIN:
+        _widen_words(acc, line, count, e.channels, e.words, e.up, x, squares)
+
+
+@njit(cache=True, nogil=True)
+def enter_real(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
+    """The same of float64, to ``out``."""
+    factor, (lo, hi) = e.factors[0], (e.ends[0], e.ends[1])
+    if e.kind == REQUANTIZE:
         _requantize(acc, line, count, e.channels, factor, lo, hi, out)
     elif e.kind == RECTIFY:
         _rectify(acc, line, count, e.channels, factor, e.factors[1], lo, hi, out)
     elif e.kind == COMPENSATE:
         _requantize(acc, line, count, e.channels, factor, -_V_LIMIT, _V_LIMIT, out)
-    elif e.words[0].any():
-        _widen_words(acc, line, count, e.channels, e.words, e.up, x, squares)
-    else:
+    elif e.kind != PLAIN:
         _widen(acc, line, count, e.channels, e.factors, x, squares)
 
 
 @njit(cache=True, nogil=True)
+def as_real(tile, line, count, channels, into):  # type: ignore[no-untyped-def]
+    """Accumulators of 32 bits for `enter_real`."""
+    whole_vectors()
+    for p in range(count):
+        a, o = tile[p * line : p * line + channels], into[p * line : p * line + channels]
+        for c in range(channels):
+            o[c] = np.float64(a[c])
+
+
+@njit(cache=True, nogil=True)
 def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
-    """What `enter` left -> ``out``, int32 activations; ``out`` is where it left it."""
+    """What `enter` left -> ``out``, int32 activations; but of GDN that is where it left it."""
     channels, factors, (lo, hi) = e.channels, e.factors, (e.ends[0], e.ends[1])
-    if e.kind < COMPENSATE and e.kind != COMPENSATE_WORDS:
+    if e.kind < COMPENSATE:
         return
-    if e.kind == COMPENSATE or e.kind == COMPENSATE_WORDS:
+    if e.kind == COMPENSATE:
         if e.group > 1:
             compensate(line, count, e.kernel, e.matrix, e.start, out)
         else:
@@ -361,7 +363,7 @@ def _tiles(acc, line, e, out):  # type: ignore[no-untyped-def]
         for p in range(count):
             for c in range(e.channels):
                 tile[p * line + c] = acc[first + p, c]
-        enter(tile, line, count, e, x, squares, result)
+        enter_real(tile, line, count, e, x, squares, result)
         finish(line, count, e, x, squares, result)
         for p in range(count):
             for c in range(e.channels):

@@ -91,7 +91,7 @@ def passes(engine: Callable[[Graph], Callable[[np.ndarray], np.ndarray]]) -> boo
         (96, 5, 2, False, 1, 255),
         (64, 5, 2, True, 1, 255),
         (64, 3, 1, False, 1, 2**15 - 1),
-        (20, 1, 1, False, 1, 2**16 - 1),
+        (20, 1, 1, False, 1, 2**15 - 1),
         (32, 5, 1, False, 32, 255),
     ):
         weight = random.integers(-127, 128, (channels, channels // groups, k, k)).astype(np.int16) | 1
