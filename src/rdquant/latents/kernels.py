@@ -14,7 +14,7 @@ def _rate_in(symbol, start, last, offset, bits, escape):  # type: ignore[no-unty
     """By a table that starts at ``start``, whose escape is its interval ``last``."""
     value = np.int64(symbol) - offset
     if value >= 0 and value < last:
-        return bits[start + value]
+        return bits[np.uint64(start + value)]  # unsigned: numba asks of others whether they count from the end
     raw = -2 * value - 1 if value < 0 else 2 * (value - last)
     length = 0
     while (raw >> length) != 0:
@@ -117,13 +117,13 @@ def viterbi(  # type: ignore[no-untyped-def]
     for i in range(count):
         u, w = residual[i], weight[i]
         for q in range(2):
-            t = indexes[i] + q * tables
+            t = np.uint64(indexes[i] + q * tables)
             start, offset = np.int64(starts[t]), np.int64(offsets[t])
-            last = np.int64(starts[t + 1]) - 2 - start
+            last = np.int64(starts[t + np.uint64(1)]) - 2 - start
             # see `trellis.candidates`; of two that cost the same, the one that was tried first there
             side = 1 if u >= 0 else -1
             base = np.int64(np.floor((abs(u) + q) * np.float32(0.5)))
-            own, other = 2 * q + (base & 1), 2 * q + 1 - (base & 1)
+            own, other = np.uint64(2 * q + (base & 1)), np.uint64(2 * q + 1 - (base & 1))
             levels[i, own], levels[i, other] = side * base, side * (base + 1)
             local[own] = _cost(u, w, side * base, q, start, last, offset, bits, escape)
             local[other] = _cost(u, w, side * (base + 1), q, start, last, offset, bits, escape)
