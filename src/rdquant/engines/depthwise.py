@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from ..compiled import njit
 from ..graph.operations import Convolution
 from .buffers import store
-from .epilogues import NORMALIZE, as_real, enter, enter_real, finish, rooms
+from .epilogues import as_real, enter, enter_real
 from .products import AVX2, LANES, NONE, PAIRS, SPAN, SUMS, VNNI, WORDS, dot
 
 
@@ -102,8 +102,8 @@ def _position(kernel, taps, pairs, words, bias, blocks, out):  # type: ignore[no
 def convolve(start, stop, x, shift, stride, k, e, out, size, zero, width):  # type: ignore[no-untyped-def]
     """Rows ``start .. stop - 1`` of all pictures'.
 
-    ``x: (B, H, W, line)`` int16; ``shift``: of the first tap; ``k``: `Packed`; ``e``: `Epilogue`. ``out: (B,
-    rows, bytes)``, ``width`` positions a row, stored as `Form` says.
+    ``x: (B, H, W, line)`` int16; ``shift``: of the first tap; ``k``: `Packed`; ``e``: `Epilogue`, of no other
+    kind than requantization. ``out: (B, rows, bytes)``, ``width`` positions a row, stored as `Form` says.
     """
     _, height, across, line = x.shape
     side, channels, rows = k.side, e.channels, out.shape[1]
@@ -111,7 +111,7 @@ def convolve(start, stop, x, shift, stride, k, e, out, size, zero, width):  # ty
     blank, cell = np.int64(k.blank.ctypes.data), 2 * line
     taps, along = np.full(2 * pairs, blank), np.zeros(2 * pairs, np.int64)
     tile, real = np.empty(SPAN * line, np.int32), np.empty(SPAN * line if e.real else 0)
-    normed, squares, result = rooms(line, e)
+    none = np.empty(0, np.int16)
     for i in range(start, stop):
         b, y = i // rows, i % rows
         top = y * stride + shift
@@ -135,11 +135,9 @@ def convolve(start, stop, x, shift, stride, k, e, out, size, zero, width):  # ty
                     e.kernel, np.int64(taps.ctypes.data), pairs, np.int64(k.words.ctypes.data),
                     np.int64(k.bias.ctypes.data), line // LANES, np.int64(tile.ctypes.data) + 4 * p * line,
                 )  # fmt: skip
-            done = result if e.real or e.kind >= NORMALIZE else tile
             if e.real:
                 as_real(tile, line, count, channels, real)
-                enter_real(real, line, count, e, normed, squares, result)
+                enter_real(real, line, count, e, none, none, tile)
             else:
-                enter(tile, line, count, e, normed, squares)
-            finish(line, count, e, normed, squares, done)
-            store(done, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)
+                enter(tile, line, count, e, none, none)
+            store(tile, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)

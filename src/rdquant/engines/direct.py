@@ -6,7 +6,7 @@ import numpy as np
 
 from ..compiled import njit
 from .buffers import store
-from .epilogues import PLAIN, enter_real, finish, rooms
+from .epilogues import PLAIN, enter_real
 from .products import LANES, NONE, SPAN
 
 
@@ -17,14 +17,15 @@ def convolve(  # type: ignore[no-untyped-def]
     """Rows ``start .. stop - 1`` of all pictures'.
 
     ``x: (B, H, W, I)`` int32; ``w: (k, k, I / groups, O)``, ``bias: (O,)`` float64; ``shift``: of the
-    first tap. ``e``: `Epilogue`. ``out: (B, rows, bytes)``, ``width`` positions a row, stored as `Form` says.
+    first tap. ``e``: `Epilogue`, of no other kind than requantization. ``out: (B, rows, bytes)``, ``width``
+    positions a row, stored as `Form` says.
     """
     _, height, across, _ = x.shape
     k, _, inner, channels = w.shape
     outer, line = channels // groups, (channels + LANES - 1) // LANES * LANES
     rows = out.shape[1]
     tile = np.empty(SPAN * line)
-    normed, squares, result = rooms(line, e)
+    result, none = np.empty(SPAN * line, np.int32), np.empty(0, np.int16)
     for i in range(start, stop):
         b, y = i // rows, i % rows
         for first in range(0, width, SPAN):
@@ -54,6 +55,5 @@ def convolve(  # type: ignore[no-untyped-def]
             if e.kind == PLAIN:
                 store(tile, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)
             else:
-                enter_real(tile, line, count, e, normed, squares, result)
-                finish(line, count, e, normed, squares, result)
+                enter_real(tile, line, count, e, none, none, result)
                 store(result, line, count, NONE, channels, zero, out[b, y], size, first * channels, channels)

@@ -261,7 +261,7 @@ class Plan:
                 continue
             given, name = tuple(ports[edge] for edge in node.inputs), node.name
             if isinstance(node.op, Convolution):
-                after = _epilogue_of(graph, node)
+                after = _epilogue_of(graph, node, forms[node.inputs[0]])
                 name = node.name if after is None else after.name
                 fused.add(name)
                 last = after.op if after else None
@@ -302,10 +302,12 @@ def _clipped(values: np.ndarray, port: Port) -> np.ndarray:
     return values.clip(lo, hi)
 
 
-def _epilogue_of(graph: Graph, node: Node) -> Node | None:
-    """The only reader of a convolution, if it takes accumulators."""
+def _epilogue_of(graph: Graph, node: Node, given: Form) -> Node | None:
+    """The only reader of a convolution, if it takes accumulators (and mixes channels: of dense ones)."""
+    assert isinstance(node.op, Convolution)
     readers = graph.readers(node.name)
-    if len(readers) != 1 or node.name == graph.output or not isinstance(readers[0].op, EPILOGUES):
+    kinds = EPILOGUES if node.op.groups == 1 and given.size <= 2 else Requantize
+    if len(readers) != 1 or node.name == graph.output or not isinstance(readers[0].op, kinds):
         return None
     return readers[0]
 
