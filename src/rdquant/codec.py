@@ -348,10 +348,11 @@ class Codec:
             what = "a masked 5x5 convolution and " if masked else ""
             raise BadModel(f"{name} must be made of {what}1x1 convolutions and pointwise functions")
         if masked:
-            wide = [n.op for n in graph.nodes if isinstance(n.op, Convolution) and n.op.kernel_size > 1]
-            if [(op.kernel_size, op.padding, op.transposed) for op in wide] != [(5, 2, False)]:
-                raise BadModel(f"{name} must have one 5x5 convolution")
-            if wide[0].weight.reshape(*wide[0].weight.shape[:2], -1)[:, :, 12:].any():
+            wide: list[Any] = [node for node in graph.nodes if getattr(node.op, "kernel_size", 1) > 1]
+            shapes = [(n.op.kernel_size, n.op.padding, n.op.transposed) for n in wide]
+            if shapes != [(5, 2, False)] or graph.passes_by(wide[0].name):
+                raise BadModel(f"{name} must have one 5x5 convolution, which all goes through")
+            if (w := wide[0].op.weight).reshape(*w.shape[:2], -1)[:, :, 12:].any():
                 raise BadModel(f"{name} must have a convolution that is masked from its centre on")
 
     def _check_sides(self) -> None:

@@ -38,7 +38,7 @@ from rdquant.graph import Graph, Node, Port
 from rdquant.graph.arithmetic import Multiplier
 from rdquant.graph.heads import heads
 from rdquant.graph.operations import Concatenate, Convolution, Requantize, Slice, Sum
-from rdquant.priors import FourPart
+from rdquant.priors import FourPart, Part
 
 
 def _agree(graph: Graph, inputs: tuple[np.ndarray, ...], valid: bool = False) -> np.ndarray:
@@ -200,6 +200,80 @@ def test_sums_beyond_32_bits_go_in_pieces() -> None:
         assert layer is not None and not layer.direct and layer.packed.pieces.shape[1] > 2
         for x in (np.full((1, 96, 4, 6), 2**15 - 1), *inputs_of(graph, g, 4, 6)):
             _agree(graph, (x,))
+
+
+@pytest.mark.parametrize("isa", products.available())
+@pytest.mark.parametrize("kind", ["requantize", "leaky", "gdn", "igdn", "compensate"])
+def test_what_follows_pieces_of_sums(kind: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights at the ends of 16 bits in a few channels, and a bias that alone goes beyond 32."""
+    monkeypatch.setenv("RDQUANT_ISA", isa)
+    g = torch.Generator().manual_seed(3)
+    port = Port(57, -(2**15), 2**15 - 1)
+    weight = np.ones((20, 57, 1, 1), np.int16)
+    weight[:, :6] = 2**15 - 1
+    heavy = Convolution(weight, np.zeros(20, np.int64), bits=16)
+    far = Convolution(np.full((20, 57, 3, 3), 127, np.int16), np.full(20, 2**30), padding=1, bits=8)
+    for conv in (heavy, far):
+        nodes = (Node("conv", conv, ("x",)), Node("out", epilogue(g, kind, 20, 2.0**31), ("conv",)))
+        graph = Graph({"x": port}, nodes, "out")
+        graph.check()
+        for x in (np.full((1, 57, 4, 5), 2**15 - 1), *inputs_of(graph, g, 4, 5)):
+            _agree(graph, (x,))
+
+
+def test_transposed_sums_in_pieces_with_a_phase_of_no_taps() -> None:
+    weight = np.ones((96, 2, 1, 1), np.int16)
+    weight[::8] = 2**15 - 1
+    conv = Convolution(weight, np.array([5, -7]), stride=2, transposed=True, bits=16)
+    graph = graph_of(conv, [Port(96, -(2**15), 2**15 - 1)])
+    graph.check()
+    _agree(graph, (np.full((1, 96, 3, 2), 2**15 - 1),))
+
+
+@pytest.mark.parametrize("channels", [100, 112, 176])
+def test_compensation_of_channels_that_fill_no_whole_kernel(channels: int) -> None:
+    g = torch.Generator().manual_seed(channels)
+    nodes = (
+        Node("conv", convolution(g, 8, channels, 1), ("x",)),
+        Node("out", epilogue(g, "compensate", channels, 90 * 60 * 3), ("conv",)),
+    )
+    graph = Graph({"x": Port(8, -100, 155)}, nodes, "out")
+    assert len(np.unique(_agree(graph, inputs_of(graph, g, 6, 7)))) > 9
+
+
+def test_inputs_of_a_chain_have_one_size() -> None:
+    g = torch.Generator().manual_seed(0)
+    nodes = (
+        Node(
+            "sum",
+            Sum((1, 1), np.full((2, 3), 2**15, np.int32), np.full(3, 16, np.int32), -128, 127),
+            ("a", "b"),
+        ),
+        Node("narrow", epilogue(g, "requantize", 3, 60), ("sum",)),
+    )
+    graph = Graph({name: Port(3, -(2**15), 2**15 - 1) for name in "ab"}, nodes, "narrow")
+    with pytest.raises(BadModel, match="different sizes"):
+        run(graph, (np.zeros((1, 3, 64, 64), np.int16), np.zeros((1, 3, 1, 1), np.int16)), "fast")
+
+
+def test_heads_are_of_what_can_be_taken_apart() -> None:
+    g = torch.Generator().manual_seed(1)
+    conv, port = Node("conv", convolution(g, 6, 8, 1), ("x",)), {"x": Port(6, -100, 155)}
+    out = Node("out", epilogue(g, "requantize", 8, 90 * 60), ("conv",))
+    twice = Node("twice", Concatenate(), ("out", "out"))
+    both = Graph(port, (conv, out, twice), "twice")
+    assert heads(both, [np.array([0, 1])]) is None  # of one reading the second needs nothing
+    assert heads(both, [np.array([0, 8])]) is not None
+    up = convolution(g, 6, 8, 1, 1, True)
+    assert heads(Graph(port, (Node("conv", up, ("x",)), out), "out"), [np.array([0])]) is None
+    # a group whose weights are all zero gives fewer bytes than others
+    still = replace(conv.op, weight=conv.op.weight.copy(), bias=conv.op.bias.copy())
+    still.weight[:2], still.bias[:2] = 0, 0
+    bare = Graph(port, (Node("conv", still, ("x",)), Node("all", Slice(0, 8), ("conv",))), "all")
+    x = inputs_of(bare, g, 4, 6)
+    for part in (*FourPart().parts(8, 4, 6), Part(slice(0, 8), np.array([[0, 5], [1, 7]]))):
+        found = run_part(bare, x, part, lambda own, given: run(own, given, "fast"))
+        assert np.array_equal(found, part.pick(run(bare, x, "fast")))
 
 
 @pytest.mark.parametrize("channels", [4, 40])

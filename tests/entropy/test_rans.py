@@ -102,6 +102,12 @@ def test_symbols_follow_the_machine(machine: ParityMachine, drawn: list[tuple[in
     assert rans_reference.decode(stream, indexes.tolist(), TABLES, machine) == symbols.tolist()
 
 
+def test_a_machine_takes_a_table_for_each_symbol() -> None:
+    machine = ParityMachine(np.zeros((1, 2), np.int64), np.zeros(1, np.int64), 5)
+    with pytest.raises(UsageError, match="40"):
+        machine.indexes(np.zeros(40, np.int32), np.zeros(2, np.int32))
+
+
 def test_a_machine_cannot_leave_the_tables() -> None:
     machine = ParityMachine(np.zeros((1, 2), np.int64), np.array([2]), 5)
     with pytest.raises(UsageError, match="outside"):

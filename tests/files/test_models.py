@@ -30,8 +30,9 @@ from rdquant.files.integer_models import (
 )
 from rdquant.files.model_file import model_kind, read
 from rdquant.files.structure import attributes, tensors_of
-from rdquant.graph import OPERATIONS
-from rdquant.graph.operations import Convolution
+from rdquant.graph import OPERATIONS, Node
+from rdquant.graph.arithmetic import Multiplier
+from rdquant.graph.operations import Concatenate, Convolution, Requantize, Slice
 
 Change = Callable[[Any], Any]
 
@@ -387,6 +388,25 @@ def test_contexts_that_see_too_much_are_named(kind: str, pixels: np.ndarray) -> 
     networks = {**codec.networks, name: graph.replaced({convolution.name: wide})}
     with pytest.raises(BadModel, match=r"masked from its centre|1x1 convolutions"):
         dataclasses.replace(codec, networks=networks).check()
+
+
+def test_contexts_with_a_way_around_the_mask_are_named(pixels: np.ndarray) -> None:
+    codec = handmade.codec("serial", pixels)
+    graph = codec.networks["context"]
+    channels = graph.channels()[graph.output]
+    given, port = next(iter(graph.inputs.items()))
+    weight = np.ones((channels, port.channels, 1, 1), np.int16)
+    beside = Convolution(weight, np.zeros(channels, np.int64), bits=8)
+    nodes = (
+        *graph.nodes,
+        Node("beside", beside, (given,)),
+        Node("own", Requantize(Multiplier.from_float(np.full(channels, 0.01)), None, -99, 99), ("beside",)),
+        Node("both", Concatenate(), (graph.output, "own")),
+        Node("half", Slice(0, channels), ("both",)),
+    )
+    around = dataclasses.replace(graph, nodes=nodes, output="half")
+    with pytest.raises(BadModel, match="which all goes through"):
+        dataclasses.replace(codec, networks={**codec.networks, "context": around}).check()
 
 
 def test_damaged_gzip_is_named(integer_file: Path, tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ T = TypeVar("T")
 
 
 def drop_stale_kernels(folder: Path) -> None:
-    """Remove numba's caches beside the sources of ``folder`` where any of these is newer.
+    """Remove numba's caches beside the sources of ``folder`` where any of these, or of the graph's, is newer.
 
     A cache knows the file that a function is in, and not those of the functions that were compiled into it:
     after an update of a working copy it would go on computing what was.
     """
-    newest = max(p.stat().st_mtime for p in folder.glob("*.py"))
+    sources = (*folder.glob("*.py"), *(folder.parent / "graph").rglob("*.py"))
+    newest = max(p.stat().st_mtime for p in sources)
     for kernel in folder.glob("__pycache__/*.nb[ci]"):
         with contextlib.suppress(OSError):  # another process was first, or may and we may not
             if kernel.stat().st_mtime < newest:

@@ -17,6 +17,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from ..compiled import njit, whole_vectors
+from ..errors import BadModel
 from ..graph import kernels
 from ..graph.operations import (
     Concatenate,
@@ -195,6 +196,8 @@ class Chain:
 
     def __call__(self, values: dict[str, np.ndarray], valid: bool = False) -> None:
         shape = values[self._given[0]].shape[:3]
+        if any(values[edge].shape[:3] != shape for edge in self._given):
+            raise BadModel(f"{', '.join(self._given)} have different sizes")
         count = shape[0] * shape[1] * shape[2]
         given = [np.ascontiguousarray(values[edge]) for edge in self._given]
         kept = {edge: np.empty((*shape, c), kind) for edge, (c, kind) in self._kept.items()}
@@ -209,19 +212,6 @@ class Chain:
         for edge in self._done:
             del values[edge]
         values |= kept
-
-
-def rescaling(op: Requantize) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of what is not negative, and of what is."""
-    up = op.factor.as_float()
-    return up, -up if op.absolute else up if op.negative is None else op.negative.as_float()
-
-
-def adding(op: Sum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Factors of two inputs, and of their sum."""
-    assert op.m is not None and op.shift is not None
-    m, n = op.m.astype(np.float64)
-    return m, n, np.ldexp(1.0, -op.shift)
 
 
 def _plain(op: Gain) -> Requantize:

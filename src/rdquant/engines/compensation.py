@@ -131,7 +131,8 @@ def compensate(line, count, kernel, matrix, start, out):  # type: ignore[no-unty
     room = np.zeros((places, LANES), np.int32)
     at, step = np.int64(0), STEPS[kernel, 1]
     zeros = np.int64(start.ctypes.data)
-    for first in range(0, line, LANES):
+    wide = (len(start) - LANES) // 2  # channels in whole vectors: a line may be longer
+    for first in range(0, wide, LANES):
         weights = np.int64(matrix.ctypes.data) + 2 * at
         if first > 0:
             for p in range(0, count, step):
@@ -144,7 +145,7 @@ def compensate(line, count, kernel, matrix, start, out):  # type: ignore[no-unty
         for p in range(0, count, LANES):
             _round_group(
                 kernel, np.int64(out.ctypes.data) + 4 * (p * line + first), 4 * line,
-                np.int64(room.ctypes.data) + p * _LINE, weights + 2 * first * LANES, low, low + 4 * line,
+                np.int64(room.ctypes.data) + p * _LINE, weights + 2 * first * LANES, low, low + 4 * wide,
                 np.int64(before.ctypes.data) + 2 * (p * line + first), 2 * line,
             )  # fmt: skip
         at += (first + LANES) * LANES

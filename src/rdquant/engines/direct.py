@@ -1,4 +1,4 @@
-"""Convolutions as plain loops in float64: grouped ones, and those of sums that nothing else holds."""
+"""Convolutions as plain loops in float64: grouped ones, and those of activations that have no 16 bits."""
 
 from __future__ import annotations
 

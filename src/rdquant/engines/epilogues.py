@@ -1,8 +1,8 @@
 """What happens to the accumulators of a few positions while they are in cache.
 
 A tile is ``(SPAN, line)``, flat: positions and their channels, of which ``count`` and ``channels`` are
-used. ``acc`` is int32, or float64 where accumulators exceed 32 bits. Arithmetic in float64 is exact: IEEE
-operations on integers, or integers times powers of two, of at most 53 bits. Reference: the ``exact`` of
+used. ``acc`` is int32, or float64 where 32 bits do not do (`Epilogue.real`). Arithmetic in float64 is exact:
+IEEE operations on integers, or integers times powers of two, of at most 53 bits. Reference: the ``exact`` of
 `rdquant.graph.operations`; tested equal.
 """
 
@@ -64,7 +64,8 @@ class Epilogue(NamedTuple):
     """float64 ``(4, C)``: by kind; requantize and rectify: factor, that of negatives; compensate: factor
     twice, low, high; (inverse) gdn: widen, then factor, or m and 2^shift."""
     words: np.ndarray
-    """int32 ``(4, C)``: of the first factor m and what its shift is above 17, then those of negatives."""
+    """int32 ``(4, C)``: of the first factor m, and what its shift and ``up`` are above 17, then those of
+    negatives."""
     up: np.int32
     """With ``words`` accumulators are taken times 2^up, whose factors have shifts of 17 or more."""
     ends: np.ndarray
@@ -318,7 +319,7 @@ def as_real(tile, line, count, channels, into):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
-    """What `enter` left -> ``out``, int32 activations; but of GDN that is where it left it."""
+    """What `enter` left, of GDN in ``x`` and ``squares``, else in ``out`` -> ``out``, int32 activations."""
     channels, factors, (lo, hi) = e.channels, e.factors, (e.ends[0], e.ends[1])
     if e.kind < COMPENSATE:
         return

@@ -36,7 +36,7 @@ from ..graph.operations.attention import relative_positions
 from ..threads import share
 from .buffers import Form
 from .cache import per_graph
-from .chain import Prepared, Step, adding, can_join, chained, rescaling
+from .chain import Prepared, Step, can_join, chained
 from .epilogues import finish_rows, prepared
 from .layer import Layer
 from .products import LANES
@@ -111,11 +111,24 @@ def _by_rows(
     return result
 
 
+def _rescaling(op: Requantize) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of what is not negative, and of what is."""
+    up = op.factor.as_float()
+    return up, -up if op.absolute else up if op.negative is None else op.negative.as_float()
+
+
+def _adding(op: Sum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Factors of two inputs, and of their sum."""
+    assert op.m is not None and op.shift is not None
+    m, n = op.m.astype(np.float64)
+    return m, n, np.ldexp(1.0, -op.shift)
+
+
 def _sum(op: Sum, form: Form) -> Step:
     assert op.m is not None and op.shift is not None
     if len(op.m) != 2:
         return _general(op, form)
-    args = *adding(op), float(op.lo), float(op.hi)
+    args = *_adding(op), float(op.lo), float(op.hi)
     return lambda a, b: _by_rows(kernels.add, (a, b), args, form)
 
 
@@ -126,7 +139,7 @@ def _product(op: Product, form: Form) -> Step:
 
 
 def _requantize(op: Requantize, form: Form) -> Step:
-    args = *rescaling(op), float(op.lo), float(op.hi)
+    args = *_rescaling(op), float(op.lo), float(op.hi)
     return lambda q: _by_rows(kernels.rescale, (q,), args, form)
 
 

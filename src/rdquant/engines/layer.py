@@ -1,13 +1,11 @@
 """A convolution and what takes its accumulators, ready to run.
 
-Sums have 32 bits where that is proven from the weights and the range that comes in; else each of a few
+Sums have 32 bits where that is proven from the weights and the range that comes in; else each of some
 pieces of the sum has. Grouped convolutions (but for `depthwise` ones), and those of activations that have no
 16 bits, are loops in float64.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 
@@ -23,28 +21,32 @@ from .products import BYTES, LANES, SPAN, instructions
 _CACHED = 24 * 2**10
 #: bytes of a task's buffer, positions of its rows
 _BUFFER, _COLUMNS = 2**18, 4 * SPAN
-#: pieces of a sum, at most: sums of the contract have 36 bits
-_PIECES = 64
 
 
-def _pieces(phases: list[np.ndarray], largest: int) -> tuple[int, np.ndarray] | None:
+def _pieces(phases: list[np.ndarray], largest: int) -> tuple[int, np.ndarray]:
     """Into how many a tap's words are cut, and where pieces start and end among what that makes of each
-    phase's taps, ``(phases, P + 1)``: the fewest whose sums have 32 bits. ``phases``: weights ``(T, words,
-    each, O)``; ``largest``: magnitude of activations.
+    phase's taps, ``(phases, P + 1)``: as few as their 32 bits allow, two at least. ``phases``: weights ``(T,
+    words, each, O)``; ``largest``: magnitude of activations. A word of two has 32 bits in any case.
     """
-    for count in (2**i for i in range(_PIECES.bit_length())):
-        least = min((len(kernel) for kernel in phases if len(kernel)), default=1)
-        cut = -(-count // least)
-        ends = [np.arange(count + 1) * (len(kernel) * cut) // count for kernel in phases]
-        fits = True
-        for kernel, at in zip(phases, ends, strict=True):
-            beyond = np.pad(np.abs(kernel), ((0, 0), (0, -kernel.shape[1] % cut), (0, 0), (0, 0)))
-            taps = beyond.reshape(len(kernel) * cut, -1, kernel.shape[3]).sum(1)
-            sums = (taps[first:last].sum(0).max() for first, last in itertools.pairwise(at.tolist()))
-            fits &= all(int(n) * largest < 2**31 for n in sums)
-        if fits:
-            return cut, np.stack(ends)
-    return None
+    words = phases[0].shape[1]
+    for cut in (*(2**i for i in range(words.bit_length())), words):
+        found = []
+        for kernel in phases:
+            beyond = np.pad(np.abs(kernel), ((0, 0), (0, -words % cut), (0, 0), (0, 0)))
+            own = beyond.reshape(len(kernel) * cut, beyond.shape[1] // cut, *kernel.shape[2:]).sum((1, 2))
+            ends, total = [0], np.zeros(kernel.shape[3], np.int64)
+            for i, tap in enumerate(own * largest):
+                if int((total + tap).max()) >= 2**31:
+                    ends.append(i)
+                    total = np.zeros_like(total)
+                total = total + tap
+            found.append([*ends, len(own)])
+            if len(own) and int((own * largest).max()) >= 2**31:
+                break
+        else:
+            most = max(2, *(len(ends) - 1 for ends in found))
+            return cut, np.array([ends + [ends[-1]] * (most + 1 - len(ends)) for ends in found])
+    raise AssertionError("a word of weights and activations of 16 bits has 32")
 
 
 class Layer:
@@ -63,21 +65,18 @@ class Layer:
         )
         if self.depthwise:
             self._single = depthwise.packed(conv)
-        packed = None
-        if conv.groups == 1 and form.size <= 2:
-            packed = self._pack(
-                max(-port.lo, port.hi), in_words, after is None or isinstance(after, Requantize)
-            )
-        self.direct = packed is None
-        if packed is not None:
-            self.packed = packed
+        self.direct = conv.groups > 1 or form.size > 2
+        assert not self.direct or after is None or isinstance(after, Requantize)
+        if not self.direct:
+            by_channel = after is None or isinstance(after, Requantize)
+            self.packed = self._pack(max(-port.lo, port.hi), in_words, by_channel)
         elif not self.depthwise:
             self._kernel = conv.by_output().astype(np.float64).transpose(2, 3, 1, 0).copy()
             self._bias = conv.bias.astype(np.float64)
 
-    def _pack(self, largest: int, in_words: bool, by_channel: bool) -> dense.Packed | None:
+    def _pack(self, largest: int, in_words: bool, by_channel: bool) -> dense.Packed:
         """``largest``: magnitude of activations; ``in_words``: sums have 32 bits; ``by_channel``: what
-        follows does not mix channels. None: not even pieces of sums have 32 bits.
+        follows does not mix channels.
         """
         conv, zero = self.conv, self.form.zero.astype(np.int64)
         few = conv.stride**2 * conv.out_channels <= LANES
@@ -98,8 +97,6 @@ class Layer:
         pieces = (
             (1, np.array([[0, len(kernel)] for kernel in grouped])) if in_words else _pieces(grouped, largest)
         )
-        if pieces is None:
-            return None
         cut, ends = pieces
         words = -(-words // cut)
         e = self.epilogue
@@ -111,7 +108,8 @@ class Layer:
             shape = len(kernel), words * cut, each, len(line)
             room = np.zeros(shape, np.int8 if bytewise else np.int16)
             room[:, : kernel.shape[1], :, :outputs] = kernel
-            blocks = room.reshape(len(kernel) * cut, words, each, -1, width).transpose(3, 0, 1, 4, 2)
+            apart = len(kernel) * cut, words, each, len(line) // width, width
+            blocks = room.reshape(apart).transpose(3, 0, 1, 4, 2)
             weights.append(blocks.reshape(-1).view(np.uint8))
             line[:outputs] = np.tile(conv.bias, copies) if in_words else 0
             if bytewise:

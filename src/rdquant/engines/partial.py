@@ -56,7 +56,8 @@ def run_part(
     else:
         share(groups, through)
     copies = outs[0].shape[1] // each
-    taken = np.empty((b, copies, groups, each, part.positions.shape[1]), outs[0].dtype)
+    kind = np.result_type(*outs)  # as few bytes as hold what weights can give
+    taken = np.empty((b, copies, groups, each, part.positions.shape[1]), kind)
     for g, out in enumerate(outs):
         taken[:, :, g] = out.reshape(b, copies, each, -1)
     return taken.reshape(b, copies * count, 1, -1)

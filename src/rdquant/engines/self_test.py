@@ -75,7 +75,7 @@ def self_test() -> bool:
 
 
 def passes(engine: Callable[[Graph], Callable[[np.ndarray], np.ndarray]]) -> bool:
-    """Whether ``engine(graph)(integers)`` is the reference's: dense, strided, transposed and grouped
+    """Whether ``engine(graph)(integers)`` is the reference's: dense, strided, transposed and depthwise
     convolutions of 8 and 16-bit integers at the ends of their ranges, and what follows them; and steps that
     go together.
     """

@@ -32,8 +32,13 @@ class ParityMachine:
             raise UsageError(f"run must be positive and shifts not negative, got {self.run}")
 
     def indexes(self, symbols: np.ndarray, indexes: np.ndarray) -> np.ndarray:
-        """The tables that symbols are coded with, int32 ``(K,)``: ``indexes`` and what the states add."""
+        """The tables that symbols are coded with, int32 ``(K,)``: ``indexes`` and what the states add.
+
+        Raises `UsageError` unless there are as many of either.
+        """
         given, tables = (np.ascontiguousarray(t, np.int32) for t in (symbols, indexes))
+        if given.shape != tables.shape:
+            raise UsageError(f"{given.shape} symbols with {tables.shape} table indexes")
         out = np.empty(len(given), np.int32)
         _follow(given, tables, self.nexts, self.shift, self.run, out)
         return out

@@ -164,6 +164,14 @@ class Graph:
                 reach[edge] = max(reach.get(edge, Fraction(0)), own)
         return max(reach.get(name, Fraction(0)) for name in self.inputs)
 
+    def passes_by(self, name: str) -> bool:
+        """Whether the output depends on an input by another way than through this node."""
+        reached = set(self.inputs)
+        for node in self.nodes:
+            if node.name != name and reached.intersection(node.inputs):
+                reached.add(node.name)
+        return self.output in reached
+
     def ports(self) -> dict[str, Port]:
         """What flows along every edge, each operation checked on the way. Raises `BadModel`."""
         found = dict(self.inputs)

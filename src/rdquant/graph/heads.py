@@ -39,13 +39,13 @@ def heads(graph: Graph, wanted: list[np.ndarray]) -> Heads | None:
     assert isinstance(last.op, Convolution)
     inside = {node.name for node in graph.nodes[at:]}
     closed = all(isinstance(n.op, _BY_CHANNEL) and set(n.inputs) <= inside for n in after)
-    if not closed or not last.op.is_matrix or last.inputs[0] in inside:
+    if not closed or not last.op.is_matrix or last.op.transposed or last.inputs[0] in inside:
         return None
     channels, (edge,) = graph.channels(), last.inputs
     port = graph.ports()[edge]
     found = []
     for own in wanted:
-        nodes = _narrowed(last, after, _needed(graph.output, own, after, channels))
+        nodes = _narrowed(last, after, _needed(graph.output, own, after, channels), channels)
         if nodes is None:
             return None
         found.append(Graph({edge: port}, nodes, graph.output))
@@ -72,7 +72,9 @@ def _needed(
     return found
 
 
-def _narrowed(last: Node, nodes: tuple[Node, ...], needed: dict[str, np.ndarray]) -> tuple[Node, ...] | None:
+def _narrowed(
+    last: Node, nodes: tuple[Node, ...], needed: dict[str, np.ndarray], channels: dict[str, int]
+) -> tuple[Node, ...] | None:
     """The nodes for these channels; None where an edge needs others than its source gives."""
     assert isinstance(last.op, Convolution)
     kept = needed[last.name]
@@ -85,7 +87,12 @@ def _narrowed(last: Node, nodes: tuple[Node, ...], needed: dict[str, np.ndarray]
             if len(at) == 0 or at[-1] - at[0] != len(at) - 1:
                 return None
             op = Slice(int(at[0]), int(at[-1]) + 1)
-        elif not isinstance(op, Concatenate):
+        elif isinstance(op, Concatenate):
+            ends = np.cumsum([0, *(channels[edge] for edge in node.inputs)])
+            parts = [needed[edge] + start for edge, start in zip(node.inputs, ends[:-1], strict=True)]
+            if not np.array_equal(np.concatenate(parts), own):
+                return None
+        else:
             if len(own) == 0 or not np.array_equal(own, given):
                 return None
             if isinstance(op, Requantize):

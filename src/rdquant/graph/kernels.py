@@ -1,7 +1,7 @@
 """numba kernels of the fast engine. Reference: the ``exact`` of `rdquant.graph.operations`; tested equal.
 
-Rows are positions, columns are channels (channels-last). All arithmetic is float64, which vectorizes where
-int64 does not: IEEE operations on integers, or integers times powers of two, of at most 53 bits.
+Rows are positions, columns are channels (channels-last). Arithmetic is float64, which vectorizes where int64
+does not (IEEE operations on integers, or integers times powers of two, of at most 53 bits), or of 32 bits.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from .arithmetic import (
     FEEDBACK_BITS,
     LAYER_BIAS_BITS,
     ROOT_SHIFT,
-    SQUARE_SHIFT,
     V_LIMIT,
-    X_HI,
-    X_LO,
 )
 
 _ROOT_FACTOR = float(4**ROOT_SHIFT)
@@ -34,8 +31,6 @@ _ERROR_LIMIT, _V_LIMIT = float(ERROR_LIMIT), float(V_LIMIT)
 _BLOCK = 32
 #: positions and channels of one call of its kernel
 _CHUNK, _GROUP = 4096, 32
-_SQUARE_SCALE = 2.0**-SQUARE_SHIFT
-_X_LO, _X_HI = float(X_LO), float(X_HI)
 
 
 def compensate_rows(
@@ -223,7 +218,9 @@ def look_up(q, values, lo, zero, out):  # type: ignore[no-untyped-def]
 
 
 def looked_up(q: np.ndarray, values: np.ndarray, lo: int) -> np.ndarray:
-    """``values[q - lo]``, int32: integers of any shape, by all threads."""
+    """``values[q - lo]``, int32: integers of any shape, which lie in the table, by all threads."""
+    if not q.size:
+        return np.empty(q.shape, np.int32)
     rows = np.ascontiguousarray(q).reshape(-1, q.shape[-1])
     out, none = np.empty(rows.shape, np.int32), np.zeros(rows.shape[1], np.int32)
     least = max(1, _CHUNK * 4 // rows.shape[1])

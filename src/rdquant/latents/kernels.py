@@ -14,9 +14,8 @@ def _rate_in(symbol, start, last, offset, bits, escape):  # type: ignore[no-unty
     """By a table that starts at ``start``, whose escape is its interval ``last``."""
     value = np.int64(symbol) - offset
     if value >= 0 and value < last:
-        return bits[
-            np.uint64(start + value)
-        ]  # unsigned: numba asks of others whether they count from the end
+        # unsigned: numba asks of other indexes whether they count from the end
+        return bits[np.uint64(start + value)]
     raw = -2 * value - 1 if value < 0 else 2 * (value - last)
     length = 0
     while (raw >> length) != 0:

@@ -19,7 +19,7 @@ class UniformScalar:
 
     step = 1.0  #: of a symbol, in units of y
     unit = 256  #: what a symbol's step is in the units that container files count in
-    value_of_unit = 1 / 256
+    value_of_unit = 1 / 256  #: in units of y
     ends = -np.inf, np.inf  #: of what is reconstructed
 
     def quantize(self, y: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ class FixedPointScalar:
     """
 
     fraction_bits: int
-    value_of_unit = 1
+    value_of_unit = 1  #: in units of y
     ends = FIXED_LO, FIXED_HI
 
     @property

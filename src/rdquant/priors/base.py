@@ -156,7 +156,7 @@ class Prior:
     ) -> Iterator[tuple[Part, np.ndarray, np.ndarray | None]]:
         """Part after part, with scales and means of its symbols, ``(B, C, 1, n)`` each.
 
-        ``y_hat: (B, M, H, W)``, contiguous, zeros at first: the caller puts the values of a part there before
+        ``y_hat: (B, M, H, W)``, zeros at first: the caller puts the values of a part there before
         it asks for the next.
         """
         raise NotImplementedError
