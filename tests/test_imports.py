@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def test_asking_results_needs_no_torch() -> None:
     pytest.importorskip("duckdb")
     folder = GOLDEN.parent.parent / "benchmarks" / "results"
     found = run(["results", folder, "--sql", "SELECT count(*) AS n FROM points", "--json"], ABSENT)
-    assert found.returncode == 0 and '"n": 1' in found.stdout, found.stderr
+    assert found.returncode == 0 and json.loads(found.stdout)["rows"][0]["n"] > 100, found.stderr
 
 
 @pytest.mark.parametrize(
