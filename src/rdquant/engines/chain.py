@@ -169,10 +169,12 @@ class Chain:
         if isinstance(op, Gain):
             op = _plain(op)
         if isinstance(op, Requantize):
-            words = _rescaling(op) or ()
+            words = _rescaling(op)
+            assert words is not None  # `can_join` asked
             return [row(RESCALE, a=given[0], values=pools.add("i4", *words, op.lo, op.hi))]
         if isinstance(op, Sum):
-            words = _adding(op) or ()
+            words = _adding(op)
+            assert words is not None  # `can_join` asked
             return [row(ADD, a=given[0], b=given[1], values=pools.add("i4", *words, op.lo, op.hi))]
         if isinstance(op, Product):
             assert op.factor is not None
