@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 import numba
 from numba import types
+from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
-__all__ = ["njit", "whole_vectors"]
+__all__ = ["borrowed", "njit", "whole_vectors"]
 
 _LOG = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,3 +85,28 @@ def _emit_width(typingctx):  # type: ignore[no-untyped-def]
 
 #: lets LLVM use the widest vectors of the machine in the function that calls this
 whole_vectors: Any = intrinsic(_emit_width)
+
+
+def _unowned(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = array.parent = cgutils.get_null_value(array.meminfo.type)
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        elements: Any = kind
+        for i, own in enumerate(elements):
+            found = _unowned(context, builder, own, builder.extract_value(value, i))
+            value = builder.insert_value(value, found, i)
+    return value
+
+
+def _emit_borrowed(typingctx, arrays):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _unowned(context, builder, signature.args[0], args[0])
+
+    return arrays(arrays), codegen
+
+
+#: an array, or a tuple of such, whose references nobody counts within a kernel: its caller keeps them. Counts
+#: are locked, and threads that share arrays wait for each other with each tile
+borrowed: Any = intrinsic(_emit_borrowed)

@@ -29,7 +29,7 @@ from random_graphs import (
     pointwise,
 )
 from rdquant import compiled, engines
-from rdquant.engines import cache, chain, dense, epilogues, products, run
+from rdquant.engines import cache, chain, dense, normalization, products, run
 from rdquant.engines.fast import plan
 from rdquant.engines.layer import Layer
 from rdquant.engines.partial import run_part
@@ -515,10 +515,40 @@ def test_roots_of_float32_are_those_of_integers() -> None:
     norms = np.concatenate([roots**2 // 1024 + d for d in (-1, 0, 1)] + [np.array([1, 2**32 - 1])])
     norms = norms[(norms > 0) & (norms < 2**32)]
     expected = [math.isqrt(int(n) * 1024) for n in norms]
-    count, x = len(norms), np.ones(len(norms), np.int16)
-    factors, out = np.zeros((4, count)), np.zeros(count, np.int32)
-    factors[1] = 1
-    epilogues._denormalize(
-        x, norms.astype(np.uint32), count, count, 1, count, factors, 0.0, 2.0**30, out
-    )  # fmt: skip
+    assert [int(normalization.root(n)) for n in norms.astype(np.uint32)] == expected
+
+
+@pytest.mark.parametrize("channels", [1, 16])
+@pytest.mark.parametrize("divides", [True, False])
+def test_what_is_rounded_in_float32_is_what_integers_give(divides: bool, channels: int) -> None:
+    """At ties, at all distances from them, and beyond both ends. One channel: each by itself, whichever way
+    it goes.
+    """
+    g, count = np.random.default_rng(0), 32_000
+    roots = np.where(g.random(count) < 0.3, 2 ** g.integers(5, 21, count), g.integers(32, 2**21, count))
+    norms = np.minimum(roots**2 // 1024, 2**32 - 1).astype(np.uint32)
+    roots = np.array([math.isqrt(int(n) * 1024) for n in norms], np.int64)
+    shift = g.integers(0, 8, count) if divides else np.full(count, 34)
+    x = g.integers(1, 2**15, count) * g.choice((-1, 1), count)
+    m, ties = g.integers(2**15, 2**16, count), g.integers(0, 5000, count) + 0.5
+    for i in np.flatnonzero(g.random(count) < 0.7):
+        factor = roots[i] * 2.0 ** shift[i] if divides else 2.0 ** shift[i] / roots[i]
+        m[i] = min(max(round(ties[i] * factor / abs(x[i])) + g.integers(-1, 2), 1), 2**16 - 1)
+    lo, hi, expected = -4096, 4095, []
+    for a, f, s, root in zip(x.tolist(), m.tolist(), shift.tolist(), roots.tolist(), strict=True):
+        twice = (
+            (2 * a * f + (root << s)) // (2 * root << s)
+            if divides
+            else (2 * a * f * root + (1 << s)) >> s + 1
+        )
+        expected.append(min(max(twice, lo), hi))
+    power, factors, out = np.ldexp(1.0, shift), np.zeros((4, count)), np.zeros(count, np.int32)
+    factors[1], factors[2] = m if divides else m / power, power
+    single, x = (m / power).astype(np.float32), x.astype(np.int16)
+    run = normalization.normalize if divides else normalization.denormalize
+    for i in range(0, count, channels):
+        to, own = slice(i, i + channels), np.ascontiguousarray(factors[:, i : i + channels])
+        run(x[to], norms[to], channels, channels, 1, channels, own, single[to], float(lo), float(hi), out[to])
     assert out.tolist() == expected
+    inside = [v for v in expected if lo < v < hi]
+    assert len(inside) > count / 4 and len(set(inside)) > 1000

@@ -41,9 +41,11 @@ def _fill(x, size, at, count, channels, zero, bytewise, cell, into, start):  # t
     """
     whole_vectors()
     if cell == channels * size:  # nothing between positions
-        words, first, o = x.view(np.int32), at * size // 4, into.view(np.int32)[start // 4 :]
-        for i in range(count * cell // 4):
-            o[i] = words[first + i]
+        n, first, to = count * cell // 4, at * size // 4, start // 4
+        # sliced before the loop: LLVM gathers from `words[first + i]`
+        words, o = x.view(np.int32)[first : first + n], into.view(np.int32)[to : to + n]
+        for i in range(n):
+            o[i] = words[i]
         return
     if bytewise and channels == 3:  # a picture
         a, o = x[at : at + 3 * count], into.view(np.int32)[start // 4 : start // 4 + count]

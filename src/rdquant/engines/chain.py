@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from ..compiled import njit, whole_vectors
+from ..compiled import borrowed, njit, whole_vectors
 from ..errors import BadModel
 from ..graph import kernels
 from ..graph.operations import (
@@ -335,6 +335,7 @@ def _convolve(row, p, x, ready, count, size, channels, zero, out, out_size, out_
 @njit(cache=True, nogil=True)
 def _run(start, stop, total, p, addresses, scratch, wide):  # type: ignore[no-untyped-def]
     """Positions ``start .. stop - 1`` of ``total``. ``addresses``: of arrays, which edges number first."""
+    p, addresses, scratch, wide = borrowed((p, addresses, scratch, wide))
     for first in range(start, stop, _BLOCK):
         count = min(_BLOCK, stop - first)
         for s in range(len(p.steps)):

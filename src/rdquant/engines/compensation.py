@@ -1,8 +1,8 @@
 """Rounding channel after channel, each error passed on to the channels still to come, a tile at a time.
 
-Channels go in groups of 16. Errors reach later groups by a product of words (`products`), and the rest of
-their own group in registers: 16 positions at once, a vector for each channel. Reference:
-`rdquant.graph.arithmetic.compensate`.
+16 positions at once, a vector for each channel; channels in groups of 16. What the errors of earlier groups
+add to a group is summed first, two channels to a word as in `products`; those of its own go on in registers.
+Reference: `rdquant.graph.arithmetic.compensate`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..compiled import njit, whole_vectors
 from ..graph.arithmetic import ERROR_BITS, ERROR_LIMIT, FEEDBACK_BITS
-from .products import (
-    AVX2,
-    LANES,
-    NONE,
-    ONE,
-    PAIRS,
-    STEPS,
-    SUMS,
-    VNNI,
-    WORDS,
-    dot,
-    product,
-    transposed,
-)
+from .products import AVX2, LANES, PAIRS, SUMS, VNNI, WORDS, dot, transposed
 
 _ERROR_ONE, _FEEDBACK_ONE = float(2**ERROR_BITS), float(2**FEEDBACK_BITS)
 _ERROR_LIMIT = float(ERROR_LIMIT)
@@ -38,12 +26,12 @@ IN_WORDS = 2**31 // ERROR_LIMIT
 _I64, _LINE = ir.IntType(64), 4 * LANES
 
 
-def _emit(typingctx, kernel, v, line, passed, feedback, low, high, errors, errors_line):  # type: ignore[no-untyped-def]
+def _emit(typingctx, kernel, v, line, errors, earlier, feedback, low, high):  # type: ignore[no-untyped-def]
     """``kernel`` is a literal."""
     kind = kernel.literal_value
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        v, line, passed, feedback, low, high, errors, errors_line = args[1:]
+        v, line, errors, earlier, feedback, low, high = args[1:]
         undefined, pick = ir.Constant(SUMS, ir.Undefined), ir.Constant(SUMS, None)
 
         def at(address, offset, kind):  # type: ignore[no-untyped-def]
@@ -70,9 +58,17 @@ def _emit(typingctx, kernel, v, line, passed, feedback, low, high, errors, error
             x = builder.select(builder.icmp_signed(">", x, least), x, least)
             return builder.select(builder.icmp_signed("<", x, most), x, most)
 
+        sums = [cgutils.alloca_once_value(builder, constant(0)) for _ in range(LANES)]
+        with cgutils.for_range(builder, earlier, intp=_I64) as pair:
+            before, weights = load(errors, row(_LINE, pair.index)), row(_LINE, pair.index)
+            for j, s in enumerate(sums):
+                weight = every(builder.add(feedback, weights), 4 * j)
+                builder.store(dot(builder, kind, builder.load(s), before, weight), s)
+        own = row(_LINE, earlier)
+        feedback, errors = builder.add(feedback, own), builder.add(errors, own)
+        given = [builder.load(s) for s in sums]
         whole = transposed(builder, [load(v, row(i, line)) for i in range(LANES)])
-        given = transposed(builder, [load(passed, i * _LINE) for i in range(LANES)])
-        found, words, before = [], [], undefined
+        found, before = [], undefined
         for i in range(LANES):
             near = builder.add(whole[i], builder.ashr(given[i], constant(FEEDBACK_BITS)))
             r = builder.ashr(builder.add(near, constant(1 << ERROR_BITS - 1)), constant(ERROR_BITS))
@@ -83,72 +79,56 @@ def _emit(typingctx, kernel, v, line, passed, feedback, low, high, errors, error
             found.append(r)
             if i % 2:
                 low_half = builder.and_(before, constant(0xFFFF))
-                words.append(builder.or_(low_half, builder.shl(error, constant(16))))
-            before = error if i % 2 == 0 else words[-1]
+                error = builder.or_(low_half, builder.shl(error, constant(16)))
+                builder.store(error, at(errors, i // 2 * _LINE, SUMS), align=4)
+            before = error
             # words of feedback are of pairs; the one of a pair to its own second has zero above
             for j in range(i + 1, LANES) if i % 2 else (i + 1,):
                 given[j] = dot(builder, kind, given[j], before, every(feedback, i // 2 * _LINE + 4 * j))
         for i, r in enumerate(transposed(builder, found)):
             builder.store(r, at(v, row(i, line), SUMS), align=4)
-        half = ir.VectorType(SUMS.element, LANES // 2)
-        first = ir.Constant(half, list(range(LANES // 2)))
-        for i, word in enumerate(transposed(builder, words + [undefined] * (LANES // 2))):
-            narrow = builder.shuffle_vector(word, undefined, first)
-            builder.store(narrow, at(errors, row(i, errors_line), half), align=2)
         return context.get_dummy_value()
 
-    return types.void(kernel, *[types.int64] * 8), codegen
+    return types.void(kernel, *[types.int64] * 7), codegen
 
 
 _round: Any = intrinsic(prefer_literal=True)(_emit)
 
 
 @njit(cache=True, nogil=True)
-def _round_group(kernel, v, line, passed, feedback, low, high, errors, errors_line):  # type: ignore[no-untyped-def]
-    """16 positions of a group: ``v`` to results in its place, and errors, int16. Addresses, and bytes from
-    position to position.
+def _round_group(kernel, v, line, errors, earlier, feedback, low, high):  # type: ignore[no-untyped-def]
+    """16 positions of a group: ``v``, ``line`` bytes from position to position, to results in its place.
 
-    ``passed``: int32 ``(16, 16)``, by earlier groups; ``feedback``: words ``(8, 16)``, pairs of channels to
-    each; ``low, high``: int32. ``v 2^8 + passed`` may have more than 32 bits; what it is rounded to, in units
-    of 2^8 and 2^16, has not.
+    ``errors``: words ``(pairs, 16)`` of ``earlier`` pairs of channels, behind which the group's come;
+    ``feedback``: words ``(earlier + 8, 16)``, of a pair to each channel; ``low, high``: int32. All are
+    addresses. ``v 2^8`` and what errors add may have more than 32 bits; what it is rounded to, in units of
+    2^8 and 2^16, has not.
     """
     if kernel == 0:
-        _round(0, v, line, passed, feedback, low, high, errors, errors_line)
+        _round(0, v, line, errors, earlier, feedback, low, high)
     # constants: what this machine lacks is not compiled
     if AVX2:  # noqa: SIM102
         if kernel == PAIRS:
-            _round(3, v, line, passed, feedback, low, high, errors, errors_line)
+            _round(3, v, line, errors, earlier, feedback, low, high)
     if VNNI:  # noqa: SIM102
         if kernel == WORDS:
-            _round(2, v, line, passed, feedback, low, high, errors, errors_line)
+            _round(2, v, line, errors, earlier, feedback, low, high)
 
 
 @njit(cache=True, nogil=True)
 def compensate(line, count, kernel, matrix, start, out):  # type: ignore[no-untyped-def]
     """A tile ``out``, int32, in units of 2^-8 -> activations. ``matrix, start``: of `Epilogue`."""
-    places = count + 2 * LANES  # and what kernels take beyond
-    before, taps = np.empty(places * line, np.int16), np.zeros(1, np.int64)
-    room = np.zeros((places, LANES), np.int32)
-    at, step = np.int64(0), STEPS[kernel, 1]
-    zeros = np.int64(start.ctypes.data)
-    wide = (len(start) - LANES) // 2  # channels in whole vectors: a line may be longer
-    for first in range(0, wide, LANES):
-        weights = np.int64(matrix.ctypes.data) + 2 * at
-        if first > 0:
-            for p in range(0, count, step):
-                product(
-                    kernel, ONE, np.int64(before.ctypes.data) + 2 * p * line, 2 * line,
-                    np.int64(taps.ctypes.data), ONE, first // 2, weights, zeros, NONE,
-                    np.int64(room.ctypes.data) + p * _LINE, np.int64(_LINE),
-                )  # fmt: skip
-        low = zeros + 4 * (LANES + first)
-        for p in range(0, count, LANES):
+    wide = len(start) // 2  # channels in whole vectors: a line may be longer
+    errors = np.empty(wide // 2 * LANES, np.int32)
+    low = np.int64(start.ctypes.data)
+    for p in range(0, count, LANES):
+        at = np.int64(matrix.ctypes.data)
+        for first in range(0, wide, LANES):
             _round_group(
                 kernel, np.int64(out.ctypes.data) + 4 * (p * line + first), 4 * line,
-                np.int64(room.ctypes.data) + p * _LINE, weights + 2 * first * LANES, low, low + 4 * wide,
-                np.int64(before.ctypes.data) + 2 * (p * line + first), 2 * line,
+                np.int64(errors.ctypes.data), first // 2, at, low + 4 * first, low + 4 * (wide + first),
             )  # fmt: skip
-        at += (first + LANES) * LANES
+            at += 2 * (first + LANES) * LANES
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..compiled import njit, whole_vectors
+from ..compiled import borrowed, njit, whole_vectors
 from ..graph.operations import Convolution
 from .buffers import copy, gather, store
 from .epilogues import NORMALIZE, as_real, enter, enter_real, finish, rooms
@@ -214,6 +214,7 @@ def convolve(  # type: ignore[no-untyped-def]
     `Packed`; ``e``: `Epilogue`; ``out``: bytes of each picture, ``width`` positions a row. Sizes, zeros:
     `Form`.
     """
+    x, zero, k, e, out, out_zero = borrowed((x, zero, k, e, out, out_zero))
     for i in range(start, stop):
         b, box = _nth(i, sides, rows, columns)
         _task(x[b], size, shape, zero, origin, box, k, e, out[b], out_size, out_zero, width)

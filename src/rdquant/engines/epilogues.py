@@ -14,19 +14,12 @@ import numpy as np
 
 from ..compiled import njit, whole_vectors
 from ..graph import kernels
-from ..graph.arithmetic import (
-    GDN_BITS,
-    ROOT_SHIFT,
-    SQUARE_SHIFT,
-    V_LIMIT,
-    X_HI,
-    X_LO,
-    Multiplier,
-)
-from ..graph.kernels import lifted, shifted
+from ..graph.arithmetic import V_LIMIT, Multiplier
+from ..graph.kernels import lifted, scaled
 from ..graph.operations import Compensate, DivisiveNormalization, Operation, Requantize
 from ..threads import share
 from .compensation import IN_WORDS, compensate, compensate_wide
+from .normalization import MIDDLE, denormalize, normalize, widen, widen_words
 from .products import (
     LANES,
     NONE,
@@ -42,15 +35,9 @@ from .products import (
 
 PLAIN, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(6)
 
-_TWICE_ROOT, _ROOT_ONE = np.int32(2 * ROOT_SHIFT), np.float32(2**ROOT_SHIFT)
 _V_LIMIT, _LEAST, _MOST = float(V_LIMIT), np.int32(-V_LIMIT), np.int32(V_LIMIT)
-_X_LO, _X_HI = float(X_LO), float(X_HI)
 #: magnitudes below it: their upper halves times m, and what the lower ones carry, have 32 bits
 _MOST_IN_WORDS = 2**31 - 2**17
-_SQUARE_SHIFT, _HALF_SQUARE = np.int32(SQUARE_SHIFT), np.int32(1 << SQUARE_SHIFT - 1)
-_MIDDLE = 1 << GDN_BITS - 1
-_MIDDLE_SQUARE, _MOST_SQUARE = np.int32(_MIDDLE), np.int32(2 * _MIDDLE - 1)
-_ONE, _HALF, _LOW_HALF = np.int32(1), np.int32(16), np.int32(0xFFFF)
 
 
 class Epilogue(NamedTuple):
@@ -65,7 +52,7 @@ class Epilogue(NamedTuple):
     twice, low, high; (inverse) gdn: widen, then factor, or m and 2^shift."""
     words: np.ndarray
     """int32 ``(4, C)``: of the first factor m, and what its shift and ``up`` are above 17, then those of
-    negatives."""
+    negatives; of (inverse) gdn, the factor, float32."""
     up: np.int32
     """With ``words`` accumulators are taken times 2^up, whose factors have shifts of 17 or more."""
     ends: np.ndarray
@@ -73,7 +60,7 @@ class Epilogue(NamedTuple):
     matrix: np.ndarray
     """int16, flat: weights of a product of words, by group of outputs; of compensate, up to itself."""
     start: np.ndarray
-    """int32: what that product starts with; of compensate, 16 zeros, then low and high."""
+    """int32: what that product starts with; of compensate, low, then high."""
     feedback: np.ndarray
     """float64 ``(C, C)`` of compensate that has no group, else (0, 0)."""
     group: int
@@ -143,10 +130,10 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
         columns = range(0, channels, LANES)
         matrix = np.concatenate([packed_words(room[: c + LANES, c : c + LANES], 1) for c in columns])
         limits = [np.pad(end.astype(np.int32), (0, beyond)) for end in op.ends()]
-        start = np.concatenate([np.zeros(LANES, np.int32), *limits])
-        return e._replace(kind=COMPENSATE, matrix=matrix, start=start, group=LANES)
+        return e._replace(kind=COMPENSATE, matrix=matrix, start=np.concatenate(limits), group=LANES)
     assert op.widen is not None
     factors[0] = op.widen.as_float()
+    e.words[2] = op.factor.as_float().astype(np.float32).view(np.int32)
     if op.inverse:
         factors[1] = op.factor.as_float()
     else:
@@ -154,9 +141,9 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
         factors[2] = np.ldexp(1.0, op.factor.shift)
     gamma, vectors = op.gamma.astype(np.int64), vectors_for(channels)
     matrix = packed_words(gamma.T, vectors)
-    # squares are taken less 2^15, to fit signed words; norms are below 2^32, so that the rest is cut off
+    # squares are taken less `MIDDLE`; norms are below 2^32, so that the rest is cut off
     start = np.zeros(matrix.size // (channels + channels % 2), np.uint32)
-    start[:channels] = (op.beta + _MIDDLE * gamma.sum(1)).astype(np.uint32)
+    start[:channels] = (op.beta + MIDDLE * gamma.sum(1)).astype(np.uint32)
     kind = DENORMALIZE if op.inverse else NORMALIZE
     return e._replace(kind=kind, matrix=matrix, start=start.view(np.int32), group=vectors)
 
@@ -182,14 +169,6 @@ def _rectify(acc, line, count, channels, factor, negative, lo, hi, out):  # type
             o[c] = np.int32(min(max(v, lo), hi))
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _scaled(v, m, shift):  # type: ignore[no-untyped-def]
-    """``floor(v m / 2^(shift + 17) + 1/2)`` of int32, ``m`` below 2^16."""
-    carried = np.int32(np.uint32(np.uint32(v & _LOW_HALF) * np.uint32(m)) >> _HALF)
-    high = np.int32(np.int32(shifted(v, _HALF) * m) + carried)
-    return shifted(np.int32(shifted(high, shift) + _ONE), _ONE)
-
-
 @njit(cache=True, nogil=True, error_model="numpy")
 def _scale(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-untyped-def]
     whole_vectors()
@@ -197,7 +176,7 @@ def _scale(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-un
     for p in range(count):
         a = acc[p * line : p * line + channels]
         for c in range(channels):
-            a[c] = min(max(_scaled(lifted(a[c], up), m[c], shift[c]), lo), hi)
+            a[c] = min(max(scaled(lifted(a[c], up), m[c], shift[c]), lo), hi)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -208,73 +187,7 @@ def _leak(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-unt
         a = acc[p * line : p * line + channels]
         for c in range(channels):
             v, above, below, s, t = lifted(a[c], up), m[c], negative[c], shift[c], negative_shift[c]
-            a[c] = min(max(_scaled(v, above if v >= 0 else below, s if v >= 0 else t), lo), hi)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _squared(v):  # type: ignore[no-untyped-def]
-    """Of 16 bits, less the middle of what it can be."""
-    square = shifted(np.int32(np.int32(v * v) + _HALF_SQUARE), _SQUARE_SHIFT)
-    return np.int16(min(square, _MOST_SQUARE) - _MIDDLE_SQUARE)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _widen(acc, line, count, channels, factors, x, squares):  # type: ignore[no-untyped-def]
-    whole_vectors()
-    wide = factors[0]
-    for p in range(count):
-        a, o = acc[p * line : p * line + channels], x[p * line : p * line + channels]
-        s = squares[p * line : p * line + channels]
-        for c in range(channels):
-            v = np.int32(min(max(np.floor(np.float64(a[c]) * wide[c] + 0.5), _X_LO), _X_HI))
-            o[c], s[c] = np.int16(v), _squared(v)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _widen_words(acc, line, count, channels, words, up, x, squares):  # type: ignore[no-untyped-def]
-    whole_vectors()
-    m, shift, lo, hi = words[0], words[1], np.int32(X_LO), np.int32(X_HI)
-    for p in range(count):
-        a, o = acc[p * line : p * line + channels], x[p * line : p * line + channels]
-        s = squares[p * line : p * line + channels]
-        for c in range(channels):
-            v = np.int32(min(max(_scaled(lifted(a[c], up), m[c], shift[c]), lo), hi))
-            o[c], s[c] = np.int16(v), _squared(v)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _root(norm):  # type: ignore[no-untyped-def]
-    """``floor(sqrt(norm * 2^10))`` of uint32, int32. In float32 a root, below 2^21, is off by 0.3 at most:
-    what is nearest is it, or one more; and how far its square is off has 32 bits.
-    """
-    near = np.int32(np.sqrt(np.float32(norm)) * _ROOT_ONE + np.float32(0.5))
-    beyond = np.int32(np.int32(near * near) - lifted(np.int32(norm), _TWICE_ROOT))
-    return np.int32(near - np.int32(beyond > 0))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _denormalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # type: ignore[no-untyped-def]
-    whole_vectors()
-    factor = factors[1]
-    for p in range(count):
-        a, o = x[p * line : p * line + channels], out[p * line : p * line + channels]
-        n = norms[p * wide : p * wide + channels]
-        for c in range(channels):
-            v = np.floor(np.float64(a[c]) * np.float64(_root(n[c])) * factor[c] + 0.5)
-            o[c] = np.int32(min(max(v, lo), hi))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _normalize(x, norms, line, wide, count, channels, factors, lo, hi, out):  # type: ignore[no-untyped-def]
-    whole_vectors()
-    m, power = factors[1], factors[2]
-    for p in range(count):
-        a, o = x[p * line : p * line + channels], out[p * line : p * line + channels]
-        n = norms[p * wide : p * wide + channels]
-        for c in range(channels):
-            d = np.float64(_root(n[c])) * power[c]
-            v = np.floor((2.0 * np.float64(a[c]) * m[c] + d) / (2.0 * d))
-            o[c] = np.int32(min(max(v, lo), hi))
+            a[c] = min(max(scaled(v, above if v >= 0 else below, s if v >= 0 else t), lo), hi)
 
 
 @njit(cache=True, nogil=True)
@@ -290,7 +203,7 @@ def enter(acc, line, count, e, x, squares):  # type: ignore[no-untyped-def]
     elif e.kind == COMPENSATE:
         _scale(acc, line, count, e.channels, e.words, e.up, _LEAST, _MOST)
     elif e.kind != PLAIN:
-        _widen_words(acc, line, count, e.channels, e.words, e.up, x, squares)
+        widen_words(acc, line, count, e.channels, e.words, e.up, x, squares)
 
 
 @njit(cache=True, nogil=True)
@@ -304,7 +217,7 @@ def enter_real(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped
     elif e.kind == COMPENSATE:
         _requantize(acc, line, count, e.channels, factor, -_V_LIMIT, _V_LIMIT, out)
     elif e.kind != PLAIN:
-        _widen(acc, line, count, e.channels, e.factors, x, squares)
+        widen(acc, line, count, e.channels, e.factors, x, squares)
 
 
 @njit(cache=True, nogil=True)
@@ -340,10 +253,11 @@ def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
                 np.int64(e.start.ctypes.data) + 4 * first, NONE,
                 np.int64(norms.ctypes.data) + 4 * (p * wide + first), 4 * wide,
             )  # fmt: skip
+    single = e.words[2].view(np.float32)
     if e.kind == DENORMALIZE:
-        _denormalize(x, norms.view(np.uint32), line, wide, count, channels, factors, lo, hi, out)
+        denormalize(x, norms.view(np.uint32), line, wide, count, channels, factors, single, lo, hi, out)
     else:
-        _normalize(x, norms.view(np.uint32), line, wide, count, channels, factors, lo, hi, out)
+        normalize(x, norms.view(np.uint32), line, wide, count, channels, factors, single, lo, hi, out)
 
 
 @njit(cache=True, nogil=True)

@@ -154,10 +154,18 @@ def _emit_up(typingctx, value, by):  # type: ignore[no-untyped-def]
     return types.int32(types.int32, types.int32), codegen
 
 
+_ONE, _HALF, _LOW_HALF = np.int32(1), np.int32(16), np.int32(0xFFFF)
 #: ``value >> by`` and ``value << by``, all int32, by 0..31; Python's would have 64 bits
 shifted: Any = intrinsic(_emit_down)
 lifted: Any = intrinsic(_emit_up)
-_ONE = np.int32(1)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def scaled(v, m, shift):  # type: ignore[no-untyped-def]
+    """``floor(v m / 2^(shift + 17) + 1/2)`` of int32, ``m`` below 2^16."""
+    carried = np.int32(np.uint32(np.uint32(v & _LOW_HALF) * np.uint32(m)) >> _HALF)
+    high = np.int32(np.int32(shifted(v, _HALF) * m) + carried)
+    return shifted(np.int32(shifted(high, shift) + _ONE), _ONE)
 
 
 def in_words(shift: np.ndarray, m: np.ndarray, least: int) -> np.ndarray | None:
