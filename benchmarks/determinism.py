@@ -25,6 +25,7 @@ CONFIGURATIONS: dict[str, dict[str, str]] = {
     "2 threads": {},
     "1 thread": {"OMP_NUM_THREADS": "1"},
     "5 threads": {"OMP_NUM_THREADS": "5"},
+    "AVX2 instructions": {"RDQUANT_ISA": "avx2"},
     "portable instructions": {"RDQUANT_ISA": "portable"},
     "oneDNN SSE4.1": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
     "oneDNN AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},

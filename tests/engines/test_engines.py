@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -552,3 +554,22 @@ def test_what_is_rounded_in_float32_is_what_integers_give(divides: bool, channel
     assert out.tolist() == expected
     inside = [v for v in expected if lo < v < hi]
     assert len(inside) > count / 4 and len(set(inside)) > 1000
+
+
+class _Pair(NamedTuple):
+    a: np.ndarray
+    n: int
+
+
+def test_what_is_borrowed_is_the_same_arrays() -> None:
+    @compiled.njit()
+    def twice(pair, rows):  # type: ignore[no-untyped-def]
+        pair, (rows, first) = compiled.borrowed((pair, (rows, rows[0])))
+        for i in range(pair.n):
+            rows[1, i] = pair.a[i] + first[i]
+
+    a, rows = np.arange(3.0), np.arange(6.0).reshape(2, 3)
+    before = sys.getrefcount(a), sys.getrefcount(rows)
+    twice(_Pair(a, 3), rows)
+    assert rows.tolist() == [[0, 1, 2], [0, 2, 4]] and a.tolist() == [0, 1, 2]
+    assert (sys.getrefcount(a), sys.getrefcount(rows)) == before

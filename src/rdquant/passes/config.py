@@ -39,7 +39,13 @@ CONFIG_VERSION = 2
 #: channel, one scale for each activation (those of channels go into weights), rounded to nearest
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
-    "portable": {"mixing": "plain", "wide_ends": False, "number_format": "uniform", "clip_cost": 4.0},
+    "portable": {
+        "mixing": "plain",
+        "doubled": 0.5,
+        "wide_ends": False,
+        "number_format": "uniform",
+        "clip_cost": 4.0,
+    },
 }
 
 
@@ -107,6 +113,9 @@ class QuantizeConfig:
     """Of the channels behind each GDN, before they are rounded: see `rdquant.passes.mixing`. With any,
     residual streams change their basis (`rdquant.passes.streams`) and activations are centred
     (`rdquant.passes.centring`), both of which cost nothing at run time."""
+    doubled: float = 0.0
+    """With plain mixing: of so many channels of all there are two, rounded half a level apart, which makes 9
+    bits of 8, and the layer that reads them so much larger (`rdquant.passes.mixed`)."""
     mixing_steps: int | None = None
     """Gradient steps of each round that learns a mixing; None: `rdquant.passes.mixing.STEPS`."""
 
@@ -140,6 +149,10 @@ class QuantizeConfig:
             raise UsageError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {self.rounding!r}")
         if self.mixing not in MIXES:
             raise UsageError(f"mixing must be one of {', '.join(MIXES)}, got {self.mixing!r}")
+        if not 0 <= self.doubled <= 1:
+            raise UsageError(f"doubled must be in 0..1, got {self.doubled}")
+        if self.doubled and self.mixing != "plain":
+            raise UsageError(f"doubled channels need mixing=plain, got {self.mixing!r}")
         if self.mixing_steps is not None and self.mixing_steps < 1:
             raise UsageError(f"mixing_steps must be 1 or more, got {self.mixing_steps}")
         if not 0.5 < self.percentile <= 1:

@@ -267,7 +267,8 @@ class Lowering:
             source = self.value(node.inputs[0], NARROW)
             mixing = self._mixing_of(node)
             if mixing is not None:
-                op, unit, kernel = number_forms.integer_mixing(mixing, source.format)
+                out = self._format(node.name, NARROW) if mixing.doubled else None
+                op, unit, kernel = number_forms.integer_mixing(mixing, source.format, out)
             else:
                 wanted = self._sensitivity_pays(node)
                 sensitivity = self.seen.sensitivities.get(node.name) if wanted else None

@@ -21,6 +21,8 @@ from .rounding import followers
 
 #: added to the diagonal of W, as a fraction of its mean
 DAMPING = 1e-3
+#: how far apart the two roundings of one value are from it, in levels
+QUARTER = 0.25
 #: behind the name of what is mixed
 SUFFIX = "~mixed"
 
@@ -40,6 +42,8 @@ class Mixing:
 
     ``levels: (C, C)`` int16; ``unit: (C,)`` by row; ``input_scale: (C,)``: what one of the integers that
     enter stands for; they lie in ``+-input_top``. ``sensitivity: (C, C)``: W, or None not to compensate.
+    ``doubled``: of the first so many rows there are two, rounded a quarter of a level up and down: the mean
+    of both has levels half as far apart.
     """
 
     levels: Tensor
@@ -48,10 +52,27 @@ class Mixing:
     input_top: int
     bits: int
     sensitivity: Tensor | None
+    doubled: int = 0
 
     def matrix(self) -> Tensor:
         """T, float64."""
         return self.levels.double() * self.unit[:, None] / self.input_scale[None, :]
+
+    def rows(self) -> Tensor:
+        """The row of T that each channel of t is: int64 ``(C + doubled,)``."""
+        return torch.cat([torch.arange(len(self.levels)), torch.arange(self.doubled)])
+
+    def inverse(self) -> Tensor:
+        """From t to f, float64 ``(C, C + doubled)``: of the two of a row, each counts half."""
+        inverse = torch.linalg.inv(self.matrix())
+        inverse[:, : self.doubled] /= 2
+        return inverse[:, self.rows()]
+
+    def shift(self) -> Tensor:
+        """What is added to each channel of t before it is rounded, in levels: float64 ``(C + doubled,)``."""
+        shift = torch.zeros(len(self.levels) + self.doubled, dtype=torch.float64)
+        shift[: self.doubled], shift[len(self.levels) :] = QUARTER, -QUARTER
+        return shift
 
     def feedback(self, scale: Tensor) -> Tensor:
         """What an error of one in channel i adds to channel j > i, float64 ``(C, C)``.
@@ -66,13 +87,19 @@ class Mixing:
 
     @classmethod
     def of(
-        cls, matrix: Tensor, input_scale: Tensor, input_top: int, bits: int, sensitivity: Tensor | None = None
+        cls,
+        matrix: Tensor,
+        input_scale: Tensor,
+        input_top: int,
+        bits: int,
+        sensitivity: Tensor | None = None,
+        doubled: int = 0,
     ) -> Mixing:
         """``matrix: (C, C)`` rounded to what is stored."""
         scaled = matrix.double() * input_scale
         unit = scaled.abs().amax(1) / (2 ** (bits - 1) - 1)
         levels = torch.round(scaled / unit[:, None]).to(torch.int16)
-        return cls(levels, unit, input_scale, input_top, bits, sensitivity)
+        return cls(levels, unit, input_scale, input_top, bits, sensitivity, doubled)
 
 
 def damped(sensitivity: Tensor) -> Tensor:
@@ -110,9 +137,10 @@ def _inserted(graph: Graph, mixings: Mapping[str, Mixing]) -> Graph:
     for edge in mixings:
         read = reader(graph, edge)
         assert read is not None and isinstance(read.op, Convolution)
-        matrix = mixings[edge].matrix()
+        mixing = mixings[edge]
+        matrix = mixing.matrix()[mixing.rows()]
         mix = Convolution(matrix.float()[:, :, None, None], torch.zeros(len(matrix)))
-        folded = torch.einsum("oikl,ij->ojkl", read.op.by_output().double(), torch.linalg.inv(matrix))
+        folded = torch.einsum("oikl,ij->ojkl", read.op.by_output().double(), mixing.inverse())
         op = dataclasses.replace(read.op, weight=read.op.stored_as(folded.float()))
         nodes: list[Node] = []
         for node in graph.nodes:

@@ -20,6 +20,12 @@ sensitivity ``E[J^T J]`` of the picture (for the synthesis) or of the latent tim
 the analysis) to an error in f, from gradients of random signs. The second term, the diagonal, stands for
 the rounding of the weights that read t. Without compensation ("plain"), the diagonal alone is the price.
 
+What 8 bits cost then can be had for channels instead: of the first of t there may be two each (``doubled``),
+rounded a quarter of a level up and down, and read with half the weight. Both are 8 bits to any engine; their
+mean has levels half as far apart, a quarter of the error, and T puts into those channels what costs most.
+With a share d of all doubled, ``1 / (1 + 3 d)`` of the cost is left, if T can spread it as it likes. (Outlier
+channel splitting, Zhao et al. 2019, arXiv 1901.09504, doubles channels to halve their ranges.)
+
 The latent is mixed as well, exactly (in 16 bits), for the sake of the weights that read it: a latent's
 channels are hardly correlated, so the error of one weight cannot be answered by another's. Mixed, it can.
 
@@ -141,10 +147,13 @@ def _collect(
     return _Collected(flows, sensitivities, latent_energy)
 
 
-def rounding_cost(matrix: Tensor, samples: Tensor, sensitivity: Tensor, share: float | None) -> Tensor:
+def rounding_cost(
+    matrix: Tensor, samples: Tensor, sensitivity: Tensor, share: float | None, doubled: int = 0
+) -> Tensor:
     """The sum above, with a p-norm around each channel's middle for its range.
 
     ``(C, C)``, ``(C, S)``, ``(C, C)`` -> scalar, float64. ``share``: of the diagonal; None: nothing else.
+    ``doubled``: so many channels have half the step, see `Mixing`.
     """
     t = matrix @ samples
     middle = (t.detach().amax(1, keepdim=True) + t.detach().amin(1, keepdim=True)) / 2
@@ -156,7 +165,9 @@ def rounding_cost(matrix: Tensor, samples: Tensor, sensitivity: Tensor, share: f
     price = cost.diagonal()
     if share is not None:
         price = share * price + torch.linalg.cholesky(torch.linalg.inv(cost)).diagonal() ** -2
-    return (ranges.double() ** 2 * price).sum()
+    steps = torch.ones_like(ranges)
+    steps[:doubled] = 0.5
+    return ((steps * ranges).double() ** 2 * price).sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +193,7 @@ def most_energy(f: Tensor, largest: Tensor, kept: int) -> Tensor:
 
 
 def learn_matrix(
-    edges: list[Samples], share: float | None, seed: int = 0, steps: int | None = None
+    edges: list[Samples], share: float | None, seed: int = 0, steps: int | None = None, doubled: int = 0
 ) -> Tensor:
     """An invertible ``(C, C)`` with a low `rounding_cost` on all edges, by Adam from a random rotation."""
     channels, steps = len(edges[0].pool), steps or STEPS
@@ -199,7 +210,7 @@ def learn_matrix(
         samples = [e.pool[:, c].float() / energy[:, None] for e, c in zip(edges, chosen, strict=True)]
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = RATE * (1 - (k + step / steps) / ROUNDS)
-            parts = [rounding_cost(matrix, s, c, share) for s, c in zip(samples, costs, strict=True)]
+            parts = [rounding_cost(matrix, s, c, share, doubled) for s, c in zip(samples, costs, strict=True)]
             loss = torch.log(torch.stack(parts).sum())
             optimizer.zero_grad()
             loss.backward()
@@ -249,11 +260,12 @@ def find_mixings(
         steps = config.mixing_steps
         try:
             samples = Samples.of(flow.pool, cost)
-            matrix = learn_matrix([samples], share if compensated else None, steps=steps)
+            doubled = 0 if compensated else round(config.doubled * len(cost))
+            matrix = learn_matrix([samples], share if compensated else None, steps=steps, doubled=doubled)
         except torch.linalg.LinAlgError:  # some directions do not matter at all: there is nothing to mix for
             continue
         scale = INPUT_HEADROOM * largest / top
-        mixings[gdn] = Mixing.of(matrix, scale, top, MIXING_BITS, cost if compensated else None)
+        mixings[gdn] = Mixing.of(matrix, scale, top, MIXING_BITS, cost if compensated else None, doubled)
     if compensated and "synthesis" in inside:
         read = reader(codec.networks["synthesis"], LATENT)
         if read is not None:

@@ -135,12 +135,15 @@ def _importance(op: Convolution, source: ActivationFormat, grams: list[Tensor]) 
     return energy.reshape(op.groups, -1).mean(0)
 
 
-def integer_mixing(mixing: Mixing, source: ActivationFormat) -> tuple[Convolution, Tensor, Tensor]:
-    """As `integer_convolution`, and exact."""
-    levels = mixing.levels[:, :, None, None].contiguous()
-    op = Convolution(levels.numpy(), np.zeros(len(levels), np.int64), bits=mixing.bits)
+def integer_mixing(
+    mixing: Mixing, source: ActivationFormat, out: ActivationFormat | None = None
+) -> tuple[Convolution, Tensor, Tensor]:
+    """As `integer_convolution`, and exact. ``out``: what it is rounded to; of doubled channels only."""
+    levels = mixing.levels[mixing.rows(), :, None, None].contiguous()
     # exact if the scales that T was made for are these or all in one proportion to them
-    return op, mixing.unit * (source.scale / mixing.input_scale)[0], levels.double()
+    unit = mixing.unit[mixing.rows()] * (source.scale / mixing.input_scale)[0]
+    bias = torch.zeros(len(levels)) if out is None else torch.round(mixing.shift() * out.scale / unit)
+    return Convolution(levels.numpy(), bias.long().numpy(), bits=mixing.bits), unit, levels.double()
 
 
 def integer_gdn(
