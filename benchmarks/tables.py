@@ -459,7 +459,7 @@ def searches() -> str:
     """What each search of bit-widths finds and costs."""
     r = json.loads((RESULTS / "searches.json").read_text())
     rows = [
-        [name, f"{s['plan']['size']:,}", percent_text(s["increase"], s.get("interval"), 100),
+        [name, f"{s['plan']['size']:,}", percent_text(s["increase"], s["interval"], 100),
          f"{s['evaluations']:,}", f"{s['seconds']:.1f}"]
         for name, s in r["searches"].items()
     ]  # fmt: skip

@@ -159,6 +159,6 @@ def test_engines_that_are_not_there(photo: np.ndarray, monkeypatch: pytest.Monke
     with pytest.raises(UsageError, match="engine must be one of auto, exact"):
         coder.decode(data, engine="nope")  # type: ignore[arg-type]
     monkeypatch.setattr("rdquant.export.runtimes.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"needs openvino and onnx: pip install rdquant\[deploy\]"):
+    with pytest.raises(UsageError, match=r"needs openvino and onnx: pip install 'rdquant\[deploy\]'"):
         coder.decode(data, engine="openvino")
     assert np.array_equal(coder.decode(data, engine="auto"), coder.decode(data))

@@ -40,6 +40,9 @@ from .writer import Edge, Writer, is_narrow
 
 #: least scale of a weight: any accumulator times it is 0, and no engine divides by zero
 LEAST_SCALE = 1e-12
+#: of all phases of a transposed convolution: OpenVINO makes whole vectors of each phase's own, and most of them
+#: stay empty where there are so few
+FEW_OUTPUTS = 16
 
 
 def _factor(factor: Multiplier | RealFactor | None) -> np.ndarray:
@@ -84,7 +87,8 @@ def accumulate(w: Writer, node: Node, factor: np.ndarray, fused: bool = False) -
     source = w.narrow(node.inputs[0]) if _is_int8(op) else None
     why = "its weights have more than 8 bits" if not _is_int8(op) else ""
     why = why or ("" if source else "what it takes has more than 8 bits")
-    native = op.transposed and w.target == "openvino" and (op.groups == 1 or source is None)
+    few = op.out_channels * op.stride**2 <= FEW_OUTPUTS
+    native = op.transposed and w.target == "openvino" and not few and (op.groups == 1 or source is None)
     if w.target == "onnx" and not why and not fused:
         why = "its result has more than 8 bits"
     weight, factor = np.asarray(op.by_output()), np.maximum(factor, LEAST_SCALE)
