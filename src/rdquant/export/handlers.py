@@ -40,8 +40,8 @@ from .writer import Edge, Writer, is_narrow
 
 #: least scale of a weight: any accumulator times it is 0, and no engine divides by zero
 LEAST_SCALE = 1e-12
-#: of all phases of a transposed convolution: OpenVINO makes whole vectors of each phase's own, and most of them
-#: stay empty where there are so few
+#: of all phases of a transposed convolution: OpenVINO makes whole vectors of each phase's own, most of which
+#: would stay empty
 FEW_OUTPUTS = 16
 
 
