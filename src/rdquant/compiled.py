@@ -100,7 +100,17 @@ def _unowned(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     return value
 
 
+def _can_borrow(kind: Any) -> bool:
+    if isinstance(kind, types.BaseTuple):
+        elements: Any = kind
+        return all(_can_borrow(own) for own in elements)
+    return isinstance(kind, (types.Array, types.Number, types.Boolean))
+
+
 def _emit_borrowed(typingctx, arrays):  # type: ignore[no-untyped-def]
+    if not _can_borrow(arrays):
+        return None  # no such function, says numba
+
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return _unowned(context, builder, signature.args[0], args[0])
 

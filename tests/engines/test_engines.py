@@ -15,6 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.errors import TypingError
+from numba.typed import List
 from numpy.lib.stride_tricks import sliding_window_view
 
 from random_graphs import (
@@ -554,6 +556,15 @@ def test_what_is_rounded_in_float32_is_what_integers_give(divides: bool, channel
     assert out.tolist() == expected
     inside = [v for v in expected if lo < v < hi]
     assert len(inside) > count / 4 and len(set(inside)) > 1000
+
+
+def test_only_arrays_are_borrowed() -> None:
+    @compiled.njit()
+    def first(values):  # type: ignore[no-untyped-def]
+        return compiled.borrowed((values, 1))[0][0]
+
+    with pytest.raises(TypingError):
+        first(List([1, 2]))
 
 
 class _Pair(NamedTuple):

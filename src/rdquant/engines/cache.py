@@ -20,14 +20,20 @@ from ..graph import Graph
 T = TypeVar("T")
 
 
+def _sources(folder: Path) -> list[Path]:
+    """Of what may be compiled into kernels of ``folder``."""
+    package = folder.parent
+    shared = *(package / "graph").rglob("*.py"), *package.glob("compiled.py")
+    return sorted((*folder.glob("*.py"), *shared))
+
+
 def drop_stale_kernels(folder: Path) -> None:
-    """Remove numba's caches beside the sources of ``folder`` where any of these, or of the graph's, is newer.
+    """Remove numba's caches beside the sources of ``folder`` where any of these or that they share is newer.
 
     A cache knows the file that a function is in, and not those of the functions that were compiled into it:
     after an update of a working copy it would go on computing what was.
     """
-    sources = (*folder.glob("*.py"), *(folder.parent / "graph").rglob("*.py"))
-    newest = max(p.stat().st_mtime for p in sources)
+    newest = max(p.stat().st_mtime for p in _sources(folder))
     for kernel in folder.glob("__pycache__/*.nb[ci]"):
         with contextlib.suppress(OSError):  # another process was first, or may and we may not
             if kernel.stat().st_mtime < newest:
@@ -44,7 +50,7 @@ def verdict(kernel: Any, folder: Path) -> Path | None:
     chosen = sorted(i for i in os.environ.items() if i[0] == "RDQUANT_ISA" or i[0].startswith("NUMBA_CPU"))
     versions = numba.__version__, llvmlite.__version__, np.__version__
     digest = hashlib.sha256(repr((host, chosen, versions)).encode())
-    for source in sorted((*folder.glob("*.py"), *(folder.parent / "graph").rglob("*.py"))):
+    for source in _sources(folder):
         digest.update(source.read_bytes())
     return Path(kernel.stats.cache_path) / f"self-test-{digest.hexdigest()[:16]}"
 

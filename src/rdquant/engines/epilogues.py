@@ -45,14 +45,14 @@ class Epilogue(NamedTuple):
 
     kind: int
     real: bool
-    """It takes accumulators in float64; else those of 32 bits, without float64."""
+    """It takes accumulators in float64; else those of 32 bits."""
     channels: int
     factors: np.ndarray
     """float64 ``(4, C)``: by kind; requantize and rectify: factor, that of negatives; compensate: factor
     twice, low, high; (inverse) gdn: widen, then factor, or m and 2^shift."""
     words: np.ndarray
     """int32 ``(4, C)``: of the first factor m, and what its shift and ``up`` are above 17, then those of
-    negatives; of (inverse) gdn, the factor, float32."""
+    negatives; of (inverse) gdn the third row is its factor, float32."""
     up: np.int32
     """With ``words`` accumulators are taken times 2^up, whose factors have shifts of 17 or more."""
     ends: np.ndarray
@@ -64,7 +64,7 @@ class Epilogue(NamedTuple):
     feedback: np.ndarray
     """float64 ``(C, C)`` of compensate that has no group, else (0, 0)."""
     group: int
-    """Channels that compensate in a row before a product passes errors on, or 1; vectors of gdn's."""
+    """Channels that compensate together in 32 bits, or 1: alone, in float64; vectors of gdn's."""
     kernel: int
     """That of products of words."""
 

@@ -63,7 +63,7 @@ def root(norm):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, inline="always")
 def _doubtful(y, whole):  # type: ignore[no-untyped-def]
-    """Whether ``whole``, that of ``y``, which four roundings of float32 were made for, may be another's."""
+    """Whether ``whole``, that of ``y``, which three roundings of float32 were made for, may be another's."""
     part, margin = y - whole, np.abs(y) * _MARGIN + _MARGIN
     return np.int32((part < margin) | (part > np.float32(1) - margin))
 

@@ -114,8 +114,8 @@ class QuantizeConfig:
     residual streams change their basis (`rdquant.passes.streams`) and activations are centred
     (`rdquant.passes.centring`), both of which cost nothing at run time."""
     doubled: float = 0.0
-    """With plain mixing: of so many channels of all there are two, rounded half a level apart, which makes 9
-    bits of 8, and the layer that reads them so much larger (`rdquant.passes.mixed`)."""
+    """With plain mixing, and no other: of so many channels of all there are two, rounded half a level apart,
+    which makes 9 bits of 8, and the layer that reads them so much larger (`rdquant.passes.mixed`)."""
     mixing_steps: int | None = None
     """Gradient steps of each round that learns a mixing; None: `rdquant.passes.mixing.STEPS`."""
 
@@ -151,8 +151,6 @@ class QuantizeConfig:
             raise UsageError(f"mixing must be one of {', '.join(MIXES)}, got {self.mixing!r}")
         if not 0 <= self.doubled <= 1:
             raise UsageError(f"doubled must be in 0..1, got {self.doubled}")
-        if self.doubled and self.mixing != "plain":
-            raise UsageError(f"doubled channels need mixing=plain, got {self.mixing!r}")
         if self.mixing_steps is not None and self.mixing_steps < 1:
             raise UsageError(f"mixing_steps must be 1 or more, got {self.mixing_steps}")
         if not 0.5 < self.percentile <= 1:

@@ -168,7 +168,7 @@ class Lowering:
         bits = c.activation_bits_of(edge, self.network)
         try:
             if is_mixing(edge):
-                found = mixed_format(seen, bits, c.mixing == "compensated")
+                found = mixed_format(seen, bits, c.mixing == "compensated", c.doubled > 0)
             else:
                 if bits >= WIDE_BITS:  # to spare: nothing is clipped
                     rule, stretch = "minmax", stretch * MIXED_HEADROOM

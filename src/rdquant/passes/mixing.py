@@ -227,6 +227,11 @@ def learn_matrix(
     return (found / energy[None, :]).double()
 
 
+def doubled_of(config: QuantizeConfig, rows: Tensor) -> int:
+    """How many of a mixing's channels are doubled; ``rows``: any tensor with a row for each."""
+    return round(config.doubled * len(rows)) if config.mixing == "plain" else 0
+
+
 def find_mixings(
     codec: Codec,
     pictures: list[np.ndarray],
@@ -260,7 +265,7 @@ def find_mixings(
         steps = config.mixing_steps
         try:
             samples = Samples.of(flow.pool, cost)
-            doubled = 0 if compensated else round(config.doubled * len(cost))
+            doubled = doubled_of(config, cost)
             matrix = learn_matrix([samples], share if compensated else None, steps=steps, doubled=doubled)
         except torch.linalg.LinAlgError:  # some directions do not matter at all: there is nothing to mix for
             continue

@@ -18,7 +18,7 @@ from .centring import centrable, centred
 from .config import QuantizeConfig
 from .flow import networks_in_order
 from .mixed import Mixing, insert
-from .mixing import Progress, find_mixings
+from .mixing import LATENT, Progress, doubled_of, find_mixings
 from .streams import find_streams, insert_streams
 
 #: so many show a codec of every rate enough: each picture is seen at one quality
@@ -62,6 +62,8 @@ def prepare(
         if "streams" not in state:
             raise CalibrationError(f"{store} is of an older release; use a new folder")
         found = {k: Mixing(**v) for k, v in state["mixings"].items()}
+        if any(m.doubled != doubled_of(config, m.levels) for k, m in found.items() if k != LATENT):
+            raise CalibrationError(f"{store} is of a run that doubled other channels; use a new folder")
         sensitivities, streams = state["sensitivities"], state["streams"]
     else:
         found, sensitivities = find_mixings(codec, pictures, config, gains, progress)

@@ -89,8 +89,8 @@ def quantize_weight(weight: Tensor, scales: Tensor, levels: Levels) -> Tensor:
 
 
 #: room above the largest value seen: of mixed channels (all of a position clip at once) and wide ones, and of
-#: mixed ones that are rounded to nearest
-MIXED_HEADROOM, PLAIN_HEADROOM = 1.5, 1.25
+#: mixed ones that are rounded to nearest, and these where some are doubled
+MIXED_HEADROOM, PLAIN_HEADROOM, DOUBLED_HEADROOM = 1.5, 1.1, 1.25
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,12 @@ def activation_format(
     return min(formats, key=lambda f: float(seen.error(f.scale, f.lo, f.hi, clip_cost).sum()))
 
 
-def mixed_format(seen: Observed, bits: int, compensated: bool) -> ActivationFormat:
+def mixed_format(seen: Observed, bits: int, compensated: bool, doubled: bool) -> ActivationFormat:
     """Of a mixing: each channel's own range as it was seen, and room; 0 stays in it.
 
     If rounding is not compensated, the same integers for all, without a zero point: not all engines have one.
-    Then errors cannot go elsewhere, and less room pays (1.25 of 1.1, 1.25 and 1.5, on the train split,
-    half of the channels doubled).
+    Then errors cannot go elsewhere, and less room pays: of 1, 1.1, 1.25 and 1.5, on the train split, 1.1, and
+    1.25 where half of the channels are doubled.
     """
     assert seen.low is not None and seen.high is not None
     low, high = seen.low.double().clamp(max=0), seen.high.double().clamp(min=0)
@@ -193,7 +193,8 @@ def mixed_format(seen: Observed, bits: int, compensated: bool) -> ActivationForm
     if not 0 < float(span.max()) < float("inf"):
         raise CalibrationError("an activation was always 0; use other calibration pictures")
     if not compensated:
-        return ActivationFormat(PLAIN_HEADROOM * span / (steps - 1), lo, lo + steps)
+        room = DOUBLED_HEADROOM if doubled else PLAIN_HEADROOM
+        return ActivationFormat(room * span / (steps - 1), lo, lo + steps)
     scale = MIXED_HEADROOM * span / steps
     start = torch.round((low + high) / (2 * scale) - steps / 2).clamp(-steps, 0)
     return ActivationFormat(scale, lo, lo + steps, (start - lo).to(torch.int32))

@@ -262,7 +262,8 @@ class Study:
         quantize = QuantizeConfig(**cell.quantize)
         mixing = quantize.mixing
         weights = None if mixing == "none" else (quantize.weight_bits, tuple(quantize.layer_bits.items()))
-        return cell.images, cell.choice, mixing, weights, quantize.activation_bits, quantize.scope
+        mixed = mixing, quantize.doubled if mixing == "plain" else 0.0
+        return cell.images, cell.choice, mixed, weights, quantize.activation_bits, quantize.scope
 
     def make(self, cell: Cell) -> dict[str, Any]:
         """The cell's result, made now."""
