@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 from numba.core.errors import TypingError
 from numba.typed import List
 from numpy.lib.stride_tricks import sliding_window_view
@@ -484,23 +485,35 @@ def test_unknown_instructions_are_refused(isa: str, monkeypatch: pytest.MonkeyPa
         products.instructions()
 
 
+@njit(nogil=True)
+def _prepared_product(kernel, vectors, a, stride, taps, count, words, *rest):  # type: ignore[no-untyped-def]
+    products.prepare(kernel, words)
+    products.product(kernel, vectors, a, stride, taps, count, words, *rest)
+    products.release(kernel)
+
+
 @pytest.mark.parametrize("kernel", sorted(products.POSITIONS))
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
-def test_products_are_those_of_integers(kernel: int, vectors: int) -> None:
+@pytest.mark.parametrize("words", [7, 24, 34])
+def test_products_are_those_of_integers(kernel: int, vectors: int, words: int) -> None:
     """At the ends of all ranges, sums cut to 32 bits."""
-    needed = {products.BYTES: "avx512vnni", products.WORDS: "avx512vnni", products.PAIRS: "avx2"}
+    needed = {
+        products.BYTES: "avx512vnni", products.WORDS: "avx512vnni", products.PAIRS: "avx2",
+        products.BYTE_TILES: "amx",
+    }  # fmt: skip
     if needed.get(kernel, "portable") not in products.available():
         pytest.skip("no such instructions here")
     vectors = min(vectors, max(products.POSITIONS[kernel]))
     g = np.random.default_rng(vectors)
-    each, a_kind, w_kind = (4, np.uint8, np.int8) if kernel == products.BYTES else (2, np.int16, np.int16)
-    rows, taps, words, outputs = products.POSITIONS[kernel][vectors], np.array([0, 8, 40]), 7, 16 * vectors
+    bytewise = kernel in (products.BYTES, products.BYTE_TILES)
+    each, a_kind, w_kind = (4, np.uint8, np.int8) if bytewise else (2, np.int16, np.int16)
+    rows, taps, outputs = products.POSITIONS[kernel][vectors], np.array([0, 8, 40]), 16 * vectors
     ends = np.iinfo(a_kind).min, np.iinfo(a_kind).max, 1
     a = g.choice(ends, (rows + 9, words * each)).astype(a_kind)
     w = g.choice((np.iinfo(w_kind).min, np.iinfo(w_kind).max, -1), (3, words, outputs, each)).astype(w_kind)
     start = g.integers(-9, 9, outputs).astype(np.int32)
     c = np.zeros((rows, outputs), np.int32)
-    products.product(
+    _prepared_product(
         kernel, vectors, a.ctypes.data, 4 * words, taps.ctypes.data, 3, words, w.ctypes.data,
         start.ctypes.data, 0, c.ctypes.data, 4 * outputs,
     )  # fmt: skip

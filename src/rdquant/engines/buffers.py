@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,32 @@ import numpy as np
 from ..compiled import njit, whole_vectors
 
 _BYTE, _TWO_BYTES = np.int32(8), np.int32(16)
+#: bytes of a line of the cache, at a multiple of which arrays begin: vectors, and rows of tiles, that lie in
+#: two lines take up to twice as long
+LINE = 64
+
+
+def empty(shape: tuple[int, ...], kind: Any) -> np.ndarray:
+    """`numpy.empty` at the beginning of a line."""
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    raw = np.empty(size + LINE, np.uint8)
+    skip = -raw.ctypes.data % LINE
+    return raw[skip : skip + size].view(kind).reshape(shape)
+
+
+def aligned(values: np.ndarray) -> np.ndarray:
+    """A copy at the beginning of a line."""
+    found = empty(values.shape, values.dtype)
+    found[...] = values
+    return found
+
+
+@njit(cache=True, nogil=True, inline="always")
+def room(size):  # type: ignore[no-untyped-def]
+    """So many bytes, the same in kernels."""
+    raw = np.empty(size + LINE, np.uint8)
+    skip = -np.int64(raw.ctypes.data) & np.int64(LINE - 1)
+    return raw[skip : skip + size]
 
 
 @dataclass(frozen=True)

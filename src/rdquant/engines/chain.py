@@ -30,15 +30,17 @@ from ..graph.operations import (
     Sum,
 )
 from ..threads import share
-from .buffers import Form, gather
-from .dense import TOGETHER, Packed, finished, rooms_of, stored
+from .buffers import LINE, Form, aligned, empty, gather
+from .dense import Packed, finished, rooms_of, stored
 from .epilogues import Epilogue
 from .layer import Layer
-from .products import BYTES, NONE, ONE, SPAN
+from .products import BYTES, NONE, ONE, SPAN, BYTE_TILES, TOGETHER
 
 Step = Callable[..., np.ndarray]
 #: positions that go together; and so few that a thread is quicker with them
 _BLOCK, _FEW = 2 * SPAN, 256
+#: more of them than a kernel may take beyond those that count
+_BEYOND = int(TOGETHER.max())
 CONVOLVE, RESCALE, ADD, MULTIPLY, LOOK_UP, MOVE = range(6)
 
 
@@ -72,7 +74,10 @@ class _Pools:
         self._sizes = dict.fromkeys(self._parts, 0)
 
     def add(self, kind: str, *values: Any) -> int:
-        """Where they start."""
+        """Where they start: at the beginning of a line of the cache."""
+        beyond = np.zeros(-self._sizes[kind] % (LINE // np.dtype(kind).itemsize), kind)
+        self._parts[kind].append(beyond)
+        self._sizes[kind] += len(beyond)
         start = self._sizes[kind]
         for value in values:
             part = np.asarray(value, kind).reshape(-1)
@@ -81,7 +86,7 @@ class _Pools:
         return start
 
     def all(self) -> list[np.ndarray]:
-        return [np.concatenate([np.zeros(0, kind), *parts]) for kind, parts in self._parts.items()]
+        return [aligned(np.concatenate([np.zeros(0, kind), *parts])) for kind, parts in self._parts.items()]
 
 
 def can_join(op: Operation, layer: Layer | None, given: list[Form], out: Form) -> bool:
@@ -139,11 +144,11 @@ class Chain:
             channels, form = forms[edge]
             place = -1 if edge in self._outer else self._room
             if place >= 0:
-                self._room += -(-(_BLOCK + TOGETHER) * channels * form.size // 64) * 64
+                self._room += -(-(_BLOCK + _BEYOND) * channels * form.size // 64) * 64
             table.append([form.size, channels, pools.add("i4", form.zero), place])
         rows = [row for step in steps for row in self._rows(step, forms, pools)]
         program = np.array(rows, _ROW)
-        self._wide = int(program["cell"].max()) * (_BLOCK + TOGETHER)
+        self._wide = int(program["cell"].max()) * (_BLOCK + _BEYOND)
         self._program = Program(program, np.array(table, np.int64), *pools.all())
 
     def _rows(
@@ -202,12 +207,12 @@ class Chain:
             raise BadModel(f"{', '.join(self._given)} have different sizes")
         count = shape[0] * shape[1] * shape[2]
         given = [np.ascontiguousarray(values[edge]) for edge in self._given]
-        kept = {edge: np.empty((*shape, c), kind) for edge, (c, kind) in self._kept.items()}
+        kept = {edge: empty((*shape, c), kind) for edge, (c, kind) in self._kept.items()}
         arrays = [*given, *kept.values()]
         addresses = np.array([t.ctypes.data for t in arrays], np.int64)
 
         def run(start: int, stop: int) -> None:
-            scratch, wide = np.empty(self._room, np.uint8), np.empty(self._wide, np.uint8)
+            scratch, wide = empty((self._room,), np.uint8), empty((self._wide,), np.uint8)
             _run(start, stop, count, self._program, addresses, scratch, wide)
 
         share(count, run, _FEW)
@@ -319,17 +324,19 @@ def _convolve(row, p, x, ready, count, size, channels, zero, out, out_size, out_
     take together; else they are put in ``wide``.
     """
     k, e = _convolution(row, p)
-    bytewise = k.kernel == BYTES
-    room = rooms_of(k, e)
+    bytewise = k.kernel == BYTES or k.kernel == BYTE_TILES
+    kept = rooms_of(k, e)
+    room = borrowed(kept)
     taps, given = k.taps[:, 2].copy(), x
     if not ready or k.cell != channels * size:
-        across, given = count + TOGETHER, wide
+        across, given = count + _BEYOND, wide
         shape, rows, columns = (ONE, count, channels), (NONE, ONE), (NONE, across)
         gather(x, size, shape, zero, bytewise, k.cell, rows, columns, wide, across)
     for first in range(0, count, SPAN):
         n, to = min(SPAN, count - first), first * e.channels
         finished(given, first * k.cell, k.cell, taps, k, NONE, e, room, n)
         stored(k, e, room, n, NONE, e.channels, out_zero, out, out_size, to, e.channels)
+    kept[0][:1] = 0  # numba frees what it sees no more use of
 
 
 @njit(cache=True, nogil=True)
@@ -348,7 +355,7 @@ def _run(start, stop, total, p, addresses, scratch, wide):  # type: ignore[no-un
             o = scratch.ctypes.data + to if to >= 0 else addresses[row.out] + first * outs * out_size
             out = _octets(np.int64(o), count * outs * out_size)
             if row.kind == CONVOLVE:
-                ready = place >= 0 or first + count + TOGETHER <= total
+                ready = place >= 0 or first + count + _BEYOND <= total
                 x = _octets(np.int64(a), count * channels * size)
                 _convolve(row, p, x, ready, count, size, channels, zero, out, out_size, out_zero, wide)
                 continue

@@ -8,19 +8,15 @@ for each phase of its outputs; with few outputs, one of all phases at once.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from ..compiled import borrowed, njit, whole_vectors
 from ..graph.operations import Convolution
-from .buffers import copy, gather, store
+from .buffers import copy, gather, room, store
 from .epilogues import NORMALIZE, as_real, enter, enter_real, finish, rooms
-from .products import BYTES, LANES, SPAN, STEPS, product
-
-#: kernels take a divisor of so many positions
-TOGETHER = math.lcm(*STEPS[STEPS > 0].tolist())
+from .products import BYTE_TILES, BYTES, LANES, SPAN, STEPS, TOGETHER, prepare, product, release
 
 
 class Packed(NamedTuple):
@@ -101,6 +97,7 @@ def _multiply(buffer, at, stride, taps, piece, k, phase, tile, count):  # type: 
     weights, start = k.weights.ctypes.data + k.at[phase], k.start.ctypes.data + 4 * phase * line
     words = k.words * k.run
     begin, end = k.pieces[phase, piece], k.pieces[phase, piece + 1]
+    prepare(k.kernel, words)
     for block in range(line // width):
         for first in range(begin, max(end, begin + 1), k.chunk):
             n = min(k.chunk, end - first)
@@ -112,6 +109,7 @@ def _multiply(buffer, at, stride, taps, piece, k, phase, tile, count):  # type: 
                     k.kernel, k.vectors, buffer.ctypes.data + at + p * stride, stride,
                     taps.ctypes.data + 8 * first, n, words, w, before, along, c, 4 * line,
                 )  # fmt: skip
+    release(k.kernel)
 
 
 @njit(cache=True, nogil=True)
@@ -129,15 +127,15 @@ def rooms_of(k, e):  # type: ignore[no-untyped-def]
     """``tile, real, normed, squares, result`` of `finished`."""
     size = SPAN * k.start.shape[1]
     real = np.empty(size if k.pieces.shape[1] > 2 or e.real else 0)
-    return np.empty(size, np.int32), real, rooms(k.start.shape[1], e)
+    return room(4 * size).view(np.int32), real, rooms(k.start.shape[1], e)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def finished(buffer, at, stride, taps, k, phase, e, room, count):  # type: ignore[no-untyped-def]
+def finished(buffer, at, stride, taps, k, phase, e, scratch, count):  # type: ignore[no-untyped-def]
     """Accumulators of ``count`` positions, ``stride`` bytes apart, the first at ``at``, and what follows.
     Where that is, `stored` knows.
     """
-    tile, real, (normed, squares, result) = room
+    tile, real, (normed, squares, result) = scratch
     line, pieces = k.start.shape[1], k.pieces.shape[1] - 1
     for piece in range(pieces):
         _multiply(buffer, at, stride, taps, piece, k, phase, tile, count)
@@ -153,9 +151,9 @@ def finished(buffer, at, stride, taps, k, phase, e, room, count):  # type: ignor
 
 
 @njit(cache=True, nogil=True, inline="always")
-def stored(k, e, room, count, first, channels, zero, out, size, to, step):  # type: ignore[no-untyped-def]
+def stored(k, e, scratch, count, first, channels, zero, out, size, to, step):  # type: ignore[no-untyped-def]
     """`store` of what `finished` left. Sums beyond 32 bits are stored in 64."""
-    tile, real, (_, _, result) = room
+    tile, real, (_, _, result) = scratch
     line = k.start.shape[1]
     if e.real or e.kind >= NORMALIZE:
         store(result, line, count, first, channels, zero, out, size, to, step)
@@ -169,15 +167,17 @@ def stored(k, e, room, count, first, channels, zero, out, size, to, step):  # ty
 def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, width):  # type: ignore[no-untyped-def]
     (top, bottom), (left, right) = box
     cell, stride = k.cell, k.stride
-    across = (right - left + TOGETHER - 1) // TOGETHER * TOGETHER
+    across = -(-(right - left) // TOGETHER[k.kernel]) * TOGETHER[k.kernel]
     reach = k.most - k.least + 1
     wide, tall = (across - 1) * stride + reach, (bottom - top - 1) * stride + reach
     first_row, first_column = top * stride + origin + k.least, left * stride + origin + k.least
     rows, columns = (first_row, first_row + tall), (first_column, first_column + wide)
-    buffer = np.empty(tall * wide * cell, np.uint8)
-    gather(x, size, shape, zero, k.kernel == BYTES, cell, rows, columns, buffer, wide)
+    kept = room(tall * wide * cell), rooms_of(k, e)
+    buffer, scratch = borrowed(kept)
+    gather(
+        x, size, shape, zero, k.kernel == BYTES or k.kernel == BYTE_TILES, cell, rows, columns, buffer, wide
+    )
     distances = ((k.taps[:, 0] - k.least) * wide + k.taps[:, 1] - k.least) * cell + k.taps[:, 2]
-    room = rooms_of(k, e)
     parts = k.up if k.merged else 1  # rows of outputs, each of them in one piece
     each = e.channels // parts
     channels = each // parts
@@ -187,11 +187,14 @@ def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, widt
             for first in range(left, right, SPAN):
                 count = min(SPAN, right - first)
                 at = ((y - top) * wide + first - left) * stride * cell
-                finished(buffer, at, stride * cell, taps, k, phase, e, room, count)
+                finished(buffer, at, stride * cell, taps, k, phase, e, scratch, count)
                 for part in range(parts):
                     row, column = (part, 0) if k.merged else (phase // k.up, phase % k.up)
                     to = ((y * k.up + row) * width + first * k.up + column) * channels
-                    stored(k, e, room, count, part * each, each, out_zero, out, out_size, to, k.up * channels)
+                    stored(
+                        k, e, scratch, count, part * each, each, out_zero, out, out_size, to, k.up * channels
+                    )
+    kept[0][:1] = 0  # numba frees what it sees no more use of
 
 
 @njit(cache=True, nogil=True, inline="always")

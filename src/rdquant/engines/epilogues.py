@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..compiled import njit, whole_vectors
+from ..compiled import borrowed, njit, whole_vectors
 from ..graph import kernels
 from ..graph.arithmetic import V_LIMIT, Multiplier
 from ..graph.kernels import lifted, scaled
 from ..graph.operations import Compensate, DivisiveNormalization, Operation, Requantize
 from ..threads import share
+from .buffers import aligned, room
 from .compensation import IN_WORDS, compensate, compensate_wide
 from .normalization import MIDDLE, denormalize, normalize, widen, widen_words
 from .products import (
@@ -74,10 +75,10 @@ def words_kernel() -> int:
     return WORD_KERNELS[instructions()]
 
 
-def vectors_for(outputs: int) -> int:
+def vectors_for(outputs: int, kernel: int) -> int:
     """How many vectors a kernel best has."""
     blocks = -(-outputs // LANES)
-    return min(sorted(POSITIONS[words_kernel()], reverse=True), key=lambda n: -(-blocks // n) * (n + 0.3))
+    return min(sorted(POSITIONS[kernel], reverse=True), key=lambda n: -(-blocks // n) * (n + 0.3))
 
 
 def _in_words(
@@ -126,9 +127,11 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
         if int(np.abs(feedback).sum(0).max()) >= IN_WORDS:
             return e._replace(kind=COMPENSATE, feedback=op.feedback.astype(float))
         beyond = -channels % LANES
-        room = np.pad(feedback, ((0, beyond), (0, beyond)))
+        whole = np.pad(feedback, ((0, beyond), (0, beyond)))
         columns = range(0, channels, LANES)
-        matrix = np.concatenate([packed_words(room[: c + LANES, c : c + LANES], 1) for c in columns])
+        matrix = aligned(
+            np.concatenate([packed_words(whole[: c + LANES, c : c + LANES], 1) for c in columns])
+        )
         limits = [np.pad(end.astype(np.int32), (0, beyond)) for end in op.ends()]
         return e._replace(kind=COMPENSATE, matrix=matrix, start=np.concatenate(limits), group=LANES)
     assert op.widen is not None
@@ -139,8 +142,8 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
     else:
         factors[1] = op.factor.m
         factors[2] = np.ldexp(1.0, op.factor.shift)
-    gamma, vectors = op.gamma.astype(np.int64), vectors_for(channels)
-    matrix = packed_words(gamma.T, vectors)
+    gamma, vectors = op.gamma.astype(np.int64), vectors_for(channels, kernel)
+    matrix = aligned(packed_words(gamma.T, vectors))
     # squares are taken less `MIDDLE`; norms are below 2^32, so that the rest is cut off
     start = np.zeros(matrix.size // (channels + channels % 2), np.uint32)
     start[:channels] = (op.beta + MIDDLE * gamma.sum(1)).astype(np.uint32)
@@ -244,7 +247,8 @@ def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
         return
     vectors = e.group
     width, words, step, wide = LANES * vectors, (channels + 1) // 2, STEPS[e.kernel, vectors], len(e.start)
-    norms, taps = np.empty(SPAN * wide, np.int32), np.zeros(1, np.int64)
+    kept, taps = room(4 * SPAN * wide).view(np.int32), np.zeros(1, np.int64)
+    norms = borrowed(kept)
     for first in range(0, wide, width):
         for p in range(0, count, step):
             product(
@@ -258,6 +262,7 @@ def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
         denormalize(x, norms.view(np.uint32), line, wide, count, channels, factors, single, lo, hi, out)
     else:
         normalize(x, norms.view(np.uint32), line, wide, count, channels, factors, single, lo, hi, out)
+    kept[:1] = 0  # numba frees what it sees no more use of
 
 
 @njit(cache=True, nogil=True)
@@ -265,8 +270,9 @@ def rooms(line, e):  # type: ignore[no-untyped-def]
     """``x``, ``squares`` and ``out`` of `enter`."""
     divides = e.kind == NORMALIZE or e.kind == DENORMALIZE
     size = SPAN * line
-    squares = np.zeros(size if divides else 0, np.int16)
-    return np.empty(len(squares), np.int16), squares, np.empty(size, np.int32)
+    squares = room(2 * size if divides else 0).view(np.int16)
+    squares[:] = 0
+    return room(2 * len(squares)).view(np.int16), squares, room(4 * size).view(np.int32)
 
 
 @njit(cache=True, nogil=True)

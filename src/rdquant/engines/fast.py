@@ -34,7 +34,7 @@ from ..graph.operations import (
 )
 from ..graph.operations.attention import relative_positions
 from ..threads import share
-from .buffers import Form
+from .buffers import Form, empty
 from .cache import per_graph
 from .chain import Prepared, Step, can_join, chained
 from .epilogues import finish_rows, prepared
@@ -101,7 +101,7 @@ def _by_rows(
     kernel: Callable[..., object], given: tuple[np.ndarray, ...], args: tuple, form: Form
 ) -> np.ndarray:
     """``kernel(*rows of given, *args, zero, rows of the result)``, all of the first one's shape."""
-    result = np.empty(given[0].shape, form.dtype)
+    result = empty(given[0].shape, form.dtype)
     rows, out = [_rows(t) for t in given], _rows(result)
 
     def run(first: int, last: int) -> None:
@@ -167,7 +167,7 @@ def _attention(op: WindowAttention, form: Form) -> Step:
     def run(x: np.ndarray) -> np.ndarray:
         b, h, w, c = x.shape
         op.check_sides(h, w)
-        result = np.empty((b, h, w, c // 3), form.dtype)
+        result = empty((b, h, w, c // 3), form.dtype)
         share(
             b * (h // op.window) * (w // op.window),
             lambda i, j: kernels.attend(i, j, x, op.window, op.shift, *args, result),
@@ -183,7 +183,7 @@ def _moved(
     """``q`` as ``apart``, its axes in another order, as ``shape``."""
     shifted = form.zero.any()
     parts = (q if shifted else q.astype(form.dtype, copy=False)).reshape(apart).transpose(order)
-    result = np.empty(parts.shape, form.dtype)
+    result = empty(parts.shape, form.dtype)
     # what comes last are channels, or of an unshuffle these and their places
     zero = form.zero.reshape(parts.shape[-1:] if parts.shape[-1] == shape[-1] else parts.shape[-3:])
     few = parts.shape[-1] < LANES  # then numpy's inner loop is to be over another axis

@@ -13,9 +13,10 @@ from ..graph import Port
 from ..graph.operations import Convolution, Operation, Requantize
 from ..threads import allowed, share
 from . import dense, depthwise, direct
-from .buffers import Form, flat
-from .epilogues import prepared, vectors_for
-from .products import BYTES, LANES, SPAN, instructions
+from .buffers import Form, aligned, empty, flat
+from .epilogues import prepared, vectors_for, words_kernel
+from .products import BYTE_TILES, BYTES, BYTEWISE, LANES, SPAN, TOGETHER, instructions
+from .tiles import SHALLOW, depth_of
 
 #: bytes of weights that stay in the first cache while a tile goes through
 _CACHED = 24 * 2**10
@@ -85,9 +86,14 @@ class Layer:
         outputs = phases[0][1].shape[2]
         copies = outputs // conv.out_channels
         small = bool((np.abs(conv.weight.astype(np.int32)) < 128).all())
-        bytewise = instructions() == "avx512vnni" and self.form.size == 1 and in_words and small
-        vectors, each = vectors_for(outputs), 4 if bytewise else 2
-        words, width = -(-conv.in_channels // each), LANES * vectors
+        bytewise = instructions() in BYTEWISE and self.form.size == 1 and in_words and small
+        each, kernel = (4, BYTES) if bytewise else (2, words_kernel())
+        words = -(-conv.in_channels // each)
+        tiled = words * self._run(words, vectors_for(outputs, BYTE_TILES))
+        if bytewise and instructions() == "amx" and depth_of(tiled) >= SHALLOW:
+            kernel = BYTE_TILES
+        vectors = vectors_for(outputs, kernel)
+        width, run = LANES * vectors, self._run(words, vectors) if in_words else 1
         grouped = [
             np.pad(kernel, ((0, 0), (0, -kernel.shape[1] % each), (0, 0))).reshape(
                 len(kernel), words, each, outputs
@@ -104,11 +110,11 @@ class Layer:
         factors, words_of = (np.tile(t, copies) for t in (e.factors, e.words))
         self.epilogue = e._replace(channels=outputs, factors=factors, words=words_of)
         weights, start = [], np.zeros((len(phases), -(-outputs // width) * width), np.int64)
-        for line, kernel, (_, matrices) in zip(start, grouped, phases, strict=True):
-            shape = len(kernel), words * cut, each, len(line)
+        for line, matrix, (_, matrices) in zip(start, grouped, phases, strict=True):
+            shape = len(matrix), words * cut, each, len(line)
             room = np.zeros(shape, np.int8 if bytewise else np.int16)
-            room[:, : kernel.shape[1], :, :outputs] = kernel
-            apart = len(kernel) * cut, words, each, len(line) // width, width
+            room[:, : matrix.shape[1], :, :outputs] = matrix
+            apart = len(matrix) * cut, words, each, len(line) // width, width
             blocks = room.reshape(apart).transpose(3, 0, 1, 4, 2)
             weights.append(blocks.reshape(-1).view(np.uint8))
             line[:outputs] = np.tile(conv.bias, copies) if in_words else 0
@@ -118,8 +124,7 @@ class Layer:
         least, most = int(taps.min()), int(taps.max())
         taps = np.repeat(taps, cut, 0)
         parts = np.tile(4 * words * np.arange(cut), len(taps) // cut)
-        side, size = conv.kernel_size, words * width * 4
-        run = side if in_words and not conv.transposed and side * size <= _CACHED else 1
+        size = words * width * 4
         return dense.Packed(
             stride=1 if conv.transposed else conv.stride,
             up=conv.stride if conv.transposed else 1,
@@ -128,18 +133,23 @@ class Layer:
             phases=np.cumsum([0, *(len(kernel) * cut // run for kernel in grouped)]),
             least=least,
             most=most,
-            kernel=BYTES if bytewise else e.kernel,
+            kernel=kernel,
             vectors=vectors,
             words=words,
             cell=4 * words * cut,
             run=run,
-            weights=np.concatenate(weights),
+            weights=aligned(np.concatenate(weights)),
             at=np.cumsum([0, *map(len, weights)])[:-1],
-            start=start.astype(np.int32),
+            start=aligned(start.astype(np.int32)),
             pieces=np.ascontiguousarray(ends // run),
             bias=np.tile(conv.bias.astype(np.float64), copies),
             chunk=max(1, _CACHED // (size * run)),
         )
+
+    def _run(self, words: int, vectors: int) -> int:
+        """Taps in a row that a product takes as one, of so many words each."""
+        side = self.conv.kernel_size
+        return side if not self.conv.transposed and side * words * LANES * vectors * 4 <= _CACHED else 1
 
     def __call__(self, values: np.ndarray, valid: bool = False) -> np.ndarray:
         """``values: (B, H, W, I)`` -> ``(B, H', W', O)``, of its forms. ``valid``: without padding."""
@@ -151,7 +161,7 @@ class Layer:
         if not conv.transposed:
             around = 2 * (conv.padding - origin) - conv.kernel_size
             sides = (h + around) // s + 1, (w + around) // s + 1
-        out = np.empty((b, sides[0] * up, sides[1] * up, conv.out_channels), self.out.dtype)
+        out = empty((b, sides[0] * up, sides[1] * up, conv.out_channels), self.out.dtype)
         whole = out
         if self.direct:
             shift, stored = origin - conv.padding, out.reshape(b, out.shape[1], -1).view(np.uint8)
@@ -181,7 +191,7 @@ class Layer:
             values, out = (t.reshape(1, 1, b * h * w, -1) for t in (values, out))
             sides = 1, b * h * w
         k, columns = self.packed, min(sides[1], _COLUMNS)
-        row = ((columns + dense.TOGETHER) * stride + k.most - k.least) * k.cell * stride
+        row = ((columns + TOGETHER[k.kernel]) * stride + k.most - k.least) * k.cell * stride
         fair = sides[0] * -(-sides[1] // columns) // (4 * allowed())
         rows = max(1, min(_BUFFER // row, fair, sides[0]))
         tasks = len(values) * -(-sides[0] // rows) * -(-sides[1] // columns)

@@ -4,14 +4,15 @@ A **word** is 4 bytes: 4 unsigned 8-bit activations or 2 signed 16-bit ones. A k
 (`POSITIONS`) and one to four vectors of 16 outputs, broadcasts word after word of each position, and adds
 its dot products with the words of the weights, modulo 2^32: exact wherever the sum itself fits.
 
-Byte kernels need AVX512-VNNI (``vpdpbusd``). Word kernels have three forms: AVX512-VNNI (``vpdpwssd``), AVX2
-(``vpmaddwd``), and plain vector code that LLVM compiles for any machine. ``RDQUANT_ISA`` (``portable``,
-``avx2`` or ``avx512vnni``) limits the choice.
+Byte kernels need AVX512-VNNI (``vpdpbusd``), or AMX beside it (`engines.tiles`). Word kernels have three
+forms: AVX512-VNNI (``vpdpwssd``), AVX2 (``vpmaddwd``), and plain vector code that LLVM compiles for any
+machine. ``RDQUANT_ISA`` (``portable``, ``avx2``, ``avx512vnni`` or ``amx``) limits the choice.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 from typing import Any
 
@@ -24,34 +25,38 @@ from numba.extending import intrinsic
 
 from ..compiled import njit
 from ..errors import UsageError
+from . import tiles
+from .tiles import AMX, LANES
 
 llvmlite.binding.initialize_native_asmparser()
-LANES = 16  #: int32 outputs of a vector
 #: arguments of kernels that are no Python integers, for which numba compiles them anew
 NONE, ONE = np.int64(0), np.int64(1)
 SPAN = 48  #: positions of a tile: a multiple of what any kernel takes
-PORTABLE, BYTES, WORDS, PAIRS = range(4)  #: the kernels; `PAIRS`: words by AVX2
+PORTABLE, BYTES, WORDS, PAIRS, BYTE_TILES = range(5)  #: the kernels; `PAIRS`: words by AVX2; tiles: of AMX
 #: positions that a kernel takes, by its vectors: what fits 32 registers, or the 16 of AVX2
 POSITIONS = {
     PORTABLE: {1: 8}, BYTES: {1: 8, 2: 8, 3: 8, 4: 6}, WORDS: {1: 8, 2: 8, 3: 8, 4: 6}, PAIRS: {1: 6},
+    BYTE_TILES: tiles.POSITIONS,
 }  # fmt: skip
 #: the same as an array
 STEPS = np.array([[POSITIONS[kernel].get(n, 0) for n in range(5)] for kernel in sorted(POSITIONS)])
+#: positions that kernels take a divisor of, the same
+TOGETHER = np.array([math.lcm(*row[row > 0].tolist()) for row in STEPS])
+_VNNI = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 #: needed by each set of instructions, the best first
-_FEATURES = {
-    "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni"),
-    "avx2": ("avx2",),
-    "portable": (),
-}
+_FEATURES = {"amx": (*_VNNI, *tiles.FEATURES), "avx512vnni": _VNNI, "avx2": ("avx2",), "portable": ()}
 #: multiplies words
-WORD_KERNELS = {"avx512vnni": WORDS, "avx2": PAIRS, "portable": PORTABLE}
+WORD_KERNELS = {"amx": WORDS, "avx512vnni": WORDS, "avx2": PAIRS, "portable": PORTABLE}
+#: those that multiply bytes
+BYTEWISE = ("amx", "avx512vnni")
 
 
 @functools.cache
 def available() -> tuple[str, ...]:
     """Sets of instructions that this machine has, the best first."""
     features = llvmlite.binding.get_host_cpu_features()
-    return tuple(name for name, needed in _FEATURES.items() if all(features.get(f, False) for f in needed))
+    found = [name for name, needed in _FEATURES.items() if all(features.get(f, False) for f in needed)]
+    return tuple(name for name in found if name != "amx" or tiles.permitted())
 
 
 def instructions() -> str:
@@ -186,6 +191,25 @@ def product(kernel, vectors, a, stride, taps, count, words, w, start, line, c, l
                 _product(2, 3, a, stride, taps, count, words, w, start, line, c, ldc)
             else:
                 _product(2, 4, a, stride, taps, count, words, w, start, line, c, ldc)
+    if AMX:  # noqa: SIM102
+        if kernel == 4:
+            tiles.product(vectors, a, stride, taps, count, words, w, start, line, c, ldc)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def prepare(kernel, words):  # type: ignore[no-untyped-def]
+    """Before products of so many words a tap."""
+    if AMX:  # noqa: SIM102
+        if kernel == 4:
+            tiles.configure(words)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def release(kernel):  # type: ignore[no-untyped-def]
+    """After them."""
+    if AMX:  # noqa: SIM102
+        if kernel == 4:
+            tiles.release()
 
 
 def transposed(builder: Any, rows: list[Any]) -> list[Any]:

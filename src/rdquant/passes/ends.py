@@ -6,12 +6,14 @@ What is rounded there goes straight into pixels or latents, with nothing behind 
 with it, or has a latent's tails: most of what eight bits cost a codec of many rates came from one edge, the
 input of its last layer, and half of what they cost a `cheng2020-anchor` from y_hat plus its first residual
 branch. A sum that convolutions alone read is where a chain of residual blocks ends: all of what flows there
-passes it (two of them were most of what the activations of that codec's analysis lost). A mixing
-behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such transforms keep their
-widths at the ends.
+passes it (two of them were most of what the activations of that codec's analysis lost). Of a codec of many
+rates, whose highest ones feel the least noise, the sums before it in the chain in front of a last layer have
+more bits too, where products read them, and so have the weights of the branch that the last of them adds. A
+mixing behind a GDN (`rdquant.passes.mixing`) mends the same where there is one, and such transforms keep
+their widths at the ends.
 
-Where parts of the latent are coded given others, what is rounded on the way to a scale or a mean is felt
-in every part after it; so activations have `PRIOR_BITS` there.
+Where parts of the latent are coded given others, what is rounded on the way to a scale or a mean is felt in
+every part after it; so activations have `PRIOR_BITS` there.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from .mixed import is_mixing
 
 #: more than the wanted bits, up to `WIDE_BITS`
 MORE = 4
+#: so many sums of a chain, before the one that ends it
+BEFORE = 3
 #: of activations on the entropy path of a prior with contexts
 PRIOR_BITS = 12
 
@@ -60,6 +64,22 @@ def _sums(graph: Graph, synthesis: bool) -> list[str]:
     ]
 
 
+def _before(graph: Graph, end: str) -> list[str]:
+    """The sums that one goes on from, up to `BEFORE` of them."""
+    found: list[str] = []
+    sums = set(graph.names(Sum))
+    while len(found) < BEFORE and (earlier := [edge for edge in graph[end].inputs if edge in sums]):
+        end = earlier[0]
+        found.append(end)
+    return found
+
+
+def _branches(graph: Graph, end: str) -> list[Node]:
+    """The convolutions whose results a sum adds."""
+    nodes = [graph[edge] for edge in graph[end].inputs if edge not in graph.inputs]
+    return [node for node in nodes if isinstance(node.op, Convolution) and not is_mixing(node.name)]
+
+
 def for_codec(config: QuantizeConfig, codec: Codec) -> QuantizeConfig:
     """``config`` with these bits in it; what it says itself stays."""
     if config.prior_activation_bits is None and codec.prior.has_contexts:
@@ -71,11 +91,13 @@ def for_codec(config: QuantizeConfig, codec: Codec) -> QuantizeConfig:
     for name in ("analysis", "synthesis"):
         graph = codec.networks[name]
         ends = _ends(graph)
-        for node in ends:
+        edges = [_origin(graph, node.inputs[0]) for node in ends[1:]]
+        chains = [edge for edge in edges if codec.gains and edge in graph.names(Sum)]
+        for node in (*ends, *(branch for end in chains for branch in _branches(graph, end))):
             bits = config.bits_of(node.name, name)
             weights.setdefault(node.name, max(bits, min(bits + MORE, WIDE_BITS)))
-        sums = _sums(graph, name == "synthesis")
-        for edge in (*(_origin(graph, node.inputs[0]) for node in ends[1:]), *sums):
+        edges += _sums(graph, name == "synthesis")
+        for edge in (*edges, *(earlier for end in chains for earlier in _before(graph, end))):
             bits = config.activation_bits_of(edge, name)
             if edge not in graph.inputs:
                 activations.setdefault(edge, max(bits, min(bits + MORE, WIDE_BITS)))

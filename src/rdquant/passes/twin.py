@@ -39,7 +39,14 @@ from ..codecs.protocol import Density
 from ..errors import CalibrationError
 from ..graph import Graph, Node, Operation, Rounding
 from ..graph.arithmetic import GDN_SHIFT_LIMIT, Multiplier, RealFactor
-from ..graph.operations import Compensate, Convolution, DivisiveNormalization, Requantize, round_ste
+from ..graph.operations import (
+    Compensate,
+    Convolution,
+    DivisiveNormalization,
+    Requantize,
+    Shuffle,
+    round_ste,
+)
 from ..graph.operations.base import tensor
 from .flow import networks_in_order, settled
 from .mixed import is_mixing
@@ -105,6 +112,7 @@ class Twin(nn.Module):
                 f"gradients of the rate need an EntropyBottleneck, got a {type(own).__name__}"
             )
         self._density = (copy.deepcopy(own).requires_grad_(False),)
+        self._pixels = _before_shuffles(integer.networks["synthesis"])
         self.unit = 2.0**integer.fraction_bits
         self.register_buffer("medians", torch.from_numpy(integer.medians).double().reshape(1, -1, 1, 1))
         self.float().requires_grad_(False)
@@ -179,9 +187,7 @@ class Twin(nn.Module):
         return op
 
     def _rounding(self, node: Node) -> Rounding:
-        network = self.stages[self.stage_of[node.name]].network
-        if network == "synthesis" and node.name == self.integer.networks[network].output:
-            # pixels are clipped and rounded by the float codec too
+        if node.name == self._pixels:  # which the float codec clips and rounds, too
             return Rounding.CLIPPED if self.soft_end else Rounding.ROUNDED
         stage = self.stage_of[node.name]
         if isinstance(node.op, Compensate) and not self.compensating:
@@ -308,6 +314,14 @@ class Twin(nn.Module):
                         f"{node.name}: an activation scale ran away; lower the learning rate"
                     )
         return op
+
+
+def _before_shuffles(graph: Graph) -> str:
+    """The node that a graph's output is, but for the places of its values."""
+    name = graph.output
+    while isinstance(graph[name].op, Shuffle):
+        (name,) = graph[name].inputs
+    return name
 
 
 def _times(op: Any, gain: Tensor, make: Callable[[Tensor], Multiplier | RealFactor]) -> Any:
