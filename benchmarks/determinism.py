@@ -25,6 +25,7 @@ CONFIGURATIONS: dict[str, dict[str, str]] = {
     "2 threads": {},
     "1 thread": {"OMP_NUM_THREADS": "1"},
     "5 threads": {"OMP_NUM_THREADS": "5"},
+    "AVX512-VNNI instructions": {"RDQUANT_ISA": "avx512vnni"},
     "AVX2 instructions": {"RDQUANT_ISA": "avx2"},
     "portable instructions": {"RDQUANT_ISA": "portable"},
     "oneDNN SSE4.1": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
@@ -88,6 +89,7 @@ def main() -> None:
     if args.child:
         child(pictures, args.model, args.parent, args.child)
         return
+    from rdquant.engines.products import available
     from rdquant.measure import machine
 
     base: Path | None = None
@@ -95,6 +97,8 @@ def main() -> None:
     counts: dict[str, int] = {}
     for name, environment in CONFIGURATIONS.items():
         if "cuda" in str(environment) and not torch.cuda.is_available():
+            continue
+        if environment.get("RDQUANT_ISA", "portable") not in available():
             continue
         folder = args.runs / name.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ import numpy as np
 
 from rdquant.compiled import njit
 from rdquant.engines import products
+from rdquant.engines.buffers import aligned
 from rdquant.engines.chain import Chain, Prepared
 from rdquant.engines.fast import plan
 from rdquant.load import open_coder
@@ -43,17 +44,19 @@ def best(work: Callable[[], object], rounds: int) -> float:
 
 @njit(nogil=True)
 def _again(n, kernel, vectors, a, stride, taps, words, w, start, c, line):  # type: ignore[no-untyped-def]
+    products.prepare(kernel, words)
     for _ in range(n):
         products.product(kernel, vectors, a, stride, taps, 1, words, w, start, 0, c, line)
+    products.release(kernel)
 
 
 def peak(kernel: int, rounds: int) -> float:
     """Multiplications a second of the kernel at its widest, on a product that stays in the first cache."""
     vectors = max(products.POSITIONS[kernel])
-    rows, each = products.POSITIONS[kernel][vectors], 4 if kernel == products.BYTES else 2
+    rows, each = products.POSITIONS[kernel][vectors], 2 if kernel in products.WORD_KERNELS.values() else 4
     width = products.LANES * vectors
-    a, w = np.zeros(rows * WORDS * 4, np.uint8), np.zeros(WORDS * width * 4, np.uint8)
-    taps, start, c = np.zeros(1, np.int64), np.zeros(width, np.int32), np.zeros((rows, width), np.int32)
+    a, w = (aligned(np.zeros(n * WORDS * 4, np.uint8)) for n in (rows, width))
+    taps, start, c = np.zeros(1, np.int64), *(aligned(np.zeros(n, np.int32)) for n in (width, rows * width))
     given = (
         TIMES, kernel, vectors, a.ctypes.data, 4 * WORDS, taps.ctypes.data, WORDS, w.ctypes.data,
         start.ctypes.data, c.ctypes.data, 4 * width,
@@ -73,9 +76,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     limit(1)
-    kernels = {"bytes": products.BYTES, "words": products.WORD_KERNELS[products.instructions()]}
-    if products.instructions() != "avx512vnni":
-        del kernels["bytes"]
+    kernels = {"words": products.WORD_KERNELS[products.instructions()]}
+    if products.instructions() in products.BYTEWISE:
+        kernels["bytes"] = products.BYTES
+    if products.instructions() == "amx":
+        kernels["bytes, tiles"] = products.BYTE_TILES
     peaks = {name: peak(kernel, args.rounds) for name, kernel in kernels.items()}
     named = {kernel: name for name, kernel in kernels.items()}
     models = {}

@@ -34,7 +34,7 @@ from .buffers import LINE, Form, aligned, empty, gather
 from .dense import Packed, finished, rooms_of, stored
 from .epilogues import Epilogue
 from .layer import Layer
-from .products import BYTES, NONE, ONE, SPAN, BYTE_TILES, TOGETHER
+from .products import BYTE_TILES, BYTES, NONE, ONE, SPAN, TOGETHER
 
 Step = Callable[..., np.ndarray]
 #: positions that go together; and so few that a thread is quicker with them
