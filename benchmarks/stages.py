@@ -30,6 +30,7 @@ from rdquant.threads import limit
 
 RESULTS = Path(__file__).parent / "results" / "stages.json"
 WORDS, TIMES = 64, 20_000
+BYTE_KERNELS = (products.BYTES, products.BYTE_TILES)
 
 
 def best(work: Callable[[], object], rounds: int) -> float:
@@ -53,9 +54,10 @@ def _again(n, kernel, vectors, a, stride, taps, words, w, start, c, line):  # ty
 def peak(kernel: int, rounds: int) -> float:
     """Multiplications a second of the kernel at its widest, on a product that stays in the first cache."""
     vectors = max(products.POSITIONS[kernel])
-    rows, each = products.POSITIONS[kernel][vectors], 2 if kernel in products.WORD_KERNELS.values() else 4
+    rows, each = products.POSITIONS[kernel][vectors], 4 if kernel in BYTE_KERNELS else 2
     width = products.LANES * vectors
-    a, w = (aligned(np.zeros(n * WORDS * 4, np.uint8)) for n in (rows, width))
+    a = aligned(np.zeros(rows * WORDS * 4, np.uint8))
+    w = aligned(np.zeros(width * WORDS * 4 * products.COPIES[kernel], np.uint8))
     taps, start, c = np.zeros(1, np.int64), *(aligned(np.zeros(n, np.int32)) for n in (width, rows * width))
     given = (
         TIMES, kernel, vectors, a.ctypes.data, 4 * WORDS, taps.ctypes.data, WORDS, w.ctypes.data,
@@ -80,7 +82,7 @@ def main() -> None:
     if products.instructions() in products.BYTEWISE:
         kernels["bytes"] = products.BYTES
     if products.instructions() == "amx":
-        kernels["bytes, tiles"] = products.BYTE_TILES
+        kernels |= {"bytes, tiles": products.BYTE_TILES, "words, tiles": products.WORD_TILES}
     peaks = {name: peak(kernel, args.rounds) for name, kernel in kernels.items()}
     named = {kernel: name for name, kernel in kernels.items()}
     models = {}

@@ -34,7 +34,7 @@ from random_graphs import (
     pointwise,
 )
 from rdquant import compiled, engines
-from rdquant.engines import cache, chain, dense, normalization, products, run
+from rdquant.engines import cache, chain, dense, normalization, products, run, tiles
 from rdquant.engines.fast import plan
 from rdquant.engines.layer import Layer
 from rdquant.engines.partial import run_part
@@ -499,7 +499,7 @@ def test_products_are_those_of_integers(kernel: int, vectors: int, words: int) -
     """At the ends of all ranges, sums cut to 32 bits."""
     needed = {
         products.BYTES: "avx512vnni", products.WORDS: "avx512vnni", products.PAIRS: "avx2",
-        products.BYTE_TILES: "amx",
+        products.BYTE_TILES: "amx", products.WORD_TILES: "amx", products.UNSIGNED_TILES: "amx",
     }  # fmt: skip
     if needed.get(kernel, "portable") not in products.available():
         pytest.skip("no such instructions here")
@@ -507,14 +507,16 @@ def test_products_are_those_of_integers(kernel: int, vectors: int, words: int) -
     g = np.random.default_rng(vectors)
     bytewise = kernel in (products.BYTES, products.BYTE_TILES)
     each, a_kind, w_kind = (4, np.uint8, np.int8) if bytewise else (2, np.int16, np.int16)
+    w_kind = {products.WORD_TILES: np.int8, products.UNSIGNED_TILES: np.uint8}.get(kernel, w_kind)
     rows, taps, outputs = products.POSITIONS[kernel][vectors], np.array([0, 8, 40]), 16 * vectors
     ends = np.iinfo(a_kind).min, np.iinfo(a_kind).max, 1
     a = g.choice(ends, (rows + 9, words * each)).astype(a_kind)
-    w = g.choice((np.iinfo(w_kind).min, np.iinfo(w_kind).max, -1), (3, words, outputs, each)).astype(w_kind)
+    w = g.choice((np.iinfo(w_kind).min, np.iinfo(w_kind).max, 1), (3, words, outputs, each)).astype(w_kind)
+    packed = tiles.halved(w.astype(np.int16)) if kernel > products.BYTE_TILES else w
     start = g.integers(-9, 9, outputs).astype(np.int32)
     c = np.zeros((rows, outputs), np.int32)
     _prepared_product(
-        kernel, vectors, a.ctypes.data, 4 * words, taps.ctypes.data, 3, words, w.ctypes.data,
+        kernel, vectors, a.ctypes.data, 4 * words, taps.ctypes.data, 3, words, packed.ctypes.data,
         start.ctypes.data, 0, c.ctypes.data, 4 * outputs,
     )  # fmt: skip
     flat, expected = a.reshape(-1).astype(np.int64), np.tile(start.astype(np.int64), (rows, 1))

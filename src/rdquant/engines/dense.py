@@ -16,7 +16,7 @@ from ..compiled import borrowed, njit, whole_vectors
 from ..graph.operations import Convolution
 from .buffers import copy, gather, room, store
 from .epilogues import NORMALIZE, as_real, enter, enter_real, finish, rooms
-from .products import BYTE_TILES, BYTES, LANES, SPAN, STEPS, TOGETHER, prepare, product, release
+from .products import BYTE_TILES, BYTES, COPIES, LANES, SPAN, STEPS, TOGETHER, prepare, product, release
 
 
 class Packed(NamedTuple):
@@ -101,7 +101,7 @@ def _multiply(buffer, at, stride, taps, piece, k, phase, tile, count):  # type: 
     for block in range(line // width):
         for first in range(begin, max(end, begin + 1), k.chunk):
             n = min(k.chunk, end - first)
-            w = weights + (block * len(taps) + first) * words * width * 4
+            w = weights + (block * len(taps) + first) * words * width * 4 * COPIES[k.kernel]
             for p in range(0, count, step):
                 c = tile.ctypes.data + 4 * (p * line + block * width)
                 before, along = (start + 4 * block * width, 0) if first == begin else (c, 4 * line)

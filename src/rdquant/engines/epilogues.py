@@ -22,17 +22,22 @@ from .buffers import aligned, room
 from .compensation import IN_WORDS, compensate, compensate_wide
 from .normalization import MIDDLE, denormalize, normalize, widen, widen_words
 from .products import (
+    COPIES,
     LANES,
     NONE,
     ONE,
     POSITIONS,
     SPAN,
     STEPS,
+    UNSIGNED_TILES,
     WORD_KERNELS,
     instructions,
     packed_words,
+    prepare,
     product,
+    release,
 )
+from .tiles import SHALLOW, depth_of, halved
 
 PLAIN, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(6)
 
@@ -142,13 +147,17 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
     else:
         factors[1] = op.factor.m
         factors[2] = np.ldexp(1.0, op.factor.shift)
-    gamma, vectors = op.gamma.astype(np.int64), vectors_for(channels, kernel)
-    matrix = aligned(packed_words(gamma.T, vectors))
+    gamma, words = op.gamma.astype(np.int64), (channels + 1) // 2
+    if instructions() == "amx" and gamma.max() < 256 and depth_of(words) >= SHALLOW:
+        kernel = UNSIGNED_TILES
+    vectors = vectors_for(channels, kernel)
+    matrix = packed_words(gamma.T, vectors)
+    start = np.zeros(matrix.size // (2 * words), np.uint32)
+    matrix = aligned(halved(matrix).view(np.int16) if kernel == UNSIGNED_TILES else matrix)
     # squares are taken less `MIDDLE`; norms are below 2^32, so that the rest is cut off
-    start = np.zeros(matrix.size // (channels + channels % 2), np.uint32)
     start[:channels] = (op.beta + MIDDLE * gamma.sum(1)).astype(np.uint32)
     kind = DENORMALIZE if op.inverse else NORMALIZE
-    return e._replace(kind=kind, matrix=matrix, start=start.view(np.int32), group=vectors)
+    return e._replace(kind=kind, matrix=matrix, start=start.view(np.int32), group=vectors, kernel=kernel)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -248,15 +257,17 @@ def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
     vectors = e.group
     width, words, step, wide = LANES * vectors, (channels + 1) // 2, STEPS[e.kernel, vectors], len(e.start)
     kept, taps = room(4 * SPAN * wide).view(np.int32), np.zeros(1, np.int64)
-    norms = borrowed(kept)
+    norms, weights = borrowed(kept), np.int64(e.matrix.ctypes.data)
+    prepare(e.kernel, words)
     for first in range(0, wide, width):
         for p in range(0, count, step):
             product(
                 e.kernel, vectors, np.int64(squares.ctypes.data) + 2 * p * line, 2 * line,
-                np.int64(taps.ctypes.data), ONE, words, np.int64(e.matrix.ctypes.data) + 4 * first * words,
+                np.int64(taps.ctypes.data), ONE, words, weights + 4 * first * words * COPIES[e.kernel],
                 np.int64(e.start.ctypes.data) + 4 * first, NONE,
                 np.int64(norms.ctypes.data) + 4 * (p * wide + first), 4 * wide,
             )  # fmt: skip
+    release(e.kernel)
     single = e.words[2].view(np.float32)
     if e.kind == DENORMALIZE:
         denormalize(x, norms.view(np.uint32), line, wide, count, channels, factors, single, lo, hi, out)

@@ -15,8 +15,8 @@ from ..threads import allowed, share
 from . import dense, depthwise, direct
 from .buffers import Form, aligned, empty, flat
 from .epilogues import prepared, vectors_for, words_kernel
-from .products import BYTE_TILES, BYTES, BYTEWISE, LANES, SPAN, TOGETHER, instructions
-from .tiles import SHALLOW, depth_of
+from .products import BYTE_TILES, BYTES, BYTEWISE, LANES, SPAN, TOGETHER, WORD_TILES, instructions
+from .tiles import SHALLOW, depth_of, halved
 
 #: bytes of weights that stay in the first cache while a tile goes through
 _CACHED = 24 * 2**10
@@ -89,9 +89,10 @@ class Layer:
         bytewise = instructions() in BYTEWISE and self.form.size == 1 and in_words and small
         each, kernel = (4, BYTES) if bytewise else (2, words_kernel())
         words = -(-conv.in_channels // each)
-        tiled = words * self._run(words, vectors_for(outputs, BYTE_TILES))
-        if bytewise and instructions() == "amx" and depth_of(tiled) >= SHALLOW:
-            kernel = BYTE_TILES
+        tiled = BYTE_TILES if bytewise else WORD_TILES
+        run = self._run(words, vectors_for(outputs, tiled))
+        if instructions() == "amx" and in_words and small and depth_of(words * run) >= SHALLOW:
+            kernel = tiled
         vectors = vectors_for(outputs, kernel)
         width, run = LANES * vectors, self._run(words, vectors) if in_words else 1
         grouped = [
@@ -116,7 +117,8 @@ class Layer:
             room[:, : matrix.shape[1], :, :outputs] = matrix
             apart = len(matrix) * cut, words, each, len(line) // width, width
             blocks = room.reshape(apart).transpose(3, 0, 1, 4, 2)
-            weights.append(blocks.reshape(-1).view(np.uint8))
+            blocks = halved(blocks) if kernel == WORD_TILES else blocks.reshape(-1)
+            weights.append(blocks.view(np.uint8))
             line[:outputs] = np.tile(conv.bias, copies) if in_words else 0
             if bytewise:
                 line[:outputs] += np.einsum("tio,i->o", matrices, zero)

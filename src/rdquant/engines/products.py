@@ -32,11 +32,12 @@ llvmlite.binding.initialize_native_asmparser()
 #: arguments of kernels that are no Python integers, for which numba compiles them anew
 NONE, ONE = np.int64(0), np.int64(1)
 SPAN = 48  #: positions of a tile: a multiple of what any kernel takes
-PORTABLE, BYTES, WORDS, PAIRS, BYTE_TILES = range(5)  #: the kernels; `PAIRS`: words by AVX2; tiles: of AMX
+#: the kernels; `PAIRS`: words by AVX2; tiles: AMX, words by weights of 8 bits, `UNSIGNED_TILES` by 0..255
+PORTABLE, BYTES, WORDS, PAIRS, BYTE_TILES, WORD_TILES, UNSIGNED_TILES = range(7)
 #: positions that a kernel takes, by its vectors: what fits 32 registers, or the 16 of AVX2
 POSITIONS = {
     PORTABLE: {1: 8}, BYTES: {1: 8, 2: 8, 3: 8, 4: 6}, WORDS: {1: 8, 2: 8, 3: 8, 4: 6}, PAIRS: {1: 6},
-    BYTE_TILES: tiles.POSITIONS,
+    BYTE_TILES: tiles.POSITIONS, WORD_TILES: tiles.OF_WORDS, UNSIGNED_TILES: tiles.OF_WORDS,
 }  # fmt: skip
 #: the same as an array
 STEPS = np.array([[POSITIONS[kernel].get(n, 0) for n in range(5)] for kernel in sorted(POSITIONS)])
@@ -47,6 +48,8 @@ _VNNI = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 _FEATURES = {"amx": (*_VNNI, *tiles.FEATURES), "avx512vnni": _VNNI, "avx2": ("avx2",), "portable": ()}
 #: multiplies words
 WORD_KERNELS = {"amx": WORDS, "avx512vnni": WORDS, "avx2": PAIRS, "portable": PORTABLE}
+#: vectors of weights that kernels read for each of outputs
+COPIES = np.array([1, 1, 1, 1, 1, 2, 2])
 #: those that multiply bytes
 BYTEWISE = ("amx", "avx512vnni")
 
@@ -191,16 +194,18 @@ def product(kernel, vectors, a, stride, taps, count, words, w, start, line, c, l
                 _product(2, 3, a, stride, taps, count, words, w, start, line, c, ldc)
             else:
                 _product(2, 4, a, stride, taps, count, words, w, start, line, c, ldc)
-    if AMX:  # noqa: SIM102
+    if AMX:
         if kernel == 4:
             tiles.product(vectors, a, stride, taps, count, words, w, start, line, c, ldc)
+        elif kernel == 5 or kernel == 6:
+            tiles.of_words(kernel == 5, a, stride, taps, count, words, w, start, line, c, ldc)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def prepare(kernel, words):  # type: ignore[no-untyped-def]
     """Before products of so many words a tap."""
     if AMX:  # noqa: SIM102
-        if kernel == 4:
+        if kernel >= 4:
             tiles.configure(words)
 
 
@@ -208,7 +213,7 @@ def prepare(kernel, words):  # type: ignore[no-untyped-def]
 def release(kernel):  # type: ignore[no-untyped-def]
     """After them."""
     if AMX:  # noqa: SIM102
-        if kernel == 4:
+        if kernel >= 4:
             tiles.release()
 
 
