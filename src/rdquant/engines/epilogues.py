@@ -147,12 +147,12 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
     else:
         factors[1] = op.factor.m
         factors[2] = np.ldexp(1.0, op.factor.shift)
-    gamma, words = op.gamma.astype(np.int64), (channels + 1) // 2
-    if instructions() == "amx" and gamma.max() < 256 and depth_of(words) >= SHALLOW:
+    gamma, pairs = op.gamma.astype(np.int64), (channels + 1) // 2
+    if instructions() == "amx" and gamma.max() < 256 and depth_of(pairs) >= SHALLOW:
         kernel = UNSIGNED_TILES
     vectors = vectors_for(channels, kernel)
     matrix = packed_words(gamma.T, vectors)
-    start = np.zeros(matrix.size // (2 * words), np.uint32)
+    start = np.zeros(matrix.size // (2 * pairs), np.uint32)
     matrix = aligned(halved(matrix).view(np.int16) if kernel == UNSIGNED_TILES else matrix)
     # squares are taken less `MIDDLE`; norms are below 2^32, so that the rest is cut off
     start[:channels] = (op.beta + MIDDLE * gamma.sum(1)).astype(np.uint32)
