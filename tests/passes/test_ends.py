@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import small_codec
+from rdquant.codecs.unshuffle8 import Unshuffle8
 from rdquant.errors import UsageError
 from rdquant.graph.capture import capture
 from rdquant.graph.operations import Convolution
@@ -14,16 +15,28 @@ from rdquant.passes.mixed import is_mixing
 from rdquant.passes.prepare import FewPictures
 
 
+ENDS = "g_a.0.1", "g_a.2.1", "g_s.0.0", "g_s.2.0"
+
+
 def test_first_and_last_layers_get_more_bits() -> None:
     codec = capture(small_codec("unshuffle8"))
     found = for_codec(QuantizeConfig(), codec)
-    assert found.layer_bits == {"g_a.0.1": 12, "g_a.2.1": 12, "g_s.0.0": 12, "g_s.2.0": 12}
-    assert found.layer_activation_bits == {"g_a.1.add_2": 12, "g_s.1.add_2": 12}
+    assert found.layer_bits == dict.fromkeys((*ENDS, "g_a.1.project", "g_s.1.project"), 12)
     assert for_codec(found, codec) == found
     few = for_codec(QuantizeConfig(weight_bits=4, layer_bits={"g_s.0.0": 5}), codec)
-    assert few.layer_bits == {"g_a.0.1": 8, "g_a.2.1": 8, "g_s.0.0": 5, "g_s.2.0": 8}
+    assert {name: few.layer_bits[name] for name in ENDS} == dict.fromkeys(ENDS, 8) | {"g_s.0.0": 5}
     for config in (QuantizeConfig(wide_ends=False), QuantizeConfig(**PROFILES["portable"])):
         assert not for_codec(config, codec).layer_bits
+
+
+def test_the_last_sums_of_a_codec_of_many_rates_have_more_bits() -> None:
+    codec = capture(Unshuffle8(N=8, M=8, hyper=8, width=8, encoder=3, decoder=1))
+    found = for_codec(QuantizeConfig(), codec)
+    assert set(found.layer_activation_bits) == {
+        "g_a.3.add_2", "g_a.3.add", "g_a.2.add_2", "g_a.2.add", "g_s.1.add_2", "g_s.1.add",
+    }  # fmt: skip
+    assert set(found.layer_activation_bits.values()) == {12}
+    assert {name for name in found.layer_bits if "project" in name} == {"g_a.3.project", "g_s.1.project"}
 
 
 @pytest.mark.parametrize("architecture", ["mbt2018-mean", "unshuffle8"])

@@ -148,7 +148,8 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
         factors[1] = op.factor.m
         factors[2] = np.ldexp(1.0, op.factor.shift)
     gamma, pairs = op.gamma.astype(np.int64), (channels + 1) // 2
-    if instructions() == "amx" and gamma.max() < 256 and depth_of(pairs) >= SHALLOW:
+    fits = gamma.min() >= 0 and gamma.max() < 256 and depth_of(pairs) >= SHALLOW
+    if fits and instructions() == "amx":
         kernel = UNSIGNED_TILES
     vectors = vectors_for(channels, kernel)
     matrix = packed_words(gamma.T, vectors)
