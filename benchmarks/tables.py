@@ -308,7 +308,7 @@ def headline() -> str:
     own = json.loads((RESULTS / "kodak-rd-s-bdrate.json").read_text())["against float"]["w8a8"]
     return (
         f"- Eight bits cost {cost} of rate on Kodak where a model is for one rate, {BDRate(**own).text()} "
-        "where one is for all (first and last layers, and activations of the entropy path, have 12); "
+        "where one is for all (ends of transforms, and activations of the entropy path, have 12); "
         "decoding takes "
         f"{time['exact'] / time['float']:.2f} and {time['rd-s, exact'] / time['rd-s, float']:.2f} of the "
         f"float codecs' time on {most} threads of {runs[most]['machine']['cpu'].replace('(R)', '')} "

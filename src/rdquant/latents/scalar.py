@@ -51,11 +51,16 @@ class FixedPointScalar:
         return 1 << self.fraction_bits
 
     def quantize(self, y: np.ndarray, means: np.ndarray) -> np.ndarray:
-        half = (1 << self.fraction_bits) >> 1
-        return (y.astype(np.int32) - means.astype(np.int32) + half) >> self.fraction_bits
+        found = y.astype(np.int32)
+        found += (1 << self.fraction_bits) >> 1
+        found -= means.astype(np.int32, copy=False)
+        found >>= self.fraction_bits
+        return found
 
     def dequantize(self, symbols: np.ndarray, means: np.ndarray) -> np.ndarray:
         # clip first: a damaged or hostile file may hold any 32-bit symbol
         top = 2 ** (17 - self.fraction_bits)
-        scaled = symbols.clip(-top, top) << self.fraction_bits
-        return (scaled + means.astype(np.int32)).clip(FIXED_LO, FIXED_HI)
+        found = symbols.clip(-top, top).astype(np.int32, copy=False)
+        found <<= self.fraction_bits
+        found += means.astype(np.int32, copy=False)
+        return found.clip(FIXED_LO, FIXED_HI, out=found)

@@ -91,7 +91,7 @@ class QuantizeConfig:
     wide_ends: bool = True
     """Four bits more, up to 12, for the weights of the transforms' first and last convolutions, for what the
     last one reads, for sums that end residual blocks and for those with y_hat, unless a mixing does their
-    work: see `rdquant.passes.ends`."""
+    work; of codecs of many rates for more of the last blocks: see `rdquant.passes.ends`."""
     prior_activation_bits: int | None = None
     """Bits of activations in the hyper-coder and in the networks that follow it in the prior, if more than
     ``activation_bits``; None: 12 where parts of the latent are coded given others (`rdquant.passes.ends`), no
