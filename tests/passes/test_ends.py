@@ -14,7 +14,6 @@ from rdquant.passes.ends import for_codec
 from rdquant.passes.mixed import is_mixing
 from rdquant.passes.prepare import FewPictures
 
-
 ENDS = "g_a.0.1", "g_a.2.1", "g_s.0.0", "g_s.2.0"
 
 
