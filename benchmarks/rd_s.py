@@ -121,8 +121,9 @@ def measure(images: Path, dataset: str, only: list[str]) -> None:
         config: dict[str, Any] = {"latents": coder.coding.quantizer.name, "effort": effort}
         if label != "float":
             config |= {
-                "weight_bits": "8 (first and last layers of both transforms, last of their last blocks: 12)",
-                "activation_bits": "8 (hyper-coder, context, what the last blocks and layers read: 12)",
+                "weight_bits": "8 (of both transforms, first and last layers and the last block's last: 12)",
+                "activation_bits": "8 (hyper-coder, context, in both transforms what the last layers "
+                "and parts of the last two blocks read: 12)",
                 "granularity": "per channel, static", "quantized": "every network and table",
                 "finetune": "synthesis, through the twin",
             }  # fmt: skip

@@ -15,7 +15,7 @@ from rdquant.load import coder_of
 from rdquant.passes import QuantizeConfig
 from rdquant.passes.coded_costs import CodedCosts, StoredLatents
 from rdquant.passes.config import PROFILES, profile_options
-from rdquant.passes.finetune import LEARN, FinetuneConfig, Finetuning, Learn, Measured, twice
+from rdquant.passes.finetune import LEARN, FinetuneConfig, Finetuning, Learn, Measured
 from rdquant.pixels import to_batch
 from rdquant.quality import SPREAD
 
@@ -189,27 +189,3 @@ def test_options_are_checked(crops: list[np.ndarray]) -> None:
         Finetuning(small_codec("mbt2018-mean"), crops, [], CONFIG, FinetuneConfig())
     with pytest.raises(UsageError, match="pass --lambda"):
         Finetuning(small_codec("mbt2018-mean"), crops[:2], crops, CONFIG, FinetuneConfig())
-
-
-def test_a_share_of_the_pictures_of_each_quality_is_enlarged(crops: list[np.ndarray]) -> None:
-    codec, given = small_codec("mbt2018-mean"), crops[:4]
-    run = Finetuning(
-        codec, crops[:2], given, CONFIG, FinetuneConfig(minutes=0.01, enlarged=0.5), parent=PARENT
-    )
-    shown = run.costs.pixels.numpy().transpose(0, 2, 3, 1)
-    same = [np.array_equal(a, b) for a, b in zip(shown, given, strict=True)]
-    assert same == [True, False, True, False]
-    assert np.array_equal(shown[1], twice(given[1]))
-
-
-def test_twice_is_the_middle_at_twice_its_size() -> None:
-    ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (32, 1, 3))
-    found = twice(ramp).astype(int)
-    assert found.shape == ramp.shape
-    assert abs(found[16, 4:60, 0] - 3 * (16 + np.arange(4, 60) / 2 - 0.25)).max() <= 1
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_is_between_0_and_1(share: float) -> None:
-    with pytest.raises(UsageError, match=f"enlarged must be a share in 0..1, got {share}"):
-        FinetuneConfig(enlarged=share)

@@ -23,7 +23,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..codec import Codec
@@ -66,24 +65,12 @@ class FinetuneConfig:
     """Adam's rate for weights, in units of the distance of levels; falls to 0 along a cosine."""
     batch: int = 4
     seed: int = 1
-    enlarged: float = 0.0
-    """Share of the pictures of which the middle is shown at twice its size: photographs of many pixels are
-    smoother than crops of small ones, and what rounding adds is seen there first."""
 
     def __post_init__(self) -> None:
         if self.learn not in LEARN:
             raise UsageError(f"learn must be one of {', '.join(LEARN)}, got {self.learn!r}")
         if not (self.minutes > 0 and self.lr > 0 and self.batch >= 1):
             raise UsageError(f"minutes, lr and batch must be positive, got {self}")
-        if not 0 <= self.enlarged <= 1:
-            raise UsageError(f"enlarged must be a share in 0..1, got {self.enlarged}")
-
-
-def twice(rgb: np.ndarray) -> np.ndarray:
-    """The middle of a picture, of half its sides, at twice its size: ``(H, W, 3)`` uint8, as it is."""
-    h, w = rgb.shape[:2]
-    middle = rgb[h // 4 : h // 4 + h // 2, w // 4 : w // 4 + w // 2]
-    return np.asarray(Image.fromarray(middle).resize((w, h), Image.Resampling.BICUBIC))
 
 
 def coders(codec: Codec) -> list[ImageCoder]:
@@ -145,10 +132,7 @@ class Finetuning:
         own = coders(self.integer)
         self.twin = Twin(self.integer, unrounded, trained.entropy_bottleneck)
         down = self.integer.downsampling
-        turns = [k // qualities for k in range(len(usable))]  # of each quality the same share
-        large = [math.floor((t + 1) * config.enlarged) > math.floor(t * config.enlarged) for t in turns]
-        shown = [twice(p) if own else p for p, own in zip(usable, large, strict=True)]
-        found = [to_batch(pad_to(p, down)) for p in shown]
+        found = [to_batch(pad_to(p, down)) for p in usable]
         pixels, all_learn = torch.from_numpy(np.concatenate(found)), config.learn == "all"
         self.costs: Costs = (
             CodedCosts(self.twin, own, pixels)
