@@ -73,7 +73,7 @@ def test_every_operation(
     assert found.shape[1] == out.channels == graph.channels()["op"]
 
 
-@pytest.mark.parametrize("isa", ["portable", "best"])
+@pytest.mark.parametrize("isa", products.available())
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(["requantize", "leaky", "absolute", "compensate", "gdn", "igdn"]),
@@ -103,13 +103,23 @@ def test_a_convolution_and_what_follows(
     )
     down = 1 if transposed else stride
     with pytest.MonkeyPatch.context() as patch:
-        if isa not in products.available():
-            return
         patch.setenv("RDQUANT_ISA", isa)
         for output in ("c.out", "d.out"):
             graph = Graph({"x": Port(cin, *span)}, nodes, output)
             graph.check()
             _agree(graph, inputs_of(graph, g, size[0] * down, size[1] * down, 2))
+
+
+def test_an_input_is_neither_changed_nor_given_back() -> None:
+    port = Port(16, -(2**15), 2**15 - 1)
+    x = np.arange(4 * 4 * 16, dtype=np.int16).reshape(1, 4, 4, 16).transpose(0, 3, 1, 2)
+    for nodes in ((), (Node("all", Slice(0, 16), ("x",)),)):
+        found = plan(Graph({"x": port}, nodes, nodes[0].name if nodes else "x")).run(x)
+        assert np.array_equal(found, x) and not np.shares_memory(found, x)
+    x.flags.writeable = False
+    kept = x.copy()
+    _agree(Graph({"x": port}, (Node("half", Slice(0, 8), ("x",)),), "half"), (x,))
+    assert np.array_equal(x, kept)
 
 
 def test_a_graph_with_branches() -> None:

@@ -44,10 +44,12 @@ def verdict(kernel: Any, folder: Path) -> Path | None:
     """A file that is there if what the sources of ``folder`` compile to has passed its test on this machine,
     with these versions and settings: beside the compiled ``kernel``. None where nothing is compiled.
     """
+    from .products import instructions  # kernels, behind `drop_stale_kernels`
+
     if not hasattr(kernel, "stats"):
         return None
     host = llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()
-    chosen = sorted(i for i in os.environ.items() if i[0] == "RDQUANT_ISA" or i[0].startswith("NUMBA_CPU"))
+    chosen = instructions(), sorted(i for i in os.environ.items() if i[0].startswith("NUMBA_CPU"))
     versions = numba.__version__, llvmlite.__version__, np.__version__
     digest = hashlib.sha256(repr((host, chosen, versions)).encode())
     for source in _sources(folder):

@@ -299,13 +299,13 @@ class Plan:
         for (name, (port, form)), t in zip(self._inputs.items(), given, strict=True):
             (b, c, h, w), t = t.shape, _clipped(t, port)
             there = t.transpose(0, 2, 3, 1)
-            if t.dtype == form.dtype and there.flags.c_contiguous and not form.zero.any():
-                values[name] = there
-                continue
-            values[name] = _moved(t, t.shape, (0, 2, 3, 1), (b, h, w, c), form)
+            # kernels are compiled once more for arrays that nobody may write to
+            ready = there.flags.carray and t.dtype == form.dtype and not form.zero.any()
+            values[name] = there if ready else _moved(t, t.shape, (0, 2, 3, 1), (b, h, w, c), form)
         for step in self._steps:
             step(values, valid)
-        return values[self._output].transpose(0, 3, 1, 2)
+        found = values[self._output].transpose(0, 3, 1, 2)
+        return found.copy("K") if any(np.may_share_memory(found, t) for t in given) else found
 
 
 def _clipped(values: np.ndarray, port: Port) -> np.ndarray:
