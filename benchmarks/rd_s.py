@@ -1,7 +1,7 @@
 """rd-s, one model for every rate: into the zoo, measured, compared with published and classical curves.
 
     python benchmarks/rd_s.py store --run RUN --calib TRAIN       # float16 parent; W8A8 integers, fine-tuned
-    python benchmarks/rd_s.py measure --images KODAK --dataset kodak [--only float w8a8]
+    python benchmarks/rd_s.py measure --images KODAK --dataset kodak [--only float w8a8] [--qualities ...]
     python benchmarks/rd_s.py monotone --images KODAK --dataset kodak   # size by quality, size for a target
     python benchmarks/rd_s.py compare --dataset kodak
     python benchmarks/rd_s.py about --calib TRAIN   # multiplications; what its start keeps of pictures
@@ -106,7 +106,7 @@ def entry(name: str, curve: Curve) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(images: Path, dataset: str, only: list[str]) -> None:
+def measure(images: Path, dataset: str, only: list[str], qualities: list[int]) -> None:
     files = list_images(images)
     for label in only or CURVES:
         model, effort = CURVES[label]
@@ -114,7 +114,7 @@ def measure(images: Path, dataset: str, only: list[str]) -> None:
             Path(zoo.__file__).parent / (f"{model}.rdqm" if "w8a8" in model else f"{model}.safetensors")
         )
         points = []
-        for quality in QUALITIES:
+        for quality in qualities:
             coder = open_coder(f"{path}@{quality}", effort=effort)
             points.append(Point(f"{model}@{quality}", coder.describe(), evaluate(coder, files)))
             print(f"{label} {quality} {points[-1].bpp:.4f} bpp {points[-1].psnr:.3f} dB", flush=True)
@@ -128,6 +128,8 @@ def measure(images: Path, dataset: str, only: list[str]) -> None:
                 "finetune": "synthesis, through the twin",
             }  # fmt: skip
         command = f"python benchmarks/rd_s.py measure --images {dataset.upper()} --dataset {dataset}"
+        if tuple(qualities) != QUALITIES:
+            command += f" --qualities {' '.join(map(str, qualities))}"
         curve = Curve(
             f"{NAME}-{label}", dataset, points, {"command": command, "machine": machine(), **config}
         )
@@ -274,11 +276,12 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--dataset", default="kodak")
     parser.add_argument("--only", nargs="*", choices=CURVES, default=[])
+    parser.add_argument("--qualities", nargs="+", type=int, default=list(QUALITIES))
     args = parser.parse_args()
     if args.what == "store":
         store(args.run, args.calib, args.minutes)
     elif args.what == "measure":
-        measure(args.images, args.dataset, args.only)
+        measure(args.images, args.dataset, args.only, args.qualities)
     elif args.what == "index":
         index()
     elif args.what == "hours":
