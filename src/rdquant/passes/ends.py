@@ -42,8 +42,8 @@ def _ends(graph: Graph) -> list[Node]:
     return [found[0], found[-1]]
 
 
-def _origin(graph: Graph, edge: str) -> str:
-    """What pixels were unshuffled of, whose format is that of ``edge``."""
+def origin(graph: Graph, edge: str) -> str:
+    """What an edge is, but for the places of its values."""
     while edge not in graph.inputs and isinstance(graph[edge].op, Shuffle | Unshuffle):
         (edge,) = graph[edge].inputs
     return edge
@@ -91,7 +91,7 @@ def for_codec(config: QuantizeConfig, codec: Codec) -> QuantizeConfig:
     for name in ("analysis", "synthesis"):
         graph = codec.networks[name]
         ends = _ends(graph)
-        edges = [_origin(graph, node.inputs[0]) for node in ends[1:]]
+        edges = [origin(graph, node.inputs[0]) for node in ends[1:]]
         chains = [edge for edge in edges if codec.gains and edge in graph.names(Sum)]
         for node in (*ends, *(branch for end in chains for branch in _branches(graph, end))):
             bits = config.bits_of(node.name, name)

@@ -39,15 +39,9 @@ from ..codecs.protocol import Density
 from ..errors import CalibrationError
 from ..graph import Graph, Node, Operation, Rounding
 from ..graph.arithmetic import GDN_SHIFT_LIMIT, Multiplier, RealFactor
-from ..graph.operations import (
-    Compensate,
-    Convolution,
-    DivisiveNormalization,
-    Requantize,
-    Shuffle,
-    round_ste,
-)
+from ..graph.operations import Compensate, Convolution, DivisiveNormalization, Requantize, round_ste
 from ..graph.operations.base import tensor
+from .ends import origin
 from .flow import networks_in_order, settled
 from .mixed import is_mixing
 from .moving import Norm, Stage, Weights, stages_of
@@ -112,7 +106,8 @@ class Twin(nn.Module):
                 f"gradients of the rate need an EntropyBottleneck, got a {type(own).__name__}"
             )
         self._density = (copy.deepcopy(own).requires_grad_(False),)
-        self._pixels = _before_shuffles(integer.networks["synthesis"])
+        synthesis = integer.networks["synthesis"]
+        self._pixels = origin(synthesis, synthesis.output)
         self.unit = 2.0**integer.fraction_bits
         self.register_buffer("medians", torch.from_numpy(integer.medians).double().reshape(1, -1, 1, 1))
         self.float().requires_grad_(False)
@@ -314,14 +309,6 @@ class Twin(nn.Module):
                         f"{node.name}: an activation scale ran away; lower the learning rate"
                     )
         return op
-
-
-def _before_shuffles(graph: Graph) -> str:
-    """The node that a graph's output is, but for the places of its values."""
-    name = graph.output
-    while isinstance(graph[name].op, Shuffle):
-        (name,) = graph[name].inputs
-    return name
 
 
 def _times(op: Any, gain: Tensor, make: Callable[[Tensor], Multiplier | RealFactor]) -> Any:
