@@ -83,7 +83,7 @@ def rd_s() -> str:
     meta = curves["W8A8"].meta
     seconds = "; ".join(
         f"{label} {median(p.encode_s for p in c.points):.2f} ({c.meta['machine']['cpu']}, "
-        f"threads: {c.meta['machine']['threads']}{', ' + c.meta['timings'] if 'timings' in c.meta else ''})"
+        f"threads: {c.meta['machine']['threads']}{', ' + t if (t := c.meta.get('timings')) else ''})"
         for label, c in curves.items()
     )
     note = (
