@@ -118,8 +118,8 @@ def rd_s_bdrate(labels: tuple[str, ...] = tuple(RD_S)) -> str:
                 rows.append([RD_S[label], anchor.removeprefix("against "), texts[0], span, texts[1]])
     note = (
         "BD-rate (PSNR), mean curves of whole files, eight qualities unless said, PCHIP; the overlap is "
-        "Kodak's. The published curve: six lambdas in float, as CompressAI gives them. In brackets: 95 % confidence, "
-        "bootstrap over pictures. (`kodak-rd-s-bdrate.json`, `tecnick-rd-s-bdrate.json`)"
+        "Kodak's. The published curve: six lambdas in float, as CompressAI gives them. In brackets: 95 % "
+        "confidence, bootstrap over pictures. (`kodak-rd-s-bdrate.json`, `tecnick-rd-s-bdrate.json`)"
     )
     return "\n".join([*_table(["rd-s", "against", "Kodak", "overlap", "TecNick"], rows), "", note])
 
