@@ -21,11 +21,15 @@ for l in $lambdas; do
     retrain rdoq "$l" "mean-scale-s-$l" --quantizer rdoq --steps 600
     retrain uniform "$l" "mean-scale-s-$l" --quantizer uniform --steps 600
 done
-for l in 0035 0130 0250; do # parents trained with noise
+for l in $lambdas; do # parents trained with noise, as the papers' are, and what retraining makes of them
     mkdir -p "$runs/noise-$l"
     train "$runs/noise-$l/parent" "$l" noise
     cp "$runs/noise-$l/parent/model.safetensors" "$runs/noise-$l/noise-$l.safetensors"
-    retrain uniform-of-noise "$l" "$runs/noise-$l/noise-$l.safetensors" --quantizer uniform --steps 600
+    of=$runs/noise-$l/noise-$l.safetensors
+    retrain tcq8-of-noise "$l" "$of" --quantizer tcq8 --steps 1000
+    retrain tcq8-all-of-noise "$l" "$runs/tcq8-of-noise-$l/tcq8-of-noise-$l.safetensors" \
+        --quantizer tcq8 --phases all --steps 2000 --set lr=6e-4
+    retrain uniform-of-noise "$l" "$of" --quantizer uniform --steps 600
 done
 
 # studies at 0.0130

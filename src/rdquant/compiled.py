@@ -62,8 +62,11 @@ class _Cache(FunctionCache):
         return found
 
 
-def njit(**options: Any) -> Callable[[F], F]:
-    """`numba.njit`; with ``cache=True`` reading the cache is quick."""
+def njit(*, makes_arrays: bool = True, **options: Any) -> Callable[[F], F]:
+    """`numba.njit`; with ``cache=True`` reading the cache is quick. A kernel that makes no arrays need not count
+    who refers to those that it is given, slice after slice.
+    """
+    options["_nrt"] = makes_arrays  # or it would be as the first caller has it
 
     def decorate(function: F) -> F:
         kernel: Any = numba.njit(**options)(function)

@@ -61,7 +61,7 @@ def flat(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1).view(np.uint8)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", makes_arrays=False)
 def _fill(x, size, at, count, channels, zero, bytewise, cell, into, start):  # type: ignore[no-untyped-def]
     """``count`` positions of ``x`` from element ``at``, ``size`` bytes each, one or two, to cells from byte
     ``start``.
@@ -132,7 +132,7 @@ def gather(x, size, shape, zero, bytewise, cell, rows, columns, buffer, wide):  
 # a function for each type: what branches within its loops makes no vectors
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", makes_arrays=False)
 def copy(tile, line, count, first, channels, out, at, step):  # type: ignore[no-untyped-def]
     """See `store`; ``out`` of its own type."""
     whole_vectors()
@@ -143,7 +143,7 @@ def copy(tile, line, count, first, channels, out, at, step):  # type: ignore[no-
             o[c] = a[c]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", makes_arrays=False)
 def _copy_bytes(tile, line, count, first, channels, zero, out, at, step):  # type: ignore[no-untyped-def]
     whole_vectors()
     for p in range(count):
@@ -153,7 +153,7 @@ def _copy_bytes(tile, line, count, first, channels, zero, out, at, step):  # typ
             o[c] = np.uint8(np.int32(a[c]) - zero[c])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, makes_arrays=False)
 def store(tile, line, count, first, channels, zero, out, size, at, step):  # type: ignore[no-untyped-def]
     """Channels ``first ..`` of a tile's positions to elements ``at``, ``at + step`` ... of ``out``."""
     if first == 0 and channels == line and channels == step and size > 1:  # nothing between positions

@@ -95,7 +95,7 @@ def _emit(typingctx, kernel, v, line, errors, earlier, feedback, low, high):  # 
 _round: Any = intrinsic(prefer_literal=True)(_emit)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, makes_arrays=False)
 def _round_group(kernel, v, line, errors, earlier, feedback, low, high):  # type: ignore[no-untyped-def]
     """16 positions of a group: ``v``, ``line`` bytes from position to position, to results in its place.
 
@@ -115,11 +115,12 @@ def _round_group(kernel, v, line, errors, earlier, feedback, low, high):  # type
             _round(2, v, line, errors, earlier, feedback, low, high)
 
 
-@njit(cache=True, nogil=True)
-def compensate(line, count, kernel, matrix, start, out):  # type: ignore[no-untyped-def]
-    """A tile ``out``, int32, in units of 2^-8 -> activations. ``matrix, start``: of `Epilogue`."""
+@njit(cache=True, nogil=True, makes_arrays=False)
+def compensate(line, count, kernel, matrix, start, errors, out):  # type: ignore[no-untyped-def]
+    """A tile ``out``, int32, in units of 2^-8 -> activations. ``matrix, start``: of `Epilogue`; ``errors``: room
+    for 8 words a channel.
+    """
     wide = len(start) // 2  # channels in whole vectors: a line may be longer
-    errors = np.empty(wide // 2 * LANES, np.int32)
     low = np.int64(start.ctypes.data)
     for p in range(0, count, LANES):
         at = np.int64(matrix.ctypes.data)

@@ -112,7 +112,7 @@ def _multiply(buffer, at, stride, taps, piece, k, phase, tile, count):  # type: 
     release(k.kernel)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, makes_arrays=False)
 def _join(tile, first, line, count, channels, bias, into):  # type: ignore[no-untyped-def]
     """Adds the sums of a piece."""
     whole_vectors()
@@ -124,7 +124,7 @@ def _join(tile, first, line, count, channels, bias, into):  # type: ignore[no-un
 
 @njit(cache=True, nogil=True, inline="always")
 def rooms_of(k, e):  # type: ignore[no-untyped-def]
-    """``tile, real, normed, squares, result`` of `finished`."""
+    """``tile, real`` and `rooms` of `finished`."""
     size = SPAN * k.start.shape[1]
     real = np.empty(size if k.pieces.shape[1] > 2 or e.real else 0)
     return room(4 * size).view(np.int32), real, rooms(k.start.shape[1], e)
@@ -135,7 +135,7 @@ def finished(buffer, at, stride, taps, k, phase, e, scratch, count):  # type: ig
     """Accumulators of ``count`` positions, ``stride`` bytes apart, the first at ``at``, and what follows.
     Where that is, `stored` knows.
     """
-    tile, real, (normed, squares, result) = scratch
+    tile, real, (normed, squares, sums, result) = scratch
     line, pieces = k.start.shape[1], k.pieces.shape[1] - 1
     for piece in range(pieces):
         _multiply(buffer, at, stride, taps, piece, k, phase, tile, count)
@@ -147,13 +147,13 @@ def finished(buffer, at, stride, taps, k, phase, e, scratch, count):  # type: ig
         enter_real(real, line, count, e, normed, squares, result)
     else:
         enter(tile, line, count, e, normed, squares)
-    finish(line, count, e, normed, squares, result if e.real or e.kind >= NORMALIZE else tile)
+    finish(line, count, e, normed, squares, sums, result if e.real or e.kind >= NORMALIZE else tile)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def stored(k, e, scratch, count, first, channels, zero, out, size, to, step):  # type: ignore[no-untyped-def]
     """`store` of what `finished` left. Sums beyond 32 bits are stored in 64."""
-    tile, real, (_, _, result) = scratch
+    tile, real, (_, _, _, result) = scratch
     line = k.start.shape[1]
     if e.real or e.kind >= NORMALIZE:
         store(result, line, count, first, channels, zero, out, size, to, step)

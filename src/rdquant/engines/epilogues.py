@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..compiled import borrowed, njit, whole_vectors
+from ..compiled import njit, whole_vectors
 from ..graph import kernels
 from ..graph.arithmetic import V_LIMIT, Multiplier
 from ..graph.kernels import lifted, scaled
@@ -30,6 +30,7 @@ from .products import (
     SPAN,
     STEPS,
     UNSIGNED_TILES,
+    WORDS,
     WORD_KERNELS,
     instructions,
     packed_words,
@@ -41,6 +42,8 @@ from .tiles import SHALLOW, depth_of, halved
 
 PLAIN, REQUANTIZE, RECTIFY, COMPENSATE, NORMALIZE, DENORMALIZE = range(6)
 
+#: the only tap of a product of one position
+_NOWHERE = np.zeros(1, np.int64)
 _V_LIMIT, _LEAST, _MOST = float(V_LIMIT), np.int32(-V_LIMIT), np.int32(V_LIMIT)
 #: magnitudes below it: their upper halves times m, and what the lower ones carry, have 32 bits
 _MOST_IN_WORDS = 2**31 - 2**17
@@ -161,7 +164,7 @@ def prepared(op: Operation | None, channels: int, bound: int = 2**36) -> Epilogu
     return e._replace(kind=kind, matrix=matrix, start=start.view(np.int32), group=vectors, kernel=kernel)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", makes_arrays=False)
 def _requantize(acc, line, count, channels, factor, lo, hi, out):  # type: ignore[no-untyped-def]
     whole_vectors()
     for p in range(count):
@@ -171,7 +174,7 @@ def _requantize(acc, line, count, channels, factor, lo, hi, out):  # type: ignor
             o[c] = np.int32(min(max(v, lo), hi))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", makes_arrays=False)
 def _rectify(acc, line, count, channels, factor, negative, lo, hi, out):  # type: ignore[no-untyped-def]
     whole_vectors()
     for p in range(count):
@@ -182,7 +185,7 @@ def _rectify(acc, line, count, channels, factor, negative, lo, hi, out):  # type
             o[c] = np.int32(min(max(v, lo), hi))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", makes_arrays=False)
 def _scale(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-untyped-def]
     whole_vectors()
     m, shift = words[0], words[1]
@@ -192,7 +195,7 @@ def _scale(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-un
             a[c] = min(max(scaled(lifted(a[c], up), m[c], shift[c]), lo), hi)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", makes_arrays=False)
 def _leak(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-untyped-def]
     whole_vectors()
     m, shift, negative, negative_shift = words[0], words[1], words[2], words[3]
@@ -203,7 +206,7 @@ def _leak(acc, line, count, channels, words, up, lo, hi):  # type: ignore[no-unt
             a[c] = min(max(scaled(v, above if v >= 0 else below, s if v >= 0 else t), lo), hi)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, makes_arrays=False)
 def enter(acc, line, count, e, x, squares):  # type: ignore[no-untyped-def]
     """``acc``, a tile of accumulators, int32 -> what `finish` goes on from: in place, or of GDN ``x`` and
     ``squares``, int16, tiles of the same shape.
@@ -219,7 +222,7 @@ def enter(acc, line, count, e, x, squares):  # type: ignore[no-untyped-def]
         widen_words(acc, line, count, e.channels, e.words, e.up, x, squares)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, makes_arrays=False)
 def enter_real(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
     """The same of float64, to ``out``."""
     factor, (lo, hi) = e.factors[0], (e.ends[0], e.ends[1])
@@ -233,7 +236,7 @@ def enter_real(acc, line, count, e, x, squares, out):  # type: ignore[no-untyped
         widen(acc, line, count, e.channels, e.factors, x, squares)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, makes_arrays=False)
 def as_real(tile, line, count, channels, into):  # type: ignore[no-untyped-def]
     """Accumulators of 32 bits for `enter_real`."""
     whole_vectors()
@@ -243,61 +246,61 @@ def as_real(tile, line, count, channels, into):  # type: ignore[no-untyped-def]
             o[c] = np.float64(a[c])
 
 
-@njit(cache=True, nogil=True)
-def finish(line, count, e, x, squares, out):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, makes_arrays=False)
+def finish(line, count, e, x, squares, sums, out):  # type: ignore[no-untyped-def]
     """What `enter` left, of GDN in ``x`` and ``squares``, else in ``out`` -> ``out``, int32 activations."""
     channels, factors, (lo, hi) = e.channels, e.factors, (e.ends[0], e.ends[1])
     if e.kind < COMPENSATE:
         return
     if e.kind == COMPENSATE:
         if e.group > 1:
-            compensate(line, count, e.kernel, e.matrix, e.start, out)
+            compensate(line, count, e.kernel, e.matrix, e.start, sums, out)
         else:
             compensate_wide(line, count, channels, factors, e.feedback, out)
         return
     vectors = e.group
     width, words, step, wide = LANES * vectors, (channels + 1) // 2, STEPS[e.kernel, vectors], len(e.start)
-    kept, taps = room(4 * SPAN * wide).view(np.int32), np.zeros(1, np.int64)
-    norms, weights = borrowed(kept), np.int64(e.matrix.ctypes.data)
+    weights = np.int64(e.matrix.ctypes.data)
     prepare(e.kernel, words)
     for first in range(0, wide, width):
         for p in range(0, count, step):
             product(
                 e.kernel, vectors, np.int64(squares.ctypes.data) + 2 * p * line, 2 * line,
-                np.int64(taps.ctypes.data), ONE, words, weights + 4 * first * words * COPIES[e.kernel],
+                np.int64(_NOWHERE.ctypes.data), ONE, words, weights + 4 * first * words * COPIES[e.kernel],
                 np.int64(e.start.ctypes.data) + 4 * first, NONE,
-                np.int64(norms.ctypes.data) + 4 * (p * wide + first), 4 * wide,
+                np.int64(sums.ctypes.data) + 4 * (p * wide + first), 4 * wide,
             )  # fmt: skip
     release(e.kernel)
-    single = e.words[2].view(np.float32)
+    single, norms = e.words[2].view(np.float32), sums.view(np.uint32)
+    fast = e.kernel == WORDS or e.kernel == UNSIGNED_TILES
     if e.kind == DENORMALIZE:
-        denormalize(x, norms.view(np.uint32), line, wide, count, channels, factors, single, lo, hi, out)
+        denormalize(x, norms, line, wide, count, channels, factors, single, lo, hi, fast, out)
     else:
-        normalize(x, norms.view(np.uint32), line, wide, count, channels, factors, single, lo, hi, out)
-    kept[:1] = 0  # numba frees what it sees no more use of
+        normalize(x, norms, line, wide, count, channels, factors, single, lo, hi, fast, out)
 
 
 @njit(cache=True, nogil=True)
 def rooms(line, e):  # type: ignore[no-untyped-def]
-    """``x``, ``squares`` and ``out`` of `enter`."""
+    """``x``, ``squares``, ``sums`` and ``out`` of `enter` and `finish`."""
     divides = e.kind == NORMALIZE or e.kind == DENORMALIZE
     size = SPAN * line
     squares = room(2 * size if divides else 0).view(np.int16)
     squares[:] = 0
-    return room(2 * len(squares)).view(np.int16), squares, room(4 * size).view(np.int32)
+    sums = room(4 * SPAN * max(len(e.start), 1)).view(np.int32)  # or what compensation passes on
+    return room(2 * len(squares)).view(np.int16), squares, sums, room(4 * size).view(np.int32)
 
 
 @njit(cache=True, nogil=True)
 def _tiles(acc, line, e, out):  # type: ignore[no-untyped-def]
     tile = np.empty(SPAN * line)
-    x, squares, result = rooms(line, e)
+    x, squares, sums, result = rooms(line, e)
     for first in range(0, len(acc), SPAN):
         count = min(SPAN, len(acc) - first)
         for p in range(count):
             for c in range(e.channels):
                 tile[p * line + c] = acc[first + p, c]
         enter_real(tile, line, count, e, x, squares, result)
-        finish(line, count, e, x, squares, result)
+        finish(line, count, e, x, squares, sums, result)
         for p in range(count):
             for c in range(e.channels):
                 out[first + p, c] = result[p * line + c]
