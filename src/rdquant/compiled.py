@@ -63,8 +63,8 @@ class _Cache(FunctionCache):
 
 
 def njit(*, makes_arrays: bool = True, **options: Any) -> Callable[[F], F]:
-    """`numba.njit`; with ``cache=True`` reading the cache is quick. A kernel that makes no arrays need not count
-    who refers to those that it is given, slice after slice.
+    """`numba.njit`; with ``cache=True`` reading the cache is quick. A kernel that makes no arrays need not
+    count who refers to those that it is given, slice after slice.
     """
     options["_nrt"] = makes_arrays  # or it would be as the first caller has it
 

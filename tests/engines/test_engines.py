@@ -85,12 +85,16 @@ def test_every_operation(
     groups=st.sampled_from([1, 4]),
     bits=st.sampled_from([4, 8, 11]),
     size=st.sampled_from([(1, 1), (3, 4), (2, 61), (17, 5)]),
+    side=st.sampled_from([1, 3]),
+    last=st.sampled_from([3, 36, 64]),
+    behind=st.sampled_from(["leaky", "compensate", "gdn"]),
 )
 @settings(max_examples=50)
 def test_a_convolution_and_what_follows(
     isa: str, seed: int, kind: str, transposed: bool, span: tuple[int, int], cin: int, cout: int,
-    kernel: tuple[int, int], groups: int, bits: int, size: tuple[int, int],
+    kernel: tuple[int, int], groups: int, bits: int, size: tuple[int, int], side: int, last: int, behind: str,
 ) -> None:  # fmt: skip
+    """A second one of a side of 1 goes on with the tiles of the first."""
     g = torch.Generator().manual_seed(seed)
     cin, (k, stride) = cin * groups, kernel
     conv = convolution(g, cin, cout, k, stride, transposed, groups, bits)
@@ -98,8 +102,8 @@ def test_a_convolution_and_what_follows(
     nodes = (
         Node("c", conv, ("x",)),
         Node("c.out", epilogue(g, kind, cout, reach), ("c",)),
-        Node("d", convolution(g, cout, 3, 3), ("c.out",)),
-        Node("d.out", epilogue(g, "leaky", 3, 90_000), ("d",)),
+        Node("d", convolution(g, cout, last, side), ("c.out",)),
+        Node("d.out", epilogue(g, behind, last, 90_000), ("d",)),
     )
     down = 1 if transposed else stride
     with pytest.MonkeyPatch.context() as patch:
@@ -547,11 +551,11 @@ def test_roots_of_float32_are_those_of_integers() -> None:
     assert [int(normalization.root(n)) for n in norms.astype(np.uint32)] == expected
 
 
-@pytest.mark.parametrize("channels", [1, 16])
+@pytest.mark.parametrize(("channels", "copies"), [(1, 1), (16, 1), (16, 16), (40, 1)])
 @pytest.mark.parametrize("divides", [True, False])
-def test_what_is_rounded_in_float32_is_what_integers_give(divides: bool, channels: int) -> None:
-    """At ties, at all distances from them, and beyond both ends. One channel: each by itself, whichever way
-    it goes.
+def test_what_is_rounded_in_float32_is_what_integers_give(divides: bool, channels: int, copies: int) -> None:
+    """At ties, at all distances from them, and beyond both ends. One channel, or 16 copies: each by itself,
+    whichever way it goes.
     """
     g, count = np.random.default_rng(0), 32_000
     roots = np.where(g.random(count) < 0.3, 2 ** g.integers(5, 21, count), g.integers(32, 2**21, count))
@@ -575,12 +579,16 @@ def test_what_is_rounded_in_float32_is_what_integers_give(divides: bool, channel
     factors[1], factors[2] = m if divides else m / power, power
     single, x = (m / power).astype(np.float32), x.astype(np.int16)
     run = normalization.normalize if divides else normalization.denormalize
-    for i in range(0, count, channels):
+    x, norms, single, factors, out, expected = (
+        np.repeat(t, copies, -1) for t in (x, norms, single, factors, out, expected)
+    )
+    rest = float(lo), float(hi), channels > 1
+    for i in range(0, len(x), channels):
         to, own = slice(i, i + channels), np.ascontiguousarray(factors[:, i : i + channels])
-        run(x[to], norms[to], channels, channels, 1, channels, own, single[to], float(lo), float(hi), out[to])
-    assert out.tolist() == expected
-    inside = [v for v in expected if lo < v < hi]
-    assert len(inside) > count / 4 and len(set(inside)) > 1000
+        run(x[to], norms[to], channels, channels, 1, channels, own, single[to], *rest, out[to])
+    assert np.array_equal(out, expected)
+    inside = [v for v in expected.tolist() if lo < v < hi]
+    assert len(inside) > len(x) / 4 and len(set(inside)) > 1000
 
 
 def test_only_arrays_are_borrowed() -> None:

@@ -92,7 +92,7 @@ class _Pools:
 def can_join(op: Operation, layer: Layer | None, given: list[Form], out: Form) -> bool:
     """Whether a step can be one of a program."""
     if layer is not None:
-        return layer.conv.is_matrix and not layer.direct
+        return layer.conv.is_matrix and not layer.direct and layer.then is None
     if isinstance(op, Gain):
         op = _plain(op)
     joined = (
@@ -325,7 +325,7 @@ def _convolve(row, p, x, ready, count, size, channels, zero, out, out_size, out_
     """
     k, e = _convolution(row, p)
     bytewise = k.kernel == BYTES or k.kernel == BYTE_TILES
-    kept = rooms_of(k, e)
+    kept = rooms_of(k, e, SPAN)
     room = borrowed(kept)
     taps, given = k.taps[:, 2].copy(), x
     if not ready or k.cell != channels * size:

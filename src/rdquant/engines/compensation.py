@@ -117,8 +117,8 @@ def _round_group(kernel, v, line, errors, earlier, feedback, low, high):  # type
 
 @njit(cache=True, nogil=True, makes_arrays=False)
 def compensate(line, count, kernel, matrix, start, errors, out):  # type: ignore[no-untyped-def]
-    """A tile ``out``, int32, in units of 2^-8 -> activations. ``matrix, start``: of `Epilogue`; ``errors``: room
-    for 8 words a channel.
+    """A tile ``out``, int32, in units of 2^-8 -> activations. ``matrix, start``: of `Epilogue`; ``errors``:
+    room for 8 words a channel.
     """
     wide = len(start) // 2  # channels in whole vectors: a line may be longer
     low = np.int64(start.ctypes.data)

@@ -2,7 +2,8 @@
 
 A task takes some rows and columns of the output. It copies what they depend on into a padded buffer of
 bytes or 16-bit integers, where every tap of every output is at a fixed distance, multiplies (`products`)
-into a tile of accumulators, and finishes that (`epilogues`). A transposed convolution is one convolution
+into a tile of accumulators, and finishes that (`epilogues`); a product of each position alone that follows
+takes the tile as it is. A transposed convolution is one convolution
 for each phase of its outputs; with few outputs, one of all phases at once.
 """
 
@@ -16,7 +17,22 @@ from ..compiled import borrowed, njit, whole_vectors
 from ..graph.operations import Convolution
 from .buffers import copy, gather, room, store
 from .epilogues import NORMALIZE, as_real, enter, enter_real, finish, rooms
-from .products import BYTE_TILES, BYTES, COPIES, LANES, SPAN, STEPS, TOGETHER, prepare, product, release
+from .products import (
+    BYTE_TILES,
+    BYTES,
+    COPIES,
+    LANES,
+    NONE,
+    ONE,
+    SPAN,
+    STEPS,
+    TOGETHER,
+    prepare,
+    product,
+    release,
+)
+
+TWO = np.int64(2)
 
 
 class Packed(NamedTuple):
@@ -123,11 +139,11 @@ def _join(tile, first, line, count, channels, bias, into):  # type: ignore[no-un
 
 
 @njit(cache=True, nogil=True, inline="always")
-def rooms_of(k, e):  # type: ignore[no-untyped-def]
-    """``tile, real`` and `rooms` of `finished`."""
-    size = SPAN * k.start.shape[1]
+def rooms_of(k, e, positions):  # type: ignore[no-untyped-def]
+    """``tile, real`` and `rooms` of `finished`, for so many positions."""
+    size = positions * k.start.shape[1]
     real = np.empty(size if k.pieces.shape[1] > 2 or e.real else 0)
-    return room(4 * size).view(np.int32), real, rooms(k.start.shape[1], e)
+    return room(4 * size).view(np.int32), real, rooms(positions, k.start.shape[1], e)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -164,37 +180,51 @@ def stored(k, e, scratch, count, first, channels, zero, out, size, to, step):  #
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _task(x, size, shape, zero, origin, box, k, e, out, out_size, out_zero, width):  # type: ignore[no-untyped-def]
+def _extent(box, k):  # type: ignore[no-untyped-def]
+    """Rows and columns of a buffer for a box of base positions."""
     (top, bottom), (left, right) = box
-    cell, stride = k.cell, k.stride
     across = -(-(right - left) // TOGETHER[k.kernel]) * TOGETHER[k.kernel]
     reach = k.most - k.least + 1
-    wide, tall = (across - 1) * stride + reach, (bottom - top - 1) * stride + reach
+    return (bottom - top - 1) * k.stride + reach, (across - 1) * k.stride + reach
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _task(x, size, shape, zero, origin, box, first, then, out, out_size, out_zero, width, rooms):  # type: ignore[no-untyped-def]
+    (k, e), (joined, n, f, between) = first, then
+    buffer, scratch, middle, more, at_once = rooms
+    (top, bottom), (left, right) = box
+    cell, stride = k.cell, k.stride
+    tall, wide = _extent(box, k)
     first_row, first_column = top * stride + origin + k.least, left * stride + origin + k.least
     rows, columns = (first_row, first_row + tall), (first_column, first_column + wide)
-    kept = room(tall * wide * cell), rooms_of(k, e)
-    buffer, scratch = borrowed(kept)
     gather(
         x, size, shape, zero, k.kernel == BYTES or k.kernel == BYTE_TILES, cell, rows, columns, buffer, wide
     )
     distances = ((k.taps[:, 0] - k.least) * wide + k.taps[:, 1] - k.least) * cell + k.taps[:, 2]
     parts = k.up if k.merged else 1  # rows of outputs, each of them in one piece
     each = e.channels // parts
-    channels = each // parts
+    channels = f.channels if joined else each // parts
+    bytewise = n.kernel == BYTES or n.kernel == BYTE_TILES
+    middle_size = ONE if bytewise else TWO
     for phase in range(len(k.phases) - 1):
         taps = distances[k.phases[phase] : k.phases[phase + 1]]
         for y in range(top, bottom):
-            for first in range(left, right, SPAN):
-                count = min(SPAN, right - first)
-                at = ((y - top) * wide + first - left) * stride * cell
+            for across in range(left, right, SPAN):
+                count = min(SPAN, right - across)
+                at = ((y - top) * wide + across - left) * stride * cell
                 finished(buffer, at, stride * cell, taps, k, phase, e, scratch, count)
+                if joined:
+                    step = n.cell // middle_size
+                    stored(k, e, scratch, count, NONE, each, between, middle, middle_size, NONE, step)
+                    finished(middle, NONE, n.cell, at_once, n, NONE, f, more, count)
                 for part in range(parts):
                     row, column = (part, 0) if k.merged else (phase // k.up, phase % k.up)
-                    to = ((y * k.up + row) * width + first * k.up + column) * channels
-                    stored(
-                        k, e, scratch, count, part * each, each, out_zero, out, out_size, to, k.up * channels
-                    )
-    kept[0][:1] = 0  # numba frees what it sees no more use of
+                    to = ((y * k.up + row) * width + across * k.up + column) * channels
+                    step = k.up * channels
+                    if joined:
+                        stored(n, f, more, count, NONE, channels, out_zero, out, out_size, to, step)
+                    else:
+                        stored(k, e, scratch, count, part * each, each, out_zero, out, out_size, to, step)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -210,14 +240,25 @@ def _nth(i, sides, rows, columns):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def convolve(  # type: ignore[no-untyped-def]
-    start, stop, sides, rows, columns, x, size, shape, zero, origin, k, e, out, out_size, out_zero, width
+    start, stop, sides, rows, columns, x, size, shape, zero, origin, first, then, out, out_size, out_zero,
+    width,
 ):  # fmt: skip
     """Tasks ``start .. stop - 1``, of ``rows`` by ``columns`` base positions, ``sides`` of them in a picture.
-    ``x``: bytes of each picture of ``shape`` (H, W, C); ``origin``: where the first base position is; ``k``:
-    `Packed`; ``e``: `Epilogue`; ``out``: bytes of each picture, ``width`` positions a row. Sizes, zeros:
-    `Form`.
+    ``x``: bytes of each picture of ``shape`` (H, W, C); ``origin``: where the first base position is;
+    ``first``: `Packed` and `Epilogue`; ``then``: whether a product of each position follows, its own, and the
+    zero of what it takes; ``out``: bytes of each picture, ``width`` positions a row. Sizes, zeros: `Form`.
     """
-    x, zero, k, e, out, out_zero = borrowed((x, zero, k, e, out, out_zero))
+    x, zero, first, then, out, out_zero = borrowed((x, zero, first, then, out, out_zero))
+    (k, e), (joined, n, f, _) = first, then
+    tall, wide = _extent(((NONE, rows), (NONE, columns)), k)
+    after = SPAN if joined else NONE
+    kept = (
+        room(tall * wide * k.cell), rooms_of(k, e, SPAN), room(after * n.cell), rooms_of(n, f, after),
+        n.taps[:, 2].copy(),
+    )  # fmt: skip
+    rooms = borrowed(kept)
+    rooms[2][:] = 0
     for i in range(start, stop):
         b, box = _nth(i, sides, rows, columns)
-        _task(x[b], size, shape, zero, origin, box, k, e, out[b], out_size, out_zero, width)
+        _task(x[b], size, shape, zero, origin, box, first, then, out[b], out_size, out_zero, width, rooms)
+    kept[0][:1] = 0  # numba frees what it sees no more use of

@@ -30,8 +30,8 @@ from .products import (
     SPAN,
     STEPS,
     UNSIGNED_TILES,
-    WORDS,
     WORD_KERNELS,
+    WORDS,
     instructions,
     packed_words,
     prepare,
@@ -280,20 +280,20 @@ def finish(line, count, e, x, squares, sums, out):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, nogil=True)
-def rooms(line, e):  # type: ignore[no-untyped-def]
-    """``x``, ``squares``, ``sums`` and ``out`` of `enter` and `finish`."""
+def rooms(positions, line, e):  # type: ignore[no-untyped-def]
+    """``x``, ``squares``, ``sums`` and ``out`` of `enter` and `finish`, for so many positions."""
     divides = e.kind == NORMALIZE or e.kind == DENORMALIZE
-    size = SPAN * line
+    size = positions * line
     squares = room(2 * size if divides else 0).view(np.int16)
     squares[:] = 0
-    sums = room(4 * SPAN * max(len(e.start), 1)).view(np.int32)  # or what compensation passes on
+    sums = room(4 * positions * max(len(e.start), 1)).view(np.int32)  # or what compensation passes on
     return room(2 * len(squares)).view(np.int16), squares, sums, room(4 * size).view(np.int32)
 
 
 @njit(cache=True, nogil=True)
 def _tiles(acc, line, e, out):  # type: ignore[no-untyped-def]
     tile = np.empty(SPAN * line)
-    x, squares, sums, result = rooms(line, e)
+    x, squares, sums, result = rooms(SPAN, line, e)
     for first in range(0, len(acc), SPAN):
         count = min(SPAN, len(acc) - first)
         for p in range(count):

@@ -78,7 +78,9 @@ class _Convolution:
         weight = np.ascontiguousarray(taps[:, run]).reshape(o, -1, 1, 1)
         matrix = dataclasses.replace(conv, weight=weight, padding=0, stride=1)
         form = Form(form.size, np.tile(form.zero, run.stop - run.start))  # type: ignore[attr-defined]
-        return run, Layer(matrix, port, form, after, out)  # type: ignore[arg-type]
+        layer = Layer(matrix, port, form, after, out)  # type: ignore[arg-type]
+        layer.then = self.whole.then
+        return run, layer
 
     def __call__(self, q: np.ndarray, valid: bool = False) -> np.ndarray:
         conv = self._conv
@@ -268,19 +270,22 @@ class Plan:
         self._output = graph.output
         at = graph.resolutions()
         found: list[tuple[str, Step, Node]] = []
+        run: Step
         fused: set[str] = set()
         for node in graph.nodes:
             if node.name in fused:
                 continue
-            given, name = tuple(ports[edge] for edge in node.inputs), node.name
             if isinstance(node.op, Convolution):
-                after = _epilogue_of(graph, node, forms[node.inputs[0]])
-                name = node.name if after is None else after.name
+                name, run = _convolution(graph, node, ports, forms)
                 fused.add(name)
-                last = after.op if after else None
-                run: Step = _Convolution(node.op, given[0], forms[node.inputs[0]], last, forms[name])
+                behind = [r for r in graph.readers(name) if name != self._output]
+                if len(behind) == 1 and isinstance(behind[0].op, Convolution) and behind[0].op.is_matrix:
+                    last, then = _convolution(graph, behind[0], ports, forms)
+                    if run.whole.can_go_on(then.whole):
+                        run.whole.then, name = then.whole, last
+                        fused |= {behind[0].name, last}
             else:
-                run = STEPS.get(type(node.op), _general)(node.op, forms[name])
+                name, run = node.name, STEPS.get(type(node.op), _general)(node.op, forms[node.name])
             found.append((name, run, node))
         last_use = {edge: i for i, (_, _, node) in enumerate(found) for edge in node.inputs}
         last_use[self._output] = len(found)
@@ -317,6 +322,17 @@ def _clipped(values: np.ndarray, port: Port) -> np.ndarray:
             return values
         lo, hi = max(lo, int(limits.min)), min(hi, int(limits.max))
     return values.clip(lo, hi)
+
+
+def _convolution(
+    graph: Graph, node: Node, ports: dict[str, Port], forms: dict[str, Form]
+) -> tuple[str, _Convolution]:
+    """It, with what takes its accumulators, and the edge that it makes."""
+    assert isinstance(node.op, Convolution)
+    (source,) = node.inputs
+    after = _epilogue_of(graph, node, forms[source])
+    name = node.name if after is None else after.name
+    return name, _Convolution(node.op, ports[source], forms[source], after.op if after else None, forms[name])
 
 
 def _epilogue_of(graph: Graph, node: Node, given: Form) -> Node | None:

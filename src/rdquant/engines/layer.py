@@ -53,6 +53,9 @@ def _pieces(phases: list[np.ndarray], largest: int) -> tuple[int, np.ndarray]:
 class Layer:
     """Values of one form to values of another."""
 
+    #: that which takes what this one makes, tile by tile, where it `can_go_on`
+    then: Layer | None = None
+
     def __init__(self, conv: Convolution, port: Port, form: Form, after: Operation | None, out: Form) -> None:
         self.conv, self.form, self.out = conv, form, out
         bound = conv.accumulator_bound(port) + int(np.abs(conv.bias).max())
@@ -74,6 +77,12 @@ class Layer:
         elif not self.depthwise:
             self._kernel = conv.by_output().astype(np.float64).transpose(2, 3, 1, 0).copy()
             self._bias = conv.bias.astype(np.float64)
+
+    def can_go_on(self, then: Layer) -> bool:
+        """Whether ``then``, of the form that this one makes, can take a tile at once."""
+        if self.direct or then.direct or not then.conv.is_matrix or self.conv.is_matrix or self.packed.merged:
+            return False
+        return self.out.size == (1 if then.packed.kernel in (BYTES, BYTE_TILES) else 2)
 
     def _pack(self, largest: int, in_words: bool, by_channel: bool) -> dense.Packed:
         """``largest``: magnitude of activations; ``in_words``: sums have 32 bits; ``by_channel``: what
@@ -163,7 +172,8 @@ class Layer:
         if not conv.transposed:
             around = 2 * (conv.padding - origin) - conv.kernel_size
             sides = (h + around) // s + 1, (w + around) // s + 1
-        out = empty((b, sides[0] * up, sides[1] * up, conv.out_channels), self.out.dtype)
+        last = self.then or self
+        out = empty((b, sides[0] * up, sides[1] * up, last.conv.out_channels), last.out.dtype)
         whole = out
         if self.direct:
             shift, stored = origin - conv.padding, out.reshape(b, out.shape[1], -1).view(np.uint8)
@@ -197,12 +207,13 @@ class Layer:
         fair = sides[0] * -(-sides[1] // columns) // (4 * allowed())
         rows = max(1, min(_BUFFER // row, fair, sides[0]))
         tasks = len(values) * -(-sides[0] // rows) * -(-sides[1] // columns)
-        given, shape = flat(values), values.shape[1:]
+        given, shape, first = flat(values), values.shape[1:], (k, self.epilogue)
+        then = self.then is not None, last.packed, last.epilogue, self.out.zero
         share(
             tasks,
-            lambda first, last: dense.convolve(
-                first, last, sides, rows, columns, given, self.form.size, shape, self.form.zero,
-                origin, k, self.epilogue, flat(out), self.out.size, self._zero, out.shape[2],
+            lambda start, stop: dense.convolve(
+                start, stop, sides, rows, columns, given, self.form.size, shape, self.form.zero,
+                origin, first, then, flat(out), last.out.size, last._zero, out.shape[2],
             ),
         )  # fmt: skip
         return whole

@@ -158,7 +158,7 @@ def _of(values, vector):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy", makes_arrays=False)
 def denormalize(x, norms, line, wide, count, channels, factors, single, lo, hi, fast, out):  # type: ignore[no-untyped-def]
-    """In float32; positions where that may not do, in float64. ``fast``: by AVX-512 where there are whole vectors."""
+    """In float32; positions where that may not do, in float64. ``fast``: whole vectors by AVX-512."""
     whole_vectors()
     factor, least, most = factors[1], np.float32(lo), np.float32(hi)
     for p in range(count):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,25 @@ def _stream(random: np.random.Generator) -> Graph:
     return Graph({"x": Port(32, *words)}, nodes, "added")
 
 
+def _mixed(random: np.random.Generator) -> Graph:
+    """What GDN gives, tile by tile on to a product of each position, compensated."""
+    first, then = (
+        Convolution(
+            random.integers(-127, 128, (64, 64, k, k)).astype(np.int16), np.zeros(64, np.int64), bits=8
+        )
+        for k in (3, 1)
+    )
+    words = _epilogues(64, 255, random)["normalized"]
+    assert isinstance(words, DivisiveNormalization)
+    nodes = (
+        Node("sums", replace(first, padding=1), ("x",)),
+        Node("gdn", replace(words, lo=-(2**15), hi=2**15 - 1, factor=_factors(64, 2.0**-12)), ("sums",)),
+        Node("mix", then, ("gdn",)),
+        Node("out", _epilogues(64, 255, random)["compensated"], ("mix",)),
+    )
+    return Graph({"x": Port(64, 0, 255)}, nodes, "out")
+
+
 @functools.cache
 def self_test() -> bool:
     """Whether `passes`, which is asked once of what is compiled and kept on a machine. Warns if not."""
@@ -80,8 +100,9 @@ def passes(engine: Callable[[Graph], Callable[[np.ndarray], np.ndarray]]) -> boo
     go together.
     """
     random = np.random.default_rng(0)
-    stream = _stream(random)
-    ok = True
+    stream, mixed = _stream(random), _mixed(random)
+    q = random.integers(0, 256, (1, 64, 9, 11))
+    ok = np.array_equal(engine(mixed)(q), mixed.exact(q))
     for q in (
         random.choice([-(2**15), 0, 2**15 - 1], (1, 32, 12, 9)),
         random.integers(-999, 999, (1, 32, 5, 3)),
