@@ -3,8 +3,8 @@
 A task takes some rows and columns of the output. It copies what they depend on into a padded buffer of
 bytes or 16-bit integers, where every tap of every output is at a fixed distance, multiplies (`products`)
 into a tile of accumulators, and finishes that (`epilogues`); a product of each position alone that follows
-takes the tile as it is. A transposed convolution is one convolution
-for each phase of its outputs; with few outputs, one of all phases at once.
+takes the tile as it is. A transposed convolution is one convolution for each phase of its outputs; with few
+outputs, one of all phases at once.
 """
 
 from __future__ import annotations
