@@ -48,16 +48,20 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
     "tcq8": ("tcq8", "tcq8"),
     "uniform, trained with noise": ("uniform", "noise"),
     "uniform, trained with noise, retrained": ("uniform", "uniform-of-noise"),
+    "tcq8, trained with noise": ("tcq8", "noise"),
+    "tcq8, trained with noise, retrained": ("tcq8", "tcq8-of-noise"),
+    "tcq8, trained with noise, all retrained": ("tcq8", "tcq8-all-of-noise"),
 }
 CLASSICAL = ("jpeg", "webp")
-#: trained at these lambdas only
-POINTS = dict.fromkeys([f for f in FAMILIES if "noise" in f], ("0035", "0130", "0250"))
-#: by test, what else than the parents it is compared with
-AGAINST = {
-    "tcq8": "tcq8, not retrained",
-    "rdoq": "rdoq, not retrained",
-    "uniform, trained with noise, retrained": "uniform, trained with noise",
-}
+#: tests, and what else than the parents each is compared with
+AGAINST = [
+    ("tcq8", "tcq8, not retrained"),
+    ("rdoq", "rdoq, not retrained"),
+    ("uniform, trained with noise, retrained", "uniform, trained with noise"),
+    ("tcq8, trained with noise, retrained", "tcq8, trained with noise"),
+    ("tcq8, trained with noise, retrained", "uniform, trained with noise"),
+    ("tcq8, trained with noise, all retrained", "uniform, trained with noise"),
+]
 #: retrained on weights rounded to `ROUNDED` bits, and what that is compared with, at `ROUNDED_AT`
 ON_ROUNDED, ROUNDED, ROUNDED_AT = ("tcq8", "tcq8-on-w6"), 6, "0130"
 #: quantized to W8A8, for the zoo
@@ -85,7 +89,7 @@ def measured(runs: Path, family: str, dataset: str, files: list[Path], effort: i
     if stored.exists():
         return Curve.load(stored)
     points = []
-    for lam in POINTS.get(family, LAMBDAS):
+    for lam in LAMBDAS:
         coder = open_coder(model(runs, name, lam), quantizer, effort=effort)
         points.append(Point(f"{lam}-{label}", coder.describe(), evaluate(coder, files, check)))
         print(f"{dataset} {label} {lam}: {points[-1].bpp:.4f} bpp {points[-1].psnr:.3f} dB", flush=True)
@@ -233,6 +237,36 @@ def efforts(runs: Path, sets: dict[str, list[Path]]) -> None:
     (RESULTS / "retrain.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
+def retrained(runs: Path, dataset: str, files: list[Path], integer: Curve, before: dict | None) -> dict:
+    """All families on one set. ``before``: earlier results, whose rows of the zoo with effort are kept."""
+    anchor = Curve.load(RESULTS / f"{dataset}-{PARENTS}.json")
+    own = [f for f in FAMILIES if dataset == "kodak" or "noise" in f]
+    curves = {f: measured(runs, f, dataset, files, 0, dataset == "kodak") for f in own}
+    found = {f: compare(anchor, c) for f, c in curves.items()}
+    found[IN_ZOO] = compare(anchor, integer)
+    for f, against in (pair for pair in AGAINST if pair[0] in curves):
+        found[f"{f}, against {against}"] = compare(curves[against], curves[f])
+    refined = {}
+    for f, effort, every in REFINED.get(dataset, ()):
+        if f == IN_ZOO:
+            if before is None:
+                found |= compared_with_effort(runs, dataset, files, integer, anchor, effort, every)
+            continue
+        refined[f] = measured(runs, f, dataset, files[::every], effort, True)
+        found[refined[f].name] = compare(anchor, refined[f])
+        found[f"{refined[f].name}, against {f}"] = compare(curves[f], refined[f])
+    if before is not None:
+        found |= {name: r for name, r in before.items() if name.startswith(f"{IN_ZOO}, effort")}
+    if dataset == "kodak":
+        found["tcq8"]["db_above_rdoq"] = above(curves["rdoq"], curves["tcq8"])
+        name = f"{refined['tcq8'].name}, against {refined['rdoq'].name}"
+        found[name] = compare(refined["rdoq"], refined["tcq8"])
+        for name in CLASSICAL:
+            classical = Curve.load(RESULTS / f"{dataset}-{name}.json")
+            found[f"{IN_ZOO}, against {name}"] = compare(classical, integer)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
@@ -240,6 +274,9 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument(
         "--efforts", action="store_true", help="Only measure the zoo's models with effort anew."
+    )
+    parser.add_argument(
+        "--families", action="store_true", help="All but the zoo's models with effort, into the results."
     )
     parser.add_argument("--studies", action="store_true", help="Only take the val tables anew.")
     args = parser.parse_args()
@@ -257,35 +294,13 @@ def main() -> None:
     if args.efforts:
         efforts(args.runs, sets)
         return
-    results: dict[str, dict] = {}
     integers = shipped(args.runs, args.calib, sets)
+    old = json.loads((RESULTS / "retrain.json").read_text()) if args.families else None
+    results: dict[str, dict] = {}
     for dataset, files in sets.items():
-        anchor = Curve.load(RESULTS / f"{dataset}-{PARENTS}.json")
-        families = list(FAMILIES) if dataset == "kodak" else []
-        curves = {f: measured(args.runs, f, dataset, files, 0, dataset == "kodak") for f in families}
-        found = {f: compare(anchor, c) for f, c in curves.items()}
-        found[IN_ZOO] = compare(anchor, integers[dataset])
-        for f, effort, every in REFINED.get(dataset, ()):
-            if f == IN_ZOO:
-                given = (dataset, files, integers[dataset], anchor, effort, every)
-                found |= compared_with_effort(args.runs, *given)
-                continue
-            refined = measured(args.runs, f, dataset, files[::every], effort, True)
-            found[refined.name] = compare(anchor, refined)
-            found[f"{refined.name}, against {f}"] = compare(curves[f], refined)
-        if dataset == "kodak":
-            for f, before in AGAINST.items():
-                found[f"{f}, against {before}"] = compare(curves[before], curves[f])
-            found["tcq8"]["db_above_rdoq"] = above(curves["rdoq"], curves["tcq8"])
-            both = [f"{f}, effort 1" for f in ("rdoq", "tcq8")]
-            rdoq, tcq = (measured(args.runs, f.split(",")[0], dataset, files, 1, True) for f in both)
-            found[f"{both[1]}, against {both[0]}"] = compare(rdoq, tcq)
-        if dataset == "kodak":
-            for name in CLASSICAL:
-                classical = Curve.load(RESULTS / f"{dataset}-{name}.json")
-                found[f"{IN_ZOO}, against {name}"] = compare(classical, integers[dataset])
-        results[dataset] = found
-        for name, r in found.items():
+        before = None if old is None else old["bd_rate_psnr"].get(dataset, {})
+        results[dataset] = retrained(args.runs, dataset, files, integers[dataset], before)
+        for name, r in results[dataset].items():
             print(f"{dataset} {name}: {r['percent']:+.2f} %", r.get("db_above_rdoq", ""), flush=True)
     names = " ".join(f"{name}={name.upper()}" for name in sets)
     summary = {
@@ -294,9 +309,17 @@ def main() -> None:
         "efforts": {
             "of": "all", "rounds": EFFORTS, "distortion_weight": DISTORTION_WEIGHT, "machine": machine(),
         },
-        "bd_rate_psnr": results, "encode_seconds": encode_seconds(sets["kodak"][::6]),
-        "val": studies(args.runs), "on_rounded_weights": on_rounded_weights(args.runs, args.calib),
+        "bd_rate_psnr": results,
     }  # fmt: skip
+    if old is None:
+        summary |= {
+            "encode_seconds": encode_seconds(sets["kodak"][::6]), "val": studies(args.runs),
+            "on_rounded_weights": on_rounded_weights(args.runs, args.calib),
+        }  # fmt: skip
+    else:
+        summary = {**old, **summary, "efforts": {**old["efforts"], "of": "all"}}
+        summary["efforts"].pop("others", None)
+        summary["val"] |= studies(args.runs)
     (RESULTS / "retrain.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
