@@ -3,26 +3,30 @@
     make bench IMAGES=KODAK
     python benchmarks/bench.py --images KODAK --threads 2 [--pictures 4] [--rounds 3] [--untrained 128 192]
 
-In every round each way codes each picture once: crops of 256x256, the pictures as they are, and one of
-2048x2048 that they are tiled to. Ways are the float parent; the integer model exactly, unrounded in PyTorch,
-and in the engines that are installed; rd-s at quality 50; CompressAI's mean-scale codec of the same widths,
-untrained, where it can be imported; and JPEG, WebP and AVIF by Pillow and JPEG XL by imagecodecs, of about as
-many bytes as the integer model's. Encoding is that of effort 0, and of the defaults of each library. Medians
-over pictures and rounds. ``--untrained``: of mean-scale codecs of these widths, N and M, all untrained, the
-pictures as they are alone. It adds its threads to benchmarks/results/bench.json; cold_start.py, large.py have
-memory and starts.
+Each way is a process of its own, so that none waits for another's threads. In every round each codes each
+picture once: crops of 256x256, the pictures as they are, and one of 2048x2048 that they are tiled to. Ways
+are the float parent; the integer model exactly, unrounded in PyTorch, and in the engines that are installed;
+rd-s at quality 50; CompressAI's mean-scale codec of the same widths, untrained, where it can be imported; and
+JPEG, WebP and AVIF by Pillow and JPEG XL by imagecodecs, of about as many bytes as the integer model's.
+Encoding is that of effort 0, and of the defaults of each library. Medians over pictures and rounds.
+``--untrained``: of mean-scale codecs of these widths, N and M, all untrained, the pictures as they are alone.
+It adds its threads to benchmarks/results/bench.json; cold_start.py, large.py have memory and starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
+import multiprocessing
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -87,10 +91,11 @@ def rdquant(name: str, engine: str, encodes: bool = True) -> Way:
     return Way(coder.encode, decode, lambda: timed.began - started, encodes)
 
 
-def compressai(coder: ImageCoder) -> Way | None:
-    """It needs no more of torchvision than a name."""
+def compressai(name: str) -> Way | None:
+    """Of the same widths. It needs no more of torchvision than a name."""
     import torch
 
+    coder = open_coder(name)
     names = ("torchvision", "torchvision.transforms")
     top, transforms = (types.ModuleType(name) for name in names)
     top.transforms = transforms  # type: ignore[attr-defined]
@@ -133,8 +138,13 @@ def jpeg_xl(quality: int, threads: int) -> Way:
     )
 
 
-def at_size(make: Callable[[int], Way], pictures: list[np.ndarray], wanted: int) -> Way:
-    """The quality whose files have about so many bytes together."""
+def classical(kind: str, threads: int, pictures: list[np.ndarray], wanted: int) -> Way:
+    """At the quality whose files have about so many bytes together."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = threads
+
+    def make(quality: int) -> Way:
+        return jpeg_xl(quality, threads) if kind == "JPEG XL" else pillow(kind, quality)
+
     low, high = 1, 99
     while low < high:
         middle = (low + high) // 2
@@ -145,14 +155,64 @@ def at_size(make: Callable[[int], Way], pictures: list[np.ndarray], wanted: int)
     return make(low)
 
 
-def networks(model: str, parent: str) -> dict[str, Way]:
+def networks(model: str, parent: str) -> dict[str, Callable[[], Way | None]]:
     """A model in floats, in integers, in each engine, and CompressAI's of its widths."""
     engines = ["torch", *(engine for engine in PACKAGES if available(engine))]
-    found = {"float": rdquant(parent, "exact"), "exact": rdquant(model, "exact")}
-    found |= {engine: rdquant(model, engine, encodes=False) for engine in engines}
-    if (other := compressai(open_coder(model))) is not None:
-        found["CompressAI"] = other
+    return {
+        "float": partial(rdquant, parent, "exact"),
+        "exact": partial(rdquant, model, "exact"),
+        **{engine: partial(rdquant, model, engine, encodes=False) for engine in engines},
+        "CompressAI": partial(compressai, model),
+    }
+
+
+def serve(asked: Connection, make: Callable[[], Way | None], threads: int) -> None:
+    """A process of one way: says whether it can be made; then, asked with pictures, the bytes of each; with
+    the number of one, its seconds by stage. It ends with whom it is asked by.
+    """
+    limit(threads)
+    way = make()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
+    asked.send(way is not None)
+    if way is None:
+        return
+    pictures: list[np.ndarray] = []
+    files: list[Any] = []
+    with contextlib.suppress(EOFError):
+        while True:
+            what = asked.recv()
+            if isinstance(what, list):
+                pictures, files = what, [way.encode(p) for p in what]
+                asked.send([len(f) if isinstance(f, bytes) else None for f in files])
+            else:
+                asked.send(stages(way, pictures[what], files[what]))
+
+
+def stages(way: Way, rgb: np.ndarray, data: Any) -> dict[str, float]:
+    """Seconds."""
+    found = {"decode": seconds_of(lambda: way.decode(data))}
+    if way.before is not None:
+        found["before synthesis"] = way.before()
+    if way.encodes:
+        found["encode"] = seconds_of(lambda: way.encode(rgb))
     return found
+
+
+def begun(makes: Mapping[str, Callable[[], Way | None]], threads: int) -> dict[str, Connection]:
+    """A process for each way that can be made: none meets another's threads and memory."""
+    spawn, found = multiprocessing.get_context("spawn"), {}
+    for name, make in makes.items():
+        ours, theirs = spawn.Pipe()
+        spawn.Process(target=serve, args=(theirs, make, threads), daemon=True).start()
+        if ours.recv():
+            found[name] = ours
+    return found
+
+
+def answer(way: Connection, what: Any) -> Any:
+    way.send(what)
+    return way.recv()
 
 
 def untrained(n: int, m: int, folder: Path) -> tuple[str, str]:
@@ -169,46 +229,37 @@ def untrained(n: int, m: int, folder: Path) -> tuple[str, str]:
     return str(model), str(parent)
 
 
-def ways_for(pictures: list[np.ndarray], model: str, parent: str, threads: int) -> dict[str, Way]:
-    found = networks(model, parent)
-    exact = found["exact"]
-    found |= {"rd-s, float": rdquant("rd-s", "exact"), "rd-s, exact": rdquant("rd-s-w8a8", "exact")}
-    size = sum(len(exact.encode(p)) for p in pictures)
-    AvifImagePlugin.DEFAULT_MAX_THREADS = threads
-    for kind in ("JPEG", "WEBP", "AVIF"):
-        found[kind] = at_size(lambda q, kind=kind: pillow(kind, q), pictures, size)  # type: ignore[misc]
-    found["JPEG XL"] = at_size(lambda q: jpeg_xl(q, threads), pictures, size)
-    return found
+def ways_for(pictures: list[np.ndarray], model: str, parent: str, threads: int) -> dict[str, Connection]:
+    found = begun(networks(model, parent), threads)
+    size = sum(answer(found["exact"], pictures))
+    ours = {"rd-s, float": ("rd-s", "exact"), "rd-s, exact": ("rd-s-w8a8", "exact")}
+    found |= begun({name: partial(rdquant, *given) for name, given in ours.items()}, threads)
+    kinds = ("JPEG", "WEBP", "AVIF", "JPEG XL")
+    return found | begun({k: partial(classical, k, threads, pictures, size) for k in kinds}, threads)
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def seconds_of(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+    work()
+    return time.perf_counter() - start
 
 
-def measured(ways: dict[str, Way], pictures: list[np.ndarray], rounds: int) -> dict[str, dict[str, float]]:
+def measured(
+    ways: dict[str, Connection], pictures: list[np.ndarray], rounds: int
+) -> dict[str, dict[str, float]]:
     """Medians by way."""
-    files = {name: [way.encode(p) for p in pictures] for name, way in ways.items()}
+    sizes = {name: answer(way, pictures) for name, way in ways.items()}
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
-
-    def once() -> Iterator[tuple[str, str, float]]:
-        for i, rgb in enumerate(pictures):
-            for name, way in ways.items():
-                yield name, "decode", timed(lambda way=way, i=i, name=name: way.decode(files[name][i]))[0]  # type: ignore[misc]
-                if way.before is not None:
-                    yield name, "before synthesis", way.before()
-                if way.encodes:
-                    yield name, "encode", timed(lambda way=way, rgb=rgb: way.encode(rgb))[0]  # type: ignore[misc]
-
     for k in range(rounds + 1):
-        for name, stage, taken in once():
-            if k:  # the first compiles
-                seconds[name].setdefault(stage, []).append(taken)
+        for i in range(len(pictures)):
+            for name, way in ways.items():
+                for stage, taken in answer(way, i).items():
+                    if k:  # the first compiles
+                        seconds[name].setdefault(stage, []).append(taken)
     found = {name: {stage: median(v) for stage, v in stages.items()} for name, stages in seconds.items()}
     for name, row in found.items():
-        if all(isinstance(f, bytes) for f in files[name]):
-            row["bytes"] = mean(len(f) for f in files[name])
+        if None not in sizes[name]:
+            row["bytes"] = mean(sizes[name])
     return found
 
 
@@ -222,7 +273,6 @@ def main() -> None:
     parser.add_argument("--model", default="mean-scale-s-0130-w8a8")
     parser.add_argument("--untrained", type=int, nargs=2, metavar=("N", "M"))
     args = parser.parse_args()
-    limit(args.threads)
     every = list_images(args.images)
     whole = [read_image(every[i * len(every) // args.pictures]) for i in range(args.pictures)]
     sizes = {
@@ -230,15 +280,13 @@ def main() -> None:
         "768x512": whole,
         "2048x2048": [tiled(whole, 2048)],
     }
-    import torch
-
     with TemporaryDirectory() as folder:
         if args.untrained:
             sizes = {"768x512": whole}
-            ways = networks(*untrained(*args.untrained, Path(folder)))
+            ways = begun(networks(*untrained(*args.untrained, Path(folder))), args.threads)
         else:
             ways = ways_for(whole, args.model, args.parent, args.threads)
-    torch.set_num_threads(args.threads)
+    limit(args.threads)
     rows = {}
     for size, pictures in sizes.items():
         rows[size] = measured(ways, pictures, args.rounds if size != "2048x2048" else 1)

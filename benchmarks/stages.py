@@ -107,9 +107,12 @@ def main() -> None:
                     positions = next(iter(values.values())) if given is None else given
                     count = positions.shape[1] * positions.shape[2]
                     count = count if conv.transposed else count // conv.stride**2
-                    macs += (own := count * conv.weight.size)
-                    if not layer.direct:
-                        floor += own / peaks[named[layer.packed.kernel]]
+                    for own, at in ((layer, count), (layer.then, count * conv.up**2)):
+                        if own is None:
+                            continue
+                        macs += (products_of := at * own.conv.weight.size)
+                        if not own.direct:
+                            floor += products_of / peaks[named[own.packed.kernel]]
                 seconds = best(lambda: step(dict(values)), args.rounds)
                 label = parts_of(step)[-1].name
                 row = {"step": label, "ms": 1e3 * seconds, "MMAC": macs / 1e6, "floor_ms": 1e3 * floor}

@@ -347,7 +347,7 @@ def decode() -> str:
         f"`{wide['command']}`)."
     )
     note = (
-        f"Medians, ways taking turns; pictures of Kodak, {middle} unless said otherwise, {last['model']}, "
+        f"Medians, ways taking turns, each a process of its own; pictures of Kodak, {middle} unless said otherwise, {last['model']}, "
         f"{most} threads but for the column of 1; {last['machine']['cpu']}, {last['machine']['date']}; "
         "CompressAI 1.2.8 with the same widths, untrained. (`bench.json`)"
     )
