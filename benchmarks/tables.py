@@ -347,9 +347,9 @@ def decode() -> str:
         f"`{wide['command']}`)."
     )
     note = (
-        f"Medians, ways taking turns, each a process of its own; pictures of Kodak, {middle} unless said otherwise, {last['model']}, "
-        f"{most} threads but for the column of 1; {last['machine']['cpu']}, {last['machine']['date']}; "
-        "CompressAI 1.2.8 with the same widths, untrained. (`bench.json`)"
+        f"Medians, ways taking turns, each a process of its own; pictures of Kodak, {middle} unless said "
+        f"otherwise, {last['model']}, {most} threads but for the column of 1; {last['machine']['cpu']}, "
+        f"{last['machine']['date']}; CompressAI 1.2.8 with the same widths, untrained. (`bench.json`)"
     )
     return "\n".join([*_table(columns, rows), "", ratio, "", note])
 
