@@ -23,11 +23,13 @@ from scipy.interpolate import PchipInterpolator
 from zoo import CALIBRATION_PICTURES, entry, integer_meta, write_index
 
 from rdquant import zoo
-from rdquant.files.float_models import load_float
+from rdquant.files.float_models import load_float, save_float
 from rdquant.files.images import list_images, read_image
 from rdquant.files.integer_models import save_integer
 from rdquant.files.model_file import model_description
 from rdquant.files.split import split_files
+from rdquant.graph.capture import capture
+from rdquant.latents.gains import latent_gains
 from rdquant.latents.refine import DISTORTION_WEIGHT, EFFORTS
 from rdquant.load import LATENTS, QuantizerMismatch, open_coder
 from rdquant.measure import Curve, Point, bd_rate, evaluate, machine
@@ -79,6 +81,17 @@ def model(runs: Path, name: str | None, lam: str) -> str:
     if name == IN_ZOO:
         return f"{PARENTS}-{lam}-tcq8-w8a8"
     return f"{PARENTS}-{lam}" if name is None else str(runs / f"{name}-{lam}" / f"{name}-{lam}.safetensors")
+
+
+def describe_parents(runs: Path, calib: Path) -> None:
+    """Those trained with noise say their synthesis gains, as the zoo's do: a trellis needs them."""
+    crops = load_calibration(split_files(calib, "val"), CALIBRATION_PICTURES, 256)[:8]
+    for lam in LAMBDAS:
+        path = Path(model(runs, "noise", lam))
+        if "latent_gains" not in model_description(path):
+            codec = load_float(path)
+            gains = [float(f"{g:.4g}") for g in latent_gains(capture(codec), crops)]
+            save_float(codec, path, {"lambda": int(lam) / 10**4, "latent_gains": gains})
 
 
 def measured(runs: Path, family: str, dataset: str, files: list[Path], effort: int, check: bool) -> Curve:
@@ -294,6 +307,7 @@ def main() -> None:
     if args.efforts:
         efforts(args.runs, sets)
         return
+    describe_parents(args.runs, args.calib)
     integers = shipped(args.runs, args.calib, sets)
     old = json.loads((RESULTS / "retrain.json").read_text()) if args.families else None
     results: dict[str, dict] = {}
